@@ -1,0 +1,45 @@
+"""Everything the package says about itself comes from settings.ini, the file that nbdev reads."""
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).resolve().parent
+STATUSES = {"3": "3 - Alpha", "4": "4 - Beta", "5": "5 - Production/Stable"}
+LICENSES = {"apache2": "Apache-2.0"}
+
+config = ConfigParser(delimiters=["="])
+config.read(HERE / "settings.ini", encoding="utf-8")
+settings = config["DEFAULT"]
+
+readme = HERE / "README.md"
+
+setup(
+    name=settings["lib_name"],
+    version=settings["version"],
+    description=settings["description"],
+    long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
+    long_description_content_type="text/markdown",
+    author=settings["author"],
+    keywords=settings["keywords"].split(),
+    license_expression=LICENSES[settings["license"]],
+    license_files=["LICENSE"],
+    classifiers=[
+        f"Development Status :: {STATUSES[settings['status']]}",
+        f"Intended Audience :: {settings['audience']}",
+        f"Natural Language :: {settings['language']}",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+    packages=["qks"],
+    package_data={"qks": ["assets/**"]},
+    include_package_data=False,  # the line above says it all, for the wheel and the sdist alike
+    python_requires=f">={settings['min_python']}",
+    install_requires=settings["requirements"].split(),
+    extras_require={"dev": settings["dev_requirements"].split()},
+    entry_points={
+        "console_scripts": settings["console_scripts"].split(),
+        "nbdev": [f"{settings['lib_name']}={settings['lib_path']}._modidx:d"],
+    },
+    zip_safe=False,
+)

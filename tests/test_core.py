@@ -1,0 +1,227 @@
+"""One kind of error, and loading that survives bad files."""
+import os
+import pickle
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from qks.core import ASSETS, QKSError, check_labels, load_image, progress, read_tensors
+
+rng = np.random.default_rng(0)
+PIXELS = rng.integers(0, 256, (12, 10, 3), np.uint8)  # [H, W, 3]
+
+
+def refused(match, function, *args, **kwargs):
+    "Expect a QKSError whose message is a single line that matches."
+    with pytest.raises(QKSError, match=match) as caught: function(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def png_header(width, height):
+    "A PNG of a few bytes that claims to be `width` x `height`."
+    def chunk(kind, data): return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+
+
+# ---- images
+
+@pytest.mark.parametrize("kind", [str, Path, Image.open, lambda path: np.asarray(Image.open(path))])
+def test_every_source_gives_the_same_pixels(tmp_path, kind):
+    Image.fromarray(PIXELS).save(tmp_path / "a.png")
+    image = load_image(kind(tmp_path / "a.png"))
+    assert image.mode == "RGB" and np.array_equal(np.asarray(image), PIXELS)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "YCbCr", "HSV", "I", "F"])
+def test_every_mode_becomes_rgb(mode):
+    assert load_image(Image.fromarray(PIXELS).convert(mode)).mode == "RGB"
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (4, 6, 1), (4, 6, 3), (4, 6, 4)])
+def test_array_shapes(shape):
+    image = load_image(np.full(shape, 7, np.uint8))
+    assert image.size == (6, 4) and image.getpixel((0, 0)) == (7, 7, 7)
+
+
+def test_sixteen_bit_grey_keeps_its_shades(tmp_path):
+    shades = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    Image.fromarray(shades).save(tmp_path / "deep.png")
+    grey = np.asarray(load_image(tmp_path / "deep.png"))[..., 0]
+    assert abs(grey.astype(int) - (shades >> 8)).max() <= 1
+
+
+@pytest.mark.parametrize("array", [
+    np.zeros((0, 5, 3), np.uint8), np.zeros((5, 0), np.uint8), np.zeros((5, 5), bool), np.zeros((5, 5, 3), np.float32),
+    np.zeros((5, 5, 2), np.uint8), np.zeros(5, np.uint8), np.zeros((1, 5, 5, 3), np.uint8)], ids=lambda a: f"{a.dtype}{a.shape}")
+def test_arrays_that_are_no_image(array):
+    refused(r"array.*\[", load_image, array)
+
+
+def test_zero_size_pil_image():
+    refused("0 x 5.*no pixel", load_image, Image.new("RGB", (0, 5)))
+
+
+@pytest.mark.parametrize("source", [None, 3, b"bytes", [PIXELS]], ids=repr)
+def test_things_that_are_no_image(source):
+    refused("must be a path, a PIL image or a uint8 array", load_image, source)
+
+
+def test_missing_and_folder_and_empty(tmp_path):
+    (tmp_path / "empty.jpg").touch()
+    refused("nowhere.jpg does not exist", load_image, tmp_path / "nowhere.jpg")
+    refused("is a folder", load_image, tmp_path)
+    refused(r"empty.jpg is empty \(0 bytes\)", load_image, str(tmp_path / "empty.jpg"))
+
+
+@pytest.mark.parametrize("content", [b"<html>404</html>", b"\x00" * 500, "ä".encode()])
+def test_files_that_are_no_image(tmp_path, content):
+    (tmp_path / "page.jpg").write_bytes(content)
+    refused("page.jpg is not an image", load_image, tmp_path / "page.jpg")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp", "tiff"])
+@pytest.mark.parametrize("kept", [0.02, 0.3, 0.6])
+def test_truncated_files(tmp_path, suffix, kept):
+    path = tmp_path / f"cut.{suffix}"
+    Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:int(path.stat().st_size * kept)])
+    assert "cut." in refused("damaged|truncated|not an image", load_image, path)
+
+
+def test_pixel_limit_is_exact():
+    assert load_image(PIXELS, max_pixels=120).size == (10, 12)
+    refused("120 pixels, over the limit of 119", load_image, PIXELS, max_pixels=119)
+    refused("over the limit", load_image, Image.fromarray(PIXELS), max_pixels=119)
+
+
+@pytest.mark.parametrize("width, height", [(60000, 60000), (9000, 9000), (64_000_001, 1)])
+def test_a_bomb_is_refused_by_its_header(tmp_path, width, height, recwarn):
+    (tmp_path / "bomb.png").write_bytes(png_header(width, height))
+    refused("bomb.png.*limit of 64,000,000", load_image, tmp_path / "bomb.png")
+    assert not recwarn.list
+
+
+# ---- weight files
+
+TENSORS = {"a.weight": torch.arange(6.).reshape(2, 3), "b": torch.tensor(3), "half": torch.ones(2, dtype=torch.float16)}
+
+
+def same(state):
+    return state.keys() == TENSORS.keys() and all(torch.equal(state[k], v) and state[k].dtype == v.dtype for k, v in TENSORS.items())
+
+
+@pytest.mark.parametrize("name, write", [
+    ("w.safetensors", save_file), ("w.pt", torch.save), ("w.bin", torch.save), ("noname", torch.save),
+    ("old.pth", lambda state, path: torch.save(state, path, _use_new_zipfile_serialization=False)),
+    ("nested.pt", lambda state, path: torch.save({"state_dict": state, "epoch": 3}, path))])
+def test_tensors_round_trip(tmp_path, name, write):
+    write(TENSORS, tmp_path / name)
+    assert same(read_tensors(tmp_path / name)) and same(read_tensors(str(tmp_path / name)))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript_archive(tmp_path):
+    module = torch.nn.Linear(2, 3)
+    torch.jit.trace(module, torch.zeros(1, 2)).save(tmp_path / "scripted.pt")
+    state = read_tensors(tmp_path / "scripted.pt")
+    assert state.keys() == {"weight", "bias"} and torch.equal(state["weight"], module.weight)
+
+
+class Evil:
+    "Unpickling it would make a folder."
+    def __init__(self, marker): self.marker = marker
+    def __reduce__(self): return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("write", [
+    lambda evil, path: torch.save({"a": torch.zeros(2), "b": evil}, path),
+    lambda evil, path: torch.save(evil, path, _use_new_zipfile_serialization=False),
+    lambda evil, path: path.write_bytes(pickle.dumps(evil))], ids=["zip", "legacy", "bare pickle"])
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_code_in_a_weight_file_does_not_run(tmp_path, write, suffix):
+    write(Evil(tmp_path / "it ran"), tmp_path / f"evil.{suffix}")
+    refused("evil.*(refused|damaged)", read_tensors, tmp_path / f"evil.{suffix}")
+    assert not (tmp_path / "it ran").exists()
+
+
+def test_the_refusal_says_why(tmp_path):
+    torch.save({"b": Evil(tmp_path / "it ran")}, tmp_path / "evil.pt")
+    refused("could run code.*safetensors", read_tensors, tmp_path / "evil.pt")
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1", b"hello", b"\x80\x02garbage", b"PK\x03\x04cut"])
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_damaged_weight_files(tmp_path, content, suffix):
+    (tmp_path / f"w.{suffix}").write_bytes(content)
+    refused(f"w.{suffix} (is damaged|was refused)", read_tensors, tmp_path / f"w.{suffix}")
+
+
+@pytest.mark.parametrize("name, write", [("w.safetensors", save_file), ("w.pt", torch.save)])
+@pytest.mark.parametrize("kept", [0.2, 0.9])
+def test_truncated_weight_files(tmp_path, name, write, kept):
+    write(TENSORS, tmp_path / name)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:int((tmp_path / name).stat().st_size * kept)])
+    refused(f"{name} is damaged", read_tensors, tmp_path / name)
+
+
+@pytest.mark.parametrize("content", [torch.zeros(2), [torch.zeros(2)], {"a": {"b": torch.zeros(2)}}, {"a": 3}], ids=str)
+def test_weight_files_that_are_no_flat_dictionary(tmp_path, content):
+    torch.save(content, tmp_path / "w.pt")
+    refused("flat dictionary of tensors", read_tensors, tmp_path / "w.pt")
+
+
+def test_missing_weight_file(tmp_path):
+    refused("nowhere.pt does not exist", read_tensors, tmp_path / "nowhere.pt")
+    refused("does not exist", read_tensors, tmp_path)
+
+
+# ---- labels
+
+@pytest.mark.parametrize("labels", [["cat"], ("cat", "dog"), (label for label in ("a", "b")), ["Cat", "cat"], ["a b", "猫"]])
+def test_good_labels(labels):
+    assert all(isinstance(label, str) for label in check_labels(labels))
+
+
+def test_labels_keep_their_order_and_spelling():
+    assert check_labels((" Zebra", "ant")) == [" Zebra", "ant"]
+
+
+@pytest.mark.parametrize("labels, match", [
+    ([], "empty"), ((), "empty"), ("cat", "list of strings, not str"), (None, "not NoneType"), (3, "not int"),
+    (["cat", ""], "label 1 is blank"), (["cat", " \t"], "label 1 is blank"), (["cat", 3], "label 1 is 3, of type int"),
+    (["cat", None], "label 1 is None"), ([b"cat"], "type bytes"), (["cat", "dog", "cat"], "'cat' stands twice, at positions 0 and 2")])
+def test_bad_labels(labels, match):
+    refused(match, check_labels, labels)
+
+
+# ---- the rest
+
+def test_a_mistake_is_a_value_error():
+    assert issubclass(QKSError, ValueError)
+
+
+@pytest.mark.parametrize("source", [range(5), list("abc"), (i for i in range(3))])
+def test_progress_is_silent_when_quick(capsys, source):
+    expected = list(source) if not hasattr(source, "gi_frame") else [0, 1, 2]
+    assert list(progress(source, "Working")) == expected
+    out, err = capsys.readouterr()
+    assert out == "" and err.strip() == ""
+
+
+def test_progress_appears_when_slow(capsys, monkeypatch):
+    clock = iter(range(0, 10_000, 3))  # every look at the clock is three seconds later
+    monkeypatch.setattr("time.time", lambda: next(clock))
+    list(progress(range(3), "Working"))
+    assert "Working" in capsys.readouterr().err
+
+
+def test_assets_are_shipped():
+    assert (ASSETS / "pocket_vlp" / "open_clip_config.json").is_file()

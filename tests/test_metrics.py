@@ -1,0 +1,186 @@
+"""The metrics against the authors' numbers, a plain reference, scikit-learn, and hand arithmetic."""
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score
+
+import qks.metrics
+from qks.core import QKSError
+from qks.metrics import average_precision_per_label, evaluate_scores, hits_up_to
+
+GOLDEN = {kind: dict(np.load(Path(__file__).parent / "data" / f"metrics_{kind}.npz")) for kind in ("binary", "ternary")}
+
+
+def evaluate_golden(kind, **options):
+    golden = GOLDEN[kind]
+    return evaluate_scores(golden["scores"], golden["labels"], int(golden["n_seen"]), golden["topk"], **options)
+
+
+@pytest.fixture
+def sample():
+    generator = np.random.default_rng(3)
+    labels = generator.choice([-1, 0, 1], size=(60, 14), p=[0.6, 0.2, 0.2])
+    return generator.normal(size=(60, 14)), labels
+
+
+@pytest.mark.parametrize("kind", GOLDEN)
+def test_equal_to_the_authors(kind):
+    result, golden = evaluate_golden(kind, protocol="official"), GOLDEN[kind]
+    keys = [key for key in golden if "/" in key]
+    assert sorted(keys) == sorted(f"{part}/{name}" for part in result for name in result[part])
+    for key in keys:
+        part, name = key.split("/")
+        assert type(result[part][name]) is float
+        assert result[part][name] == pytest.approx(float(golden[key]), abs=1e-6), key
+
+
+def plain_reference(scores, labels, k):
+    "The rules once more, one image and one label at a time."
+    rows = [i for i in range(len(scores)) if any(labels[i] > 0)]
+    columns = [c for c in range(scores.shape[1]) if any(labels[i, c] != 0 for i in rows)]
+    precisions, hits = [], 0
+    for c in columns:
+        order = sorted((i for i in rows if labels[i, c] != 0), key=lambda i: -scores[i, c])
+        found = [place for place, i in enumerate(order, 1) if labels[i, c] > 0]
+        precisions.append(sum(n / place for n, place in enumerate(found, 1)) / len(found) if found else 0)
+    for i in rows:
+        hits += sum(labels[i, c] > 0 for c in sorted(columns, key=lambda c: -scores[i, c])[:k])
+    precision, recall = hits / k / len(rows), hits / (labels > 0).sum()
+    return {"mAP": sum(precisions) / len(precisions), f"P@{k}": precision, f"R@{k}": recall,
+            f"F1@{k}": 2 * precision * recall / (precision + recall) if hits else 0}
+
+
+@pytest.mark.parametrize("decimals", [0, 1, 9], ids=["many ties", "some ties", "no ties"])
+def test_equal_to_a_plain_reference(sample, decimals):
+    scores, labels = sample[0].round(decimals), sample[1]
+    labels[:, 2], labels[:, 12] = 0, np.minimum(labels[:, 12], 0)  # one without annotation, one without a positive
+    labels[5] = np.minimum(labels[5], 0)
+    result = evaluate_scores(scores, labels, 9, topk=(3,))
+    for part, columns in {"seen": slice(9), "zsl": slice(9, None), "gzsl": slice(None)}.items():
+        assert result[part] == pytest.approx(plain_reference(scores[:, columns], labels[:, columns], 3), abs=1e-12)
+
+
+def test_scikit_learn_agrees(sample):
+    scores, labels = sample
+    expected = []
+    for c in range(scores.shape[1]):
+        annotated = labels[:, c] != 0
+        expected.append(average_precision_score(labels[annotated, c] > 0, scores[annotated, c]))
+    np.testing.assert_allclose(average_precision_per_label(scores, labels), expected, atol=1e-12)
+
+
+def test_average_precision_by_hand():
+    scores = np.array([[0.9, 0.8, 0.7, 0.6, 0.2]]).T
+    assert average_precision_per_label(scores, np.array([[1, -1, 0, 1, -1]]).T) == pytest.approx([5 / 6])
+    assert average_precision_per_label(scores, np.array([[-1, -1, 0, -1, -1]]).T).tolist() == [0]
+    assert np.isnan(average_precision_per_label(scores, np.zeros((5, 1)))).tolist() == [True]
+
+
+def test_ties_keep_the_order_of_the_data():
+    ties = np.zeros((3, 1))
+    assert average_precision_per_label(ties, np.array([[1, -1, -1]]).T) == pytest.approx([1])
+    assert average_precision_per_label(ties, np.array([[-1, -1, 1]]).T) == pytest.approx([1 / 3])
+    assert hits_up_to(np.zeros((1, 3)), np.array([[-1, 1, -1]]), 3).tolist() == [0, 1, 1]
+
+
+def test_micro_counts_by_hand():
+    scores = np.array([[0.9, 0.8, 0.3, 0.1], [0.2, 0.6, 0.1, 0.7]])
+    labels = np.array([[1, -1, 1, -1], [-1, 1, 1, 1]])
+    both = evaluate_scores(scores, labels, 2, topk=(1, 2))["gzsl"]
+    assert [both[f"{name}@2"] for name in ("P", "R", "F1")] == pytest.approx([3 / 4, 3 / 5, 2 / 3])
+    assert [both[f"{name}@1"] for name in ("P", "R", "F1")] == pytest.approx([1, 2 / 5, 4 / 7])
+
+
+def test_unannotated_predictions_fill_places_but_hit_nothing():
+    result = evaluate_scores(np.array([[0.1, 0.9, 0.5], [0.9, 0.1, 0.5]]), np.array([[1, 0, 1], [1, -1, -1]]), 2, topk=(1,))
+    assert result["seen"]["P@1"] == 1 / 2 and result["seen"]["R@1"] == 1 / 2
+
+
+def test_a_kept_label_without_a_positive_is_zero_and_stays():
+    scores = np.array([[0.9, 0.1, 0.3], [0.8, 0.2, 0.1]])
+    absent, unannotated = np.array([[1, -1, 1], [1, -1, -1]]), np.array([[1, 0, 1], [1, 0, -1]])
+    assert evaluate_scores(scores, absent, 2, topk=(1,))["seen"]["mAP"] == 0.5
+    assert evaluate_scores(scores, unannotated, 2, topk=(1,))["seen"]["mAP"] == 1
+
+
+def test_a_label_annotated_only_on_images_set_aside_is_dropped():
+    scores, labels = np.array([[0.9, 0.1, 0.3], [0.8, 0.2, 0.1]]), np.array([[1, 0, 1], [-1, -1, 1]])
+    assert evaluate_scores(scores, labels, 2, topk=(1,))["seen"]["mAP"] == 1
+
+
+def test_images_are_kept_by_the_positives_of_their_part():
+    scores = np.array([[0.1, 0.9], [0.9, 0.2]])
+    result = evaluate_scores(scores, np.array([[1, -1], [-1, 1]]), 1, topk=(1,))
+    assert result["seen"]["mAP"] == result["zsl"]["mAP"] == 1  # the other image would have come first
+    assert result["gzsl"]["mAP"] == 0.5
+
+
+def test_no_hit_gives_zero_not_nan():
+    result = evaluate_scores(np.array([[0.1, 0.9, 0.1, 0.9]]), np.array([[1, -1, 1, -1]]), 2, topk=(1,))
+    assert result["seen"]["F1@1"] == result["seen"]["P@1"] == 0
+
+
+def test_blocks_do_not_change_the_result(sample, monkeypatch):
+    whole = evaluate_scores(*sample, 9)
+    monkeypatch.setattr(qks.metrics, "LABELS_AT_ONCE", 3)
+    monkeypatch.setattr(qks.metrics, "IMAGES_AT_ONCE", 7)
+    assert evaluate_scores(*sample, 9) == whole
+
+
+@pytest.mark.parametrize("convert", [torch.tensor, lambda a: torch.tensor(a, requires_grad=a.dtype.kind == "f"), np.ndarray.tolist])
+def test_tensors_and_lists_give_the_same(sample, convert):
+    assert evaluate_scores(convert(sample[0]), convert(sample[1]), 9) == evaluate_scores(*sample, 9)
+
+
+def test_bf16_scores(sample):
+    rounded = torch.tensor(sample[0]).bfloat16()
+    assert evaluate_scores(rounded, sample[1], 9) == evaluate_scores(rounded.float().numpy(), sample[1], 9)
+
+
+def test_inputs_are_left_as_they_were(sample):
+    before = [array.copy() for array in sample]
+    evaluate_scores(*sample, 9)
+    for array, copy in zip(sample, before):
+        np.testing.assert_array_equal(array, copy)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_scores_that_are_not_finite(sample, bad):
+    scores, labels = sample
+    scores[4, 7] = scores[9, 1] = bad
+    for function in (lambda: evaluate_scores(scores, labels, 9), lambda: average_precision_per_label(scores, labels)):
+        with pytest.raises(QKSError, match=f"2 values.*{bad} at image 4, label 7"):
+            function()
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(protocol="mine"), "'mine'.*official"), (dict(n_seen=0), "n_seen is 0.*1 to 13"), (dict(n_seen=14), "n_seen is 14"),
+    (dict(topk=(3, 6)), "6 labels.*part zsl has only 5"), (dict(topk=()), "at least one"), (dict(topk=(0,)), "1 or more"),
+    (dict(topk=(1.5,)), "whole number")])
+def test_bad_options(sample, options, message):
+    with pytest.raises(QKSError, match=message):
+        evaluate_scores(*sample, **{"n_seen": 9, **options})
+
+
+def test_bad_labels(sample):
+    scores, labels = sample
+    with pytest.raises(QKSError, match=r"\[60, 14\].*\[60, 13\]"):
+        evaluate_scores(scores, labels[:, :13], 9)
+    with pytest.raises(QKSError, match="no image has a positive label in the part zsl"):
+        evaluate_scores(scores, np.where(np.arange(14) < 9, labels, np.minimum(labels, 0)), 9)
+    with pytest.raises(QKSError, match="no -1"):
+        evaluate_scores(scores, np.abs(labels), 9)
+    with pytest.raises(QKSError, match="boolean"):
+        evaluate_scores(scores, labels > 0, 9)
+    labels[2, 3] = 5
+    with pytest.raises(QKSError, match=r"labels\[2, 3\] is 5"):
+        evaluate_scores(scores, labels, 9)
+
+
+def test_the_dropped_label_counts_when_topk_is_too_large(sample):
+    scores, labels = sample
+    labels[:, 10] = 0
+    with pytest.raises(QKSError, match="part zsl has only 4 annotated"):
+        evaluate_scores(scores, labels, 9, topk=(5,))

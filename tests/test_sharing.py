@@ -1,0 +1,72 @@
+"""Sharing: every label takes its best token, by an inner product in which magnitude counts."""
+import pytest
+import torch
+
+from qks.core import QKSError
+from qks.sharing import share
+
+
+@pytest.fixture
+def tensors():
+    torch.manual_seed(0)
+    return torch.randn(4, 5, 8), torch.randn(7, 8)  # [B, K, E], [C, E]
+
+
+def test_by_hand():
+    tokens = torch.tensor([[[1., 0.], [0., 2.]]])  # [1, 2, 2]
+    labels = torch.tensor([[3., 1.], [1., 3.], [-1., -1.]])  # [3, 2]
+    logits, index = share(tokens, labels)
+    assert logits.tolist() == [[3., 6., -1.]]
+    assert index.tolist() == [[0, 1, 0]]
+
+
+def test_equals_a_loop(tensors):
+    tokens, labels = tensors
+    logits, index = share(tokens, labels)
+    for b in range(4):
+        for c in range(7):
+            scores = [float(tokens[b, k] @ labels[c]) for k in range(5)]
+            assert logits[b, c].item() == pytest.approx(max(scores), rel=1e-5)
+            assert index[b, c].item() == scores.index(max(scores))
+
+
+def test_one_token_is_a_linear_classifier(tensors):
+    tokens, labels = tensors
+    logits, index = share(tokens[:, :1], labels)
+    torch.testing.assert_close(logits, tokens[:, 0] @ labels.T)
+    assert (index == 0).all()
+
+
+@pytest.mark.parametrize("side", ["tokens", "labels"])
+def test_magnitude_takes_part(tensors, side):
+    tokens, labels = tensors
+    doubled = share(*(2 * t if name == side else t for name, t in zip(("tokens", "labels"), tensors)))[0]
+    torch.testing.assert_close(doubled, 2 * share(tokens, labels)[0])
+
+
+def test_a_louder_token_wins():
+    direction = torch.tensor([[1., 0.]])
+    quiet_first = torch.tensor([[[1., 0.], [3., 9.]]])  # the second is further off, but longer
+    assert share(quiet_first, direction)[1].item() == 1
+
+
+def test_other_labels_do_not_matter(tensors):
+    tokens, labels = tensors
+    all_of_them, index = share(tokens, labels)
+    alone, index_alone = share(tokens, labels[2:3])
+    torch.testing.assert_close(alone, all_of_them[:, 2:3])
+    assert torch.equal(index_alone, index[:, 2:3])
+
+
+def test_gradient_reaches_only_the_chosen_token(tensors):
+    tokens, labels = tensors[0].requires_grad_(), tensors[1]
+    logits, index = share(tokens, labels)
+    logits[:, 3].sum().backward()
+    reached = tokens.grad.abs().sum(-1) > 0  # [B, K]
+    assert torch.equal(reached, torch.nn.functional.one_hot(index[:, 3], 5).bool())
+
+
+@pytest.mark.parametrize("tokens, labels", [((4, 5, 8), (7, 9)), ((5, 8), (7, 8)), ((4, 5, 8), (8,)), ((1, 4, 5, 8), (7, 8))])
+def test_shapes_that_do_not_fit(tokens, labels):
+    with pytest.raises(QKSError, match=r"do not fit.*\[B, K, E\] and \[C, E\]"):
+        share(torch.zeros(tokens), torch.zeros(labels))
