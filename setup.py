@@ -6,7 +6,8 @@ from setuptools import setup
 
 HERE = Path(__file__).resolve().parent
 STATUSES = {"3": "3 - Alpha", "4": "4 - Beta", "5": "5 - Production/Stable"}
-LICENSES = {"apache2": "Apache-2.0"}
+# our code, and what ships with it: drawings (Twemoji, Fluent) and names (CLDR); see qks/assets/pocket_wide/LICENSES.md
+LICENSES = {"apache2": "Apache-2.0 AND CC-BY-4.0 AND MIT AND Unicode-3.0"}
 
 config = ConfigParser(delimiters=["="])
 config.read(HERE / "settings.ini", encoding="utf-8")

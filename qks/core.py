@@ -63,7 +63,7 @@ def _open_image(source, max_pixels):
         raise QKSError(f"image {name} has {pixels:,} pixels, over the limit of {max_pixels:,}: shrink it, or raise max_pixels if you trust it")
     return image
 
-# %% ../nbs/00_core.ipynb #bd5124a0
+# %% ../nbs/00_core.ipynb #2dd8c178
 def load_image(
     source, # a path, a PIL image, or a uint8 array [H, W], [H, W, 3] or [H, W, 4]
     max_pixels: int = MAX_PIXELS, # larger images are refused before their pixels are unpacked
@@ -77,7 +77,9 @@ def load_image(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning) # max_pixels is the limit, not PIL's
-            return _open_image(source, max_pixels).convert("RGB")
+            image = _open_image(source, max_pixels)
+            if image.mode.startswith("I;16"): image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) # 16-bit grey: convert() would clip it at 255
+            return image.convert("RGB")
     except QKSError: raise
     except Image.DecompressionBombError as error:
         raise QKSError(f"image {source} is over the pixel limit of {max_pixels:,}: shrink it") from error

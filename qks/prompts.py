@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCENE_TEMPLATES', 'DEFAULT_TEMPLATES', 'PromptPool']
 
-# %% ../nbs/05_prompts.ipynb #926dc7d2
+# %% ../nbs/05_prompts.ipynb #9664adc4
 import hashlib
 import json
 import os
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from open_clip import OPENAI_IMAGENET_TEMPLATES
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .core import QKSError, check_labels, progress
@@ -37,7 +38,7 @@ def _read_cache(path, shape):
     except Exception: return None # absent or damaged: computed anew
     return known if tuple(known.shape) == shape else None
 
-# %% ../nbs/05_prompts.ipynb #d2b6722c
+# %% ../nbs/05_prompts.ipynb #0a80cdc6
 def _write_cache(path, embeddings):
     "Write under another name first, so that a half-written file never has the right name; a full or read-only disk only costs the cache."
     try:
@@ -45,7 +46,7 @@ def _write_cache(path, embeddings):
         temporary = path.with_suffix(f".{os.getpid()}")
         save_file({"embeddings": embeddings.contiguous()}, temporary)
         temporary.replace(path)
-    except OSError: pass
+    except (OSError, SafetensorError): pass
 
 # %% ../nbs/05_prompts.ipynb #cc65104c
 class PromptPool:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOSSES', 'cache_tokens', 'TrainConfig', 'selection_score', 'make_schedule', 'train_epoch', 'fit']
 
-# %% ../nbs/11_training.ipynb #1eb38235
+# %% ../nbs/11_training.ipynb #9ee66b14
 import math
 import time
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from .core import QKSError, load_image, progress
 from .data import LabelledImages
 from .losses import AsymmetricLoss, bce_loss, ranking_loss
-from .metrics import evaluate_part, evaluate_scores
+from .metrics import check_scores, evaluate_part, evaluate_scores
 from .model import QKSHead, head_scores
 
 # %% ../nbs/11_training.ipynb #7fe9e5fb
@@ -45,7 +45,7 @@ def cache_tokens(
 # %% ../nbs/11_training.ipynb #ea0f85e4
 LOSSES = {"asl": AsymmetricLoss(), "bce": bce_loss, "ranking": ranking_loss}
 
-# %% ../nbs/11_training.ipynb #58463992
+# %% ../nbs/11_training.ipynb #1772332f
 @dataclass(frozen=True)
 class TrainConfig:
     "How to train a head; the defaults are the paper's for NUS-WIDE."
@@ -64,9 +64,11 @@ class TrainConfig:
             if getattr(self, name) not in known:
                 raise QKSError(f"{name} {getattr(self, name)!r} is unknown: give one of {', '.join(known)}")
         for name in ("epochs", "batch_size", "lr"):
-            if getattr(self, name) <= 0: raise QKSError(f"{name} is {getattr(self, name)}: it must be above 0")
+            if not getattr(self, name) > 0: raise QKSError(f"{name} is {getattr(self, name)}: it must be above 0")
+        if not self.topk or not all(isinstance(k, int) and k > 0 for k in self.topk):
+            raise QKSError(f"topk is {self.topk!r}: give whole numbers above 0, such as (3, 5)")
 
-# %% ../nbs/11_training.ipynb #31a84f2c
+# %% ../nbs/11_training.ipynb #29c73a64
 def selection_score(
     head: QKSHead, # the head to judge
     validation, # (image_tokens [m, N, D], labels [m, S] for "seen" or [m, S+U] for "official")
@@ -80,8 +82,9 @@ def selection_score(
     if labels.shape[1] < wanted or (config.selection == "official" and wanted <= n_seen):
         raise QKSError(f"selection {config.selection!r} needs validation labels of {wanted} columns, but they have {labels.shape[1]}")
     scores = head_scores(head, tokens, label_embeddings[:wanted])[0]                                     # [m, S or S+U]
-    labels = labels[:, :wanted]
-    if config.selection == "seen": metrics = evaluate_part(scores.numpy(), torch.as_tensor(labels).numpy(), config.topk, "seen")
+    scores, labels = check_scores(scores, torch.as_tensor(labels)[:, :wanted])
+    if not (labels < 0).any(): raise QKSError("validation labels hold no -1: 0 means not annotated, so write absent labels as -1 (labels*2 - 1 for 0/1)")
+    if config.selection == "seen": metrics = evaluate_part(scores, labels, config.topk, "seen")
     else: metrics = evaluate_scores(scores, labels, n_seen, config.topk)["zsl"]
     return metrics | {"score": metrics["mAP"] + sum(metrics[f"F1@{k}"] for k in config.topk)}
 
@@ -109,7 +112,7 @@ def train_epoch(head, image_tokens, targets, label_embeddings, loss_function, op
         total += loss.item()*len(rows)
     return total/len(targets)
 
-# %% ../nbs/11_training.ipynb #6a98c04f
+# %% ../nbs/11_training.ipynb #21cee257
 def fit(
     head: QKSHead, # trained in place; ends with the weights of its best epoch
     train, # (image_tokens [n, N, D], labels [n, S] in {-1, 0, +1})
@@ -120,6 +123,7 @@ def fit(
     "Train a head on cached tokens (paper, section 4.2); raises `QKSError` for labels that do not fit or a loss that is not finite."
     tokens, targets = train[0], torch.as_tensor(train[1]).float()
     if len(tokens) != len(targets): raise QKSError(f"{len(tokens)} images but {len(targets)} rows of labels: give one row an image")
+    if not len(targets): raise QKSError("there is no training image: give at least one")
     n_seen, embeddings = targets.shape[1], label_embeddings.to(head.projection.device)
     if len(embeddings) < n_seen: raise QKSError(f"{n_seen} label columns but {len(embeddings)} label embeddings: give one a label")
     torch.manual_seed(config.seed)
@@ -136,7 +140,7 @@ def fit(
         if best is None or judged["score"] > max(row["score"] for row in history):
             best = {name: tensor.clone() for name, tensor in head.state_dict().items()}
         history.append({"epoch": epoch, "loss": loss, "lr": lr, "seconds": time.time() - start, **judged})
-        bar.set_postfix(loss=f"{loss:.1f}", mAP=f"{judged['mAP']:.3f}")
+        bar.set_postfix(loss=f"{loss:.1f}", mAP=f"{judged['mAP']:.3f}", refresh=False)
     head.load_state_dict(best)
     head.eval()
     return history

@@ -127,7 +127,7 @@ def test_tensors_round_trip(tmp_path, name, write):
     assert same(read_tensors(tmp_path / name)) and same(read_tensors(str(tmp_path / name)))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_torchscript_archive(tmp_path):
     module = torch.nn.Linear(2, 3)
     torch.jit.trace(module, torch.zeros(1, 2)).save(tmp_path / "scripted.pt")
@@ -218,7 +218,7 @@ def test_progress_is_silent_when_quick(capsys, source):
 
 def test_progress_appears_when_slow(capsys, monkeypatch):
     clock = iter(range(0, 10_000, 3))  # every look at the clock is three seconds later
-    monkeypatch.setattr("time.time", lambda: next(clock))
+    monkeypatch.setattr("tqdm.std.time", lambda: next(clock))
     list(progress(range(3), "Working"))
     assert "Working" in capsys.readouterr().err
 

@@ -95,7 +95,7 @@ def test_wheel_says_what_settings_say(built):
         f"Name: {config['lib_name']}",
         f"Version: {config['version']}",
         f"Requires-Python: >={config['min_python']}",
-        "License-Expression: Apache-2.0",
+        "License-Expression: Apache-2.0 AND CC-BY-4.0 AND MIT AND Unicode-3.0",
         'Requires-Dist: nbdev==2.4.14; extra == "dev"',
     ):
         assert line in built["METADATA"].splitlines(), f"the wheel's METADATA has no line {line!r}"

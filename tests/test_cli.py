@@ -1,0 +1,122 @@
+"""The command line: every command on small data, and every mistake in one sentence."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qks.cli import main
+
+SMALL = ["--n-train", "60", "--n-test", "30"]
+
+
+@pytest.fixture(scope="module")
+def pocket(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "pocket"
+    assert main(["data", "pocket", str(root), *SMALL]) == 0
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(pocket, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    arguments = ["--epochs", "1", "--lr", "1e-3", "--layers", "1", "--queries", "3", "--schedule", "cosine"]
+    assert main(["train", str(pocket), "--out", str(out), *arguments]) == 0
+    return out
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "picture.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (120, 90, 3), np.uint8)).save(path)
+    return path
+
+
+def said(capsys):
+    """What a failed command printed: exactly one line, on the error stream."""
+    captured = capsys.readouterr()
+    assert captured.err.startswith("qks: ") and captured.err.count("\n") == 1, captured.err
+    return captured.err
+
+
+def test_train_leaves_table_results_model_and_figures(run):
+    assert {path.name for path in run.iterdir()} == {"config.json", "results.json", "table.md", "model", "figures"}
+    results = json.loads((run / "results.json").read_text())
+    assert results["protocol"] == "official" and results["selection"] == "seen" and results["seeds"] == [0]
+    assert list(results["rows"]) == ["VLP zero-shot, one prompt", "VLP zero-shot, prompt pool", "VLP best patch", "QKS"]
+    assert set(results["rows"]["QKS"]["zsl"]) == {"mAP", "P@3", "R@3", "F1@3", "P@5", "R@5", "F1@5"}
+    assert len(list((run / "figures").glob("*.png"))) == 4
+    for key in ("versions", "vlp", "machine", "templates", "ap_per_label", "images"):
+        assert results[key]
+
+
+def test_evaluate_repeats_the_run(run, pocket, capsys, tmp_path):
+    report = tmp_path / "metrics.json"
+    assert main(["evaluate", str(run / "model"), str(pocket), "--json", str(report)]) == 0
+    ours = json.loads((run / "results.json").read_text())["runs"][0]["metrics"]
+    again = json.loads(report.read_text())["metrics"]
+    assert again["zsl"]["mAP"] == pytest.approx(ours["zsl"]["mAP"], abs=1e-6)
+    assert "protocol 'official'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("model", ["pocket", "own"])
+def test_tag_any_labels(model, run, picture, capsys):
+    model = model if model == "pocket" else str(run / "model")
+    assert main(["tag", str(picture), "--labels", "cat, submarine,tree", "--top-k", "2", "--model", model, "--json"]) == 0
+    tags = json.loads(capsys.readouterr().out)[str(picture)]
+    assert len(tags) == 2 and {tag["label"] for tag in tags} <= {"cat", "submarine", "tree"}
+    assert tags[0]["probability"] >= tags[1]["probability"]
+
+
+def test_tag_labels_file_and_threshold(picture, tmp_path, capsys):
+    (tmp_path / "labels.txt").write_text("cat\n\nbridge\n")
+    assert main(["tag", str(picture), "--labels-file", str(tmp_path / "labels.txt"), "--threshold", "1"]) == 0
+    assert "no label reaches the threshold" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["tag", "missing.jpg", "--labels", "cat"], "missing.jpg"),
+    (["tag", "PICTURE", "--labels", "cat,cat"], "'cat' stands twice"),
+    (["tag", "PICTURE", "--labels", " "], "blank"),
+    (["tag", "PICTURE", "--labels", "cat", "--top-k", "2"], "top_k is 2"),
+    (["tag", "PICTURE", "--labels", "cat", "--threshold", "2"], "threshold is 2"),
+    (["tag", "PICTURE", "--labels", "cat", "--model", "nowhere"], "nowhere"),
+    (["tag", "PICTURE", "--labels-file", "nowhere.txt"], "nowhere.txt"),
+    (["evaluate", "pocket", "nowhere"], "nowhere"),
+    (["evaluate", "pocket", "POCKET", "--protocol", "mine"], "mine"),
+    (["train", "nowhere", "--out", "NEW"], "nowhere"),
+    (["train", "POCKET", "--out", "RUN"], "exists already"),
+    (["train", "POCKET", "--out", "NEW", "--vlp", "ViT-Z"], "ViT-Z"),
+    (["train", "POCKET", "--out", "NEW", "--epochs", "0"], "epochs is 0"),
+    (["data", "pocket", "POCKET"], "already holds"),
+])
+def test_a_mistake_ends_in_one_sentence(arguments, words, picture, pocket, run, tmp_path, capsys):
+    places = {"PICTURE": picture, "POCKET": pocket, "RUN": run, "NEW": tmp_path / "new"}
+    assert main([str(places.get(argument, argument)) for argument in arguments]) == 2
+    assert words in said(capsys)
+
+
+def test_nothing_is_overwritten_without_force(run, pocket, capsys):
+    before = (run / "results.json").read_bytes()
+    assert main(["train", str(pocket), "--out", str(run), "--epochs", "1"]) == 2
+    assert (run / "results.json").read_bytes() == before
+
+
+def test_a_failed_start_leaves_no_run_folder_behind(tmp_path, capsys):
+    assert main(["train", str(tmp_path / "nowhere"), "--out", str(tmp_path / "new")]) == 2
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("command", [[], ["reproduce"], ["tag"], ["train"], ["evaluate"], ["data", "pocket"]])
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    assert stop.value.code == 0 and len(capsys.readouterr().out) > 200
+
+
+def test_module_runs_as_a_command():
+    done = subprocess.run([sys.executable, "-m", "qks.cli", "tag", "missing.jpg", "--labels", "cat"], capture_output=True, text=True)
+    assert done.returncode == 2 and "missing.jpg" in done.stderr and "Traceback" not in done.stderr

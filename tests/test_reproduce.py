@@ -1,0 +1,66 @@
+"""The whole path on a tiny Pocket-WIDE: same seed, same numbers."""
+
+import json
+
+import pytest
+
+from qks.core import QKSError
+from qks.model import QKS, HeadConfig
+from qks.pocket import PocketConfig
+from qks.reproduce import ReproduceConfig, prepare_run, reproduce
+from qks.training import TrainConfig
+
+TINY = ReproduceConfig(seeds=2, data=PocketConfig(n_train=60, n_test=30), head=HeadConfig(n_queries=3, n_layers=1),
+                       train=TrainConfig(epochs=2, lr=1e-3, schedule="cosine"))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return [(folder / name, reproduce(folder / name, TINY)) for name in ("one", "two")]
+
+
+def numbers(folder):
+    results = json.loads((folder / "results.json").read_text())
+    return results["rows"], [run["metrics"] for run in results["runs"]], results["ap_per_label"]
+
+
+def test_same_seed_same_numbers(runs):
+    (one, table), (two, again) = runs
+    assert table == again and numbers(one) == numbers(two)
+
+
+def test_seeds_differ_and_are_summarised(runs):
+    rows, metrics, _ = numbers(runs[0][0])
+    values = [run["zsl"]["mAP"] for run in metrics]
+    assert values[0] != values[1]
+    assert rows["QKS"]["zsl"]["mAP"]["mean"] == pytest.approx(sum(values) / 2)
+    assert rows["QKS"]["zsl"]["mAP"]["std"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    assert rows["VLP best patch"]["zsl"]["mAP"]["std"] == 0
+
+
+def test_the_saved_model_and_config(runs):
+    folder = runs[0][0]
+    model = QKS.from_pretrained(folder / "model")
+    picture = next((folder / "pocket-wide" / "Flickr").rglob("*.jpg"))
+    assert len(model.tag(picture, ["cat", "submarine"])[0]) == 2
+    config = json.loads((folder / "config.json").read_text())
+    assert config["seeds"] == 2 and config["data"]["n_train"] == 60 and config["train"]["epochs"] == 2
+
+
+def test_official_selection_is_labelled(tmp_path):
+    from dataclasses import replace
+    reproduce(tmp_path / "run", replace(TINY, seeds=1, train=replace(TINY.train, selection="official", epochs=1)))
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["selection"] == "official"
+
+
+def test_run_folders_are_safe(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    for force in (False, True):
+        with pytest.raises(QKSError, match="mine"):
+            prepare_run(tmp_path / "mine", force)
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(QKSError, match="is a file"):
+        prepare_run(tmp_path / "file")
