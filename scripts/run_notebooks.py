@@ -1,0 +1,58 @@
+"""Run notebooks from top to bottom and keep their outputs, as the committed ones must carry them.
+
+    python scripts/run_notebooks.py                  # all of nbs/
+    python scripts/run_notebooks.py nbs/03_query.ipynb nbs/index.ipynb
+
+Cells marked `#| slow` or `#| eval: false` are left out, as in `nbdev_test`. Each notebook runs in a process of its own,
+in its own folder. A notebook whose run fails is left as it was, and the exit status is 1.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from execnb.nbio import read_nb, write_nb
+from execnb.shell import CaptureShell
+
+NBS = Path(__file__).resolve().parent.parent / "nbs"
+LEFT_OUT = {"#|slow", "#|eval:false"}
+
+
+def is_left_out(cell):
+    """Whether a cell is marked as not to be run."""
+    return any(line.replace(" ", "") in LEFT_OUT for line in cell.source.splitlines()[:4])
+
+
+def run(path):
+    """Run one notebook in this process and write it back with its outputs; exits with what failed."""
+    notebook = read_nb(path)
+    os.chdir(path.parent)
+    shell = CaptureShell()
+    shell.run_cell("%matplotlib inline")
+    for number, cell in enumerate(notebook.cells):
+        if cell.cell_type != "code":
+            continue
+        if is_left_out(cell):
+            cell.outputs = []
+            continue
+        shell.cell(cell)
+        if shell.exc:
+            sys.exit(f"{path.name}, cell {number}: {type(shell.exc).__name__}: {shell.exc}")
+    write_nb(notebook, path)
+
+
+def main(names):
+    """Run the named notebooks, or all, one process each."""
+    if len(names) == 2 and names[0] == "--one":
+        return run(Path(names[1]).resolve())
+    failed = False
+    for path in [Path(name) for name in names] or sorted(NBS.glob("*.ipynb")):
+        done = subprocess.run([sys.executable, __file__, "--one", str(path)])
+        print(path.name, "failed" if done.returncode else "ok", flush=True)
+        failed |= bool(done.returncode)
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
