@@ -157,13 +157,16 @@ def build_parser() -> argparse.ArgumentParser:
     for sub in (whole, train, pocket): sub.add_argument("--force", action="store_true", help="replace what an earlier run wrote there")
     return parser
 
-# %% ../nbs/15_cli.ipynb #8ec9a5ce
+# %% ../nbs/15_cli.ipynb #b75fa7c9
 def main(argv=None) -> int: # 0, or 2 after a user's mistake
     "Entry point of the `qks` command: a user's mistake ends in one sentence and a non-zero status."
     args = build_parser().parse_args(argv)
     try: args.run(args)
     except QKSError as error:
         print(f"qks: {error}", file=sys.stderr)
+        return 2
+    except OSError as error: # a place that cannot be written, a full disk
+        print(f"qks: {error.filename or 'a file'} cannot be used ({error.strerror or error}): check the path, its permissions and free space", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("qks: stopped by the user", file=sys.stderr)

@@ -92,10 +92,14 @@ def test_tag_labels_file_and_threshold(picture, tmp_path, capsys):
     (["train", "POCKET", "--out", "NEW", "--vlp", "ViT-Z"], "ViT-Z"),
     (["train", "POCKET", "--out", "NEW", "--epochs", "0"], "epochs is 0"),
     (["data", "pocket", "POCKET"], "already holds"),
+    (["train", "POCKET", "--out", "PICTURE/run"], "picture.png"),
+    (["evaluate", "pocket", "POCKET", "--json", "PICTURE/report.json"], "report.json"),
 ])
 def test_a_mistake_ends_in_one_sentence(arguments, words, picture, pocket, run, tmp_path, capsys):
     places = {"PICTURE": picture, "POCKET": pocket, "RUN": run, "NEW": tmp_path / "new"}
-    assert main([str(places.get(argument, argument)) for argument in arguments]) == 2
+    for name, place in places.items():
+        arguments = [argument.replace(name, str(place)) for argument in arguments]
+    assert main(arguments) == 2
     assert words in said(capsys)
 
 
