@@ -71,6 +71,8 @@ def run_train(args):
 # %% ../nbs/15_cli.ipynb #5d25ed92
 def run_evaluate(args):
     "Score a saved model on the test split of a folder in NUS-WIDE's layout."
+    if args.json and Path(args.json).exists() and not args.force:
+        raise QKSError(f"{args.json} exists already: name another file, or pass --force to replace it")
     model = QKS.from_pretrained(args.model, device=args.device)
     test = read_nuswide(args.root, "test")
     embeddings = model.pool.embed(model.vlp, test.label_names)
@@ -154,7 +156,7 @@ def build_parser() -> argparse.ArgumentParser:
     pocket.set_defaults(run=run_data_pocket)
     for sub in (tag, train, evaluate): sub.add_argument("--device", help="cpu, cuda, cuda:1 … (default: CUDA where there is one)")
     for sub in (whole, train, evaluate): sub.add_argument("--workers", type=int, default=0, help="processes that read images (default: %(default)s)")
-    for sub in (whole, train, pocket): sub.add_argument("--force", action="store_true", help="replace what an earlier run wrote there")
+    for sub in (whole, train, evaluate, pocket): sub.add_argument("--force", action="store_true", help="replace what an earlier run wrote there")
     return parser
 
 # %% ../nbs/15_cli.ipynb #b75fa7c9

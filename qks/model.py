@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from .core import ASSETS, QKSError, check_labels, load_image, progress, read_tensors
+from .core import ASSETS, QKSError, check_count, check_labels, load_image, progress, read_tensors
 from .prompts import PromptPool
 from .query import QueryExtractor
 from .sharing import share
@@ -208,7 +208,7 @@ class QKS:
         batch_size: int = 32, # images per forward pass
     ) -> list: # per image a list of (label, probability, token), most probable first
         "Tag images with any labels; raises `QKSError` for a bad image, label, `top_k` or `threshold`."
-        labels = _check_tag_arguments(labels, top_k, threshold)
+        labels, batch_size = _check_tag_arguments(labels, top_k, threshold), check_count("batch_size", batch_size)
         images = list(images) if isinstance(images, (list, tuple)) else [images]
         if not images: raise QKSError("no image was given: pass at least one path, PIL image or array")
         embeddings, results = self.pool.embed(self.vlp, labels), []

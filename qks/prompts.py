@@ -16,7 +16,7 @@ from open_clip import OPENAI_IMAGENET_TEMPLATES
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from .core import QKSError, check_labels, progress
+from .core import QKSError, check_count, check_labels, progress
 from .vlp import VLP, fingerprint
 
 # %% ../nbs/05_prompts.ipynb #ac560b0f
@@ -54,6 +54,8 @@ class PromptPool:
     def __init__(self,
         templates=DEFAULT_TEMPLATES, # sentences, each with one {} for the label
     ):
+        if not isinstance(templates, (str, list, tuple)):
+            raise QKSError(f"templates must be a list of sentences, not {type(templates).__name__}: write ['a photo of a {{}}.']")
         self.templates = (templates,) if isinstance(templates, str) else tuple(templates)
         if not self.templates: raise QKSError("the prompt pool is empty: give at least one template such as 'a photo of a {}.'")
         for template in self.templates:
@@ -74,7 +76,7 @@ class PromptPool:
         cache=None, # folder of the on-disk cache; None: ~/.cache/qks (or $QKS_CACHE); False: no cache
     ) -> torch.Tensor: # label embeddings [C, E], fp32, on the CPU
         "Embed labels; raises `QKSError` for a bad label list or a label too long for the text tower."
-        labels = check_labels(labels)
+        labels, batch_size = check_labels(labels), check_count("batch_size", batch_size)
         path = None if cache is False else _cache_path(cache, vlp, self.templates, labels)
         if path and (known := _read_cache(path, (len(labels), vlp.embed_dim))) is not None: return known
         sentences = [sentence for label in labels for sentence in self.prompts(label)]

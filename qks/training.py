@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import DataLoader
 
-from .core import QKSError, load_image, progress
+from .core import QKSError, check_count, load_image, progress
 from .data import LabelledImages
 from .losses import AsymmetricLoss, bce_loss, ranking_loss
 from .metrics import check_scores, evaluate_part, evaluate_scores
@@ -34,6 +34,7 @@ def cache_tokens(
     workers: int = 0, # processes that read and preprocess images beside this one
 ) -> torch.Tensor: # [n, N, D], fp32, in memory
     "Run the VLP over every image once; raises `QKSError` for an image that cannot be read."
+    if not len(data): raise QKSError(f"there is no image in this split of {data.root}: nothing to cache")
     loader = DataLoader(_Preprocessed(data, vlp.preprocess), batch_size, num_workers=workers)
     cached = None
     for i, images in enumerate(progress(loader, "Caching image tokens")):
@@ -63,10 +64,10 @@ class TrainConfig:
         for name, known in (("loss", LOSSES), ("schedule", ("plateau", "cosine")), ("selection", ("seen", "official"))):
             if getattr(self, name) not in known:
                 raise QKSError(f"{name} {getattr(self, name)!r} is unknown: give one of {', '.join(known)}")
-        for name in ("epochs", "batch_size", "lr"):
-            if not getattr(self, name) > 0: raise QKSError(f"{name} is {getattr(self, name)}: it must be above 0")
-        if not self.topk or not all(isinstance(k, int) and k > 0 for k in self.topk):
-            raise QKSError(f"topk is {self.topk!r}: give whole numbers above 0, such as (3, 5)")
+        for name in ("epochs", "batch_size"): check_count(name, getattr(self, name))
+        if not 0 < self.lr < math.inf: raise QKSError(f"lr is {self.lr}: it must be above 0")
+        if not self.topk: raise QKSError("topk is empty: give whole numbers such as (3, 5)")
+        for k in self.topk: check_count("k of topk", k)
 
 # %% ../nbs/11_training.ipynb #29c73a64
 def selection_score(
@@ -122,6 +123,7 @@ def fit(
 ) -> list: # per epoch a dict: epoch, loss, lr, seconds, and what `selection_score` gave
     "Train a head on cached tokens (paper, section 4.2); raises `QKSError` for labels that do not fit or a loss that is not finite."
     tokens, targets = train[0], torch.as_tensor(train[1]).float()
+    if targets.ndim != 2: raise QKSError(f"training labels have shape {list(targets.shape)}: expected [images, labels]")
     if len(tokens) != len(targets): raise QKSError(f"{len(tokens)} images but {len(targets)} rows of labels: give one row an image")
     if not len(targets): raise QKSError("there is no training image: give at least one")
     n_seen, embeddings = targets.shape[1], label_embeddings.to(head.projection.device)

@@ -72,6 +72,9 @@ def _pooled(vlp, tokens):
 def _tokenize(vlp, texts):
     "Token ids [T, context]; raises `QKSError` where a text does not fit the context."
     texts = [texts] if isinstance(texts, str) else list(texts)
+    for text in texts:
+        if not isinstance(text, str): raise QKSError(f"text {text!r} is a {type(text).__name__}: every text must be a string")
+    if not texts: raise QKSError("no text was given: give at least one")
     ids, context = vlp.tokenizer(texts), vlp.tokenizer.context_length
     for text in (t for t, row in zip(texts, ids) if row[-1] != 0):               # only a full row can have been cut
         if hasattr(vlp.tokenizer, "encode") and (n := len(vlp.tokenizer.encode(text)) + 2) > context:
@@ -123,6 +126,8 @@ class VLP:
         texts, # T texts, or their token ids [T, context]
     ) -> torch.Tensor: # unnormalised text embeddings [T, E]; a text longer than the context raises QKSError
         ids = texts if isinstance(texts, torch.Tensor) else _tokenize(self, texts)
+        if ids.ndim != 2 or ids.shape[1] != self.tokenizer.context_length:
+            raise QKSError(f"token ids have shape {list(ids.shape)}, but the text tower of {self.name} reads [T, {self.tokenizer.context_length}]")
         return self._run(self.model.encode_text, ids.to(self.device))
 
 # %% ../nbs/02_vlp.ipynb #428c1d45

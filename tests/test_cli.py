@@ -60,6 +60,18 @@ def test_evaluate_repeats_the_run(run, pocket, capsys, tmp_path):
     again = json.loads(report.read_text())["metrics"]
     assert again["zsl"]["mAP"] == pytest.approx(ours["zsl"]["mAP"], abs=1e-6)
     assert "protocol 'official'" in capsys.readouterr().out
+    report.write_text("mine")
+    assert main(["evaluate", str(run / "model"), str(pocket), "--json", str(report)]) == 2
+    assert report.read_text() == "mine" and "exists already" in said(capsys)
+    assert main(["evaluate", str(run / "model"), str(pocket), "--json", str(report), "--force"]) == 0
+    assert json.loads(report.read_text())["metrics"] == again
+
+
+def test_a_quick_reproduction(tmp_path, capsys):
+    out = tmp_path / "quick"
+    assert main(["reproduce", "--quick", "--out", str(out)]) == 0
+    assert json.loads((out / "results.json").read_text())["images"] == {"train": 360, "validation": 40, "test": 200}
+    assert "QKS" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("model", ["pocket", "own"])

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from qks.core import ASSETS, QKSError, check_labels, load_image, progress, read_tensors
+from qks.core import ASSETS, QKSError, check_count, check_labels, load_image, progress, read_tensors
 
 rng = np.random.default_rng(0)
 PIXELS = rng.integers(0, 256, (12, 10, 3), np.uint8)  # [H, W, 3]
@@ -225,3 +225,31 @@ def test_progress_appears_when_slow(capsys, monkeypatch):
 
 def test_assets_are_shipped():
     assert (ASSETS / "pocket_vlp" / "open_clip_config.json").is_file()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_upright(tmp_path, orientation):
+    "EXIF's eight orientations, each against the turn that undoes it."
+    upright = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
+    stored = {1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1],
+              5: upright.T, 6: np.rot90(upright), 7: np.rot90(upright, 2).T, 8: np.rot90(upright, -1)}[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "phone.png", exif=exif)
+    assert np.array_equal(np.asarray(load_image(tmp_path / "phone.png"))[..., 0], upright)
+
+
+def test_a_limit_above_pillows_own_names_both(tmp_path):
+    (tmp_path / "wide.png").write_bytes(png_header(20_000, 20_000))
+    message = refused("over the limit", load_image, tmp_path / "wide.png", max_pixels=10**9)
+    assert f"{2*Image.MAX_IMAGE_PIXELS:,}" in message and "PIL.Image.MAX_IMAGE_PIXELS" in message
+
+
+@pytest.mark.parametrize("value", [1, 7, np.int64(3)])
+def test_good_counts(value):
+    assert check_count("k", value) == value and type(check_count("k", value)) is int
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.0, True, "3", None, float("nan")], ids=repr)
+def test_bad_counts(value):
+    assert "1 or more" in refused("^k of topk is ", check_count, "k of topk", value)

@@ -385,3 +385,8 @@ def test_predict_returns_attention_on_request(qks):
     output = qks.predict([PICTURE, PICTURE], embeddings, return_attention=True)
     assert [a.shape for a in output.attention] == [(2, 2, 4, 17)] * 2 and qks.predict([PICTURE], embeddings).attention is None
     assert not output.logits.requires_grad
+
+
+@pytest.mark.parametrize("batch_size", [0, 1.5])
+def test_bad_batch_size(qks, batch_size):
+    refused("batch_size is", qks.tag, PICTURE, LABELS, batch_size=batch_size)

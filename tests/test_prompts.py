@@ -178,3 +178,13 @@ def test_a_cache_folder_that_cannot_be_written(tiny_vlp, pool, tmp_path, monkeyp
 def test_no_half_written_file_stays(tiny_vlp, pool, tmp_path):
     pool.embed(tiny_vlp, ["cat"], cache=tmp_path)
     assert [name for name in files(tmp_path) if not name.endswith(".safetensors")] == []
+
+
+@pytest.mark.parametrize("templates", [None, 3, {"a {}": 1}, iter(["a {}"])], ids=lambda value: type(value).__name__)
+def test_templates_that_are_no_list(templates):
+    with pytest.raises(QKSError, match="templates must be a list"): PromptPool(templates)
+
+
+@pytest.mark.parametrize("batch_size", [0, -3, 2.5])
+def test_bad_batch_size(pool, batch_size):
+    with pytest.raises(QKSError, match="batch_size is"): pool.embed(None, ["cat"], batch_size=batch_size)

@@ -340,3 +340,14 @@ def test_cached_tokens_are_the_image_tokens_in_order(tiny_vlp, pictures, batch_s
 def test_caching_names_the_bad_file(tiny_vlp, pictures):
     pictures.path(1).write_bytes(b"")
     refused("b.png is empty", cache_tokens, tiny_vlp, pictures)
+
+
+@pytest.mark.parametrize("shape", [(8,), (2, 2, 2)])
+def test_labels_that_are_no_table(toy, shape):
+    labels = torch.ones(shape)
+    refused("expected .images, labels.", fit, new_head(), (toy[0][0][:len(labels)], labels), *toy[1:], config())
+
+
+def test_an_empty_split_has_no_tokens(tmp_path):
+    nothing = LabelledImages(tmp_path, (), np.ones((0, 2), np.int8), ("cat", "dog"), 1)
+    refused("no image in this split", cache_tokens, None, nothing)

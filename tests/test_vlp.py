@@ -390,3 +390,13 @@ def test_a_folder_named_like_a_tag_is_no_weight_file(tmp_path, monkeypatch):
 def test_a_copy_elsewhere_is_the_same(tmp_path, golden_file, golden_vlp):
     shutil.copy(golden_file, tmp_path / golden_file.name)
     assert fingerprint(load_vlp("ViT-B-16", str(tmp_path / golden_file.name))) == fingerprint(golden_vlp)
+
+
+@pytest.mark.parametrize("texts, match", [([3], "text 3 is a int"), (["cat", None], "text None"), ([], "no text")])
+def test_things_that_are_no_texts(tiny_vlp, texts, match):
+    refused(match, tiny_vlp.text_features, texts)
+
+
+@pytest.mark.parametrize("shape", [(24,), (1, 23), (1, 77), (1, 1, 24)])
+def test_ids_of_another_context(tiny_vlp, shape):
+    refused(r"token ids have shape .* reads \[T, 24\]", tiny_vlp.text_features, torch.zeros(shape, dtype=torch.long))
