@@ -70,7 +70,8 @@ def test_evaluate_repeats_the_run(run, pocket, capsys, tmp_path):
 def test_a_quick_reproduction(tmp_path, capsys):
     out = tmp_path / "quick"
     assert main(["reproduce", "--quick", "--out", str(out)]) == 0
-    assert json.loads((out / "results.json").read_text())["images"] == {"train": 360, "validation": 40, "test": 200}
+    images = json.loads((out / "results.json").read_text())["images"]
+    assert images["test"] == 200 and 380 < images["train"] + images["validation"] <= 400  # scenes without a seen label leave
     assert "QKS" in capsys.readouterr().out
 
 
