@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
+from .core import progress
 from .metrics import average_precision_per_label, evaluate_scores
 from .model import QKSHead, head_scores
 from .vlp import VLP
@@ -23,7 +24,8 @@ def zero_shot_scores(
 ) -> torch.Tensor: # cosine similarities [n, C]
     "CLIP's own zero-shot classification: one vector per image."
     labels = normalize(label_embeddings, dim=-1)
-    return torch.cat([normalize(vlp.image_features(tokens), dim=-1).cpu() @ labels.T for tokens in image_tokens.split(batch_size)])
+    return torch.cat([normalize(vlp.image_features(tokens), dim=-1).cpu() @ labels.T
+                      for tokens in progress(image_tokens.split(batch_size), "Zero-shot")])
 
 # %% ../nbs/12_evaluation.ipynb #df0ddec2
 def best_patch_scores(
@@ -35,7 +37,7 @@ def best_patch_scores(
     "Every patch against every label, the best patch counts."
     labels, projection = normalize(label_embeddings, dim=-1), vlp.projection.to(image_tokens.device)
     return torch.cat([(normalize(tokens[:, vlp.n_prefix:] @ projection, dim=-1) @ labels.T).amax(1)     # [B, N, C] -> [B, C]
-                      for tokens in image_tokens.split(batch_size)])
+                      for tokens in progress(image_tokens.split(batch_size), "Best patch")])
 
 # %% ../nbs/12_evaluation.ipynb #26f19bb4
 def evaluate(
