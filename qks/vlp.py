@@ -70,12 +70,16 @@ def _pooled(vlp, tokens):
 
 # %% ../nbs/02_vlp.ipynb #60b08525
 def _tokenize(vlp, texts):
-    "Token ids [T, context]; raises `QKSError` where a text does not fit the context."
+    "Token ids [T, context] of texts, or of ids as they are; raises `QKSError` where one does not fit the context."
+    context = vlp.tokenizer.context_length
+    if isinstance(texts, torch.Tensor):
+        if texts.ndim == 2 and texts.shape[1] == context: return texts
+        raise QKSError(f"token ids have shape {list(texts.shape)}, but the text tower of {vlp.name} reads [T, {context}]")
     texts = [texts] if isinstance(texts, str) else list(texts)
     for text in texts:
         if not isinstance(text, str): raise QKSError(f"text {text!r} is a {type(text).__name__}: every text must be a string")
     if not texts: raise QKSError("no text was given: give at least one")
-    ids, context = vlp.tokenizer(texts), vlp.tokenizer.context_length
+    ids = vlp.tokenizer(texts)
     for text in (t for t, row in zip(texts, ids) if row[-1] != 0):               # only a full row can have been cut
         if hasattr(vlp.tokenizer, "encode") and (n := len(vlp.tokenizer.encode(text)) + 2) > context:
             raise QKSError(f"text {text[:60]!r} has {n} tokens, but the text tower of {vlp.name} reads {context}: shorten the label")
@@ -125,10 +129,7 @@ class VLP:
     def text_features(self,
         texts, # T texts, or their token ids [T, context]
     ) -> torch.Tensor: # unnormalised text embeddings [T, E]; a text longer than the context raises QKSError
-        ids = texts if isinstance(texts, torch.Tensor) else _tokenize(self, texts)
-        if ids.ndim != 2 or ids.shape[1] != self.tokenizer.context_length:
-            raise QKSError(f"token ids have shape {list(ids.shape)}, but the text tower of {self.name} reads [T, {self.tokenizer.context_length}]")
-        return self._run(self.model.encode_text, ids.to(self.device))
+        return self._run(self.model.encode_text, _tokenize(self, texts).to(self.device))
 
 # %% ../nbs/02_vlp.ipynb #428c1d45
 def fingerprint(
