@@ -11,7 +11,8 @@ import torch
 from torch.nn.functional import normalize
 
 from .core import progress
-from .metrics import average_precision_per_label, evaluate_scores
+from .breakdown import per_label
+from .metrics import evaluate_scores
 from .model import QKSHead, head_scores
 from .vlp import VLP
 
@@ -47,23 +48,22 @@ def evaluate(
     label_embeddings, # [S+U, E], seen labels first
     n_seen: int, # S
     topk=(3, 5), # k of precision, recall and F1
-    protocol: str = "official", # whose rules
+    protocol: str = "official", # whose rules: a name in qks.protocols.PROTOCOLS
+    label_names=None, # [S+U], needed by "leak-free"
 ) -> dict: # {"seen": {"mAP": …, "P@3": …}, "zsl": …, "gzsl": …}, fractions
     "Score a head on a test split (paper, section 4.1); raises `QKSError` for shapes that do not fit."
-    return evaluate_scores(head_scores(head, image_tokens, label_embeddings)[0], labels, n_seen, topk, protocol)
+    return evaluate_scores(head_scores(head, image_tokens, label_embeddings)[0], labels, n_seen, topk, protocol, label_names)
 
 # %% ../nbs/12_evaluation.ipynb #5e45da1a
 def label_ap(
     scores, # [n, S+U]
-    labels, # numpy [n, S+U] in {-1, 0, +1}
+    labels, # [n, S+U] in {-1, 0, +1}
     n_seen: int, # S
-) -> np.ndarray: # [S+U]: AP of each label within its part, nan where it has no annotation
-    "AP per label under the authors' protocol."
-    parts = []
-    for columns in (slice(0, n_seen), slice(n_seen, None)):
-        kept = (labels[:, columns] > 0).any(1)                                    # images with a positive in the part
-        parts.append(average_precision_per_label(scores[kept][:, columns], labels[kept][:, columns]))
-    return np.concatenate(parts)
+    protocol: str = "official", # whose rules: a name in qks.protocols.PROTOCOLS
+    label_names=None, # [S+U], needed by "leak-free"
+) -> np.ndarray: # [S+U]: AP of each label within its part, nan where it does not enter the mean
+    "AP per label, seen and unseen labels each within their part; raises `QKSError` for input that cannot be measured."
+    return per_label(scores, labels, n_seen, protocol, label_names)[0]
 
 # %% ../nbs/12_evaluation.ipynb #873ff503
 def summarise(

@@ -7,8 +7,9 @@ import torch
 from sklearn.metrics import average_precision_score
 
 import qks.metrics
+import qks.protocols
 from qks.core import QKSError
-from qks.metrics import average_precision_per_label, evaluate_scores, hits_up_to
+from qks.metrics import average_precision_per_label, best_labels, check_scores, evaluate_part, evaluate_scores, hits_up_to
 
 GOLDEN = {kind: dict(np.load(Path(__file__).parent / "data" / f"metrics_{kind}.npz")) for kind in ("binary", "ternary")}
 
@@ -42,9 +43,11 @@ def plain_reference(scores, labels, k):
     columns = [c for c in range(scores.shape[1]) if any(labels[i, c] != 0 for i in rows)]
     precisions, hits = [], 0
     for c in columns:
-        order = sorted((i for i in rows if labels[i, c] != 0), key=lambda i: -scores[i, c])
-        found = [place for place, i in enumerate(order, 1) if labels[i, c] > 0]
-        precisions.append(sum(n / place for n, place in enumerate(found, 1)) / len(found) if found else 0)
+        given = [i for i in rows if labels[i, c] != 0]
+        positives = [i for i in given if labels[i, c] > 0]
+        def at_least(images, i): return sum(scores[j, c] >= scores[i, c] for j in images)
+        precision = [at_least(positives, i) / at_least(given, i) for i in positives]
+        precisions.append(sum(precision) / len(positives) if positives else 0)
     for i in rows:
         hits += sum(labels[i, c] > 0 for c in sorted(columns, key=lambda c: -scores[i, c])[:k])
     precision, recall = hits / k / len(rows), hits / (labels > 0).sum()
@@ -62,8 +65,9 @@ def test_equal_to_a_plain_reference(sample, decimals):
         assert result[part] == pytest.approx(plain_reference(scores[:, columns], labels[:, columns], 3), abs=1e-12)
 
 
-def test_scikit_learn_agrees(sample):
-    scores, labels = sample
+@pytest.mark.parametrize("decimals", [0, 9], ids=["ties", "no ties"])
+def test_scikit_learn_agrees(sample, decimals):
+    scores, labels = sample[0].round(decimals), sample[1]
     expected = []
     for c in range(scores.shape[1]):
         annotated = labels[:, c] != 0
@@ -78,11 +82,37 @@ def test_average_precision_by_hand():
     assert np.isnan(average_precision_per_label(scores, np.zeros((5, 1)))).tolist() == [True]
 
 
-def test_ties_keep_the_order_of_the_data():
-    ties = np.zeros((3, 1))
-    assert average_precision_per_label(ties, np.array([[1, -1, -1]]).T) == pytest.approx([1])
-    assert average_precision_per_label(ties, np.array([[-1, -1, 1]]).T) == pytest.approx([1 / 3])
+def test_tied_images_enter_together():
+    for place in range(3):
+        assert average_precision_per_label(np.zeros((3, 1)), np.where(np.arange(3) == place, 1, -1)[:, None]) == [1 / 3]
+    scores = np.array([[3, 2, 2, 2, 1]]).T  # precision 1/1, then 2/4 for both positives of the tie: never 2/2 or 3/3
+    assert average_precision_per_label(scores, np.array([[1, -1, 1, -1, -1]]).T) == pytest.approx([(1 + 2 / 4) / 2])
+    assert average_precision_per_label(scores, np.array([[1, 1, 1, -1, -1]]).T) == pytest.approx([(1 + 2 * 3 / 4) / 3])
+
+
+def test_tied_labels_keep_their_order():
     assert hits_up_to(np.zeros((1, 3)), np.array([[-1, 1, -1]]), 3).tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("decimals", [0, 1, 3])
+def test_the_order_of_rows_changes_no_bit(sample, dtype, decimals):
+    scores, labels = sample[0].round(decimals).astype(dtype), sample[1]
+    expected = evaluate_scores(scores, labels, 9)
+    for seed in range(5):
+        order = np.random.default_rng(seed).permutation(len(scores))
+        assert evaluate_scores(scores[order], labels[order], 9) == expected
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.longdouble])
+@pytest.mark.parametrize("width", [1, 7, 256, 257, 600])
+def test_best_labels_are_those_of_a_stable_sort(dtype, width):
+    generator = np.random.default_rng(width)
+    for values in (2, 30, 10**6):  # many ties, some, hardly any
+        scores = (generator.integers(0, values, (40, width)) / values).astype(dtype)
+        scores[0], scores[1] = 0, np.where(np.arange(width) % 2, 0.0, -0.0)
+        for k in {1, min(6, width), width}:
+            np.testing.assert_array_equal(best_labels(scores, k), np.argsort(-scores, axis=1, kind="stable")[:, :k])
 
 
 def test_micro_counts_by_hand():
@@ -122,11 +152,30 @@ def test_no_hit_gives_zero_not_nan():
     assert result["seen"]["F1@1"] == result["seen"]["P@1"] == 0
 
 
-def test_blocks_do_not_change_the_result(sample, monkeypatch):
+@pytest.mark.parametrize("values", [1, 40, 100])
+def test_blocks_and_threads_do_not_change_the_result(sample, monkeypatch, values):
     whole = evaluate_scores(*sample, 9)
-    monkeypatch.setattr(qks.metrics, "LABELS_AT_ONCE", 3)
-    monkeypatch.setattr(qks.metrics, "IMAGES_AT_ONCE", 7)
+    monkeypatch.setattr(qks.protocols, "VALUES_AT_ONCE", values)
+    monkeypatch.setattr(qks.metrics.torch, "get_num_threads", lambda: 3)
     assert evaluate_scores(*sample, 9) == whole
+
+
+def test_memory_order_does_not_change_the_result(sample):
+    scores, labels = (np.asfortranarray(array) for array in sample)
+    assert evaluate_scores(scores, labels, 9) == evaluate_scores(*sample, 9)
+    assert evaluate_scores(scores[::-1], labels[::-1], 9) == evaluate_scores(*sample, 9)
+
+
+def test_one_part_alone(sample):
+    scores, labels = sample
+    for part, columns in {"seen": slice(9), "zsl": slice(9, None), "gzsl": slice(None)}.items():
+        assert evaluate_part(scores[:, columns], labels[:, columns], (3, 5), part) == evaluate_scores(*sample, 9)[part]
+
+
+def test_what_fits_is_not_copied(sample):
+    scores, labels = sample[0].astype(np.float32), sample[1].astype(np.int8)
+    checked = check_scores(scores, labels)
+    assert checked[0] is scores and checked[1] is labels
 
 
 @pytest.mark.parametrize("convert", [torch.tensor, lambda a: torch.tensor(a, requires_grad=a.dtype.kind == "f"), np.ndarray.tolist])
@@ -168,6 +217,8 @@ def test_bad_labels(sample):
     scores, labels = sample
     with pytest.raises(QKSError, match=r"\[60, 14\].*\[60, 13\]"):
         evaluate_scores(scores, labels[:, :13], 9)
+    with pytest.raises(QKSError, match=r"\[0, 14\] hold nothing"):
+        evaluate_scores(scores[:0], labels[:0], 9)
     with pytest.raises(QKSError, match="no image has a positive label in the part zsl"):
         evaluate_scores(scores, np.where(np.arange(14) < 9, labels, np.minimum(labels, 0)), 9)
     with pytest.raises(QKSError, match="no -1"):

@@ -1,0 +1,103 @@
+"""Official scoring at NUS-WIDE's size: `qks.metrics.evaluate_scores` beside a textbook loop over labels.
+
+    python benchmarks/score.py                                # 107,859 images, 1,006 labels
+    python benchmarks/score.py --images 20000 --labels 300    # smaller
+    python benchmarks/score.py --bootstrap 1000               # the intervals as well
+
+Scores and labels are synthetic: most labels are rare, 81 are unseen. Every way runs in a process of its own, on the same
+data, so that its peak memory is its own. Memory is told above the scores themselves: interpreter, libraries, labels and all.
+"""
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+
+import numpy as np
+import torch
+
+N_UNSEEN, TOPK = 81, (3, 5)
+
+
+def synthetic(images, labels, seed=0):
+    """Scores fp32 and labels int8 [images, labels], made row by row: the most frequent label has 3 % positives."""
+    generator, unseen = np.random.default_rng(seed), min(N_UNSEEN, labels // 2)
+    rank = np.concatenate([np.arange(1, labels - unseen + 1), np.arange(1, unseen + 1)])
+    share = 0.03 * rank**-0.4
+    scores, truth = np.empty((images, labels), dtype=np.float32), np.empty((images, labels), dtype=np.int8)
+    for start in range(0, images, 1000):
+        block = slice(start, min(start + 1000, images))
+        shown = generator.random((block.stop - start, labels), dtype=np.float32) < share
+        truth[block] = np.where(shown, 1, -1)
+        scores[block] = generator.standard_normal(shown.shape, dtype=np.float32) + shown
+    return scores, truth, labels - unseen
+
+
+def textbook(scores, labels, n_seen, topk):
+    """The same numbers, one sort a label and one topk a k, in torch."""
+    scores, labels, result = torch.from_numpy(scores), torch.from_numpy(labels), {}
+    for part, columns in {"seen": slice(0, n_seen), "zsl": slice(n_seen, None), "gzsl": slice(None)}.items():
+        shown = (labels[:, columns] > 0).any(dim=1)
+        s, y = scores[shown][:, columns], labels[shown][:, columns] > 0
+        place, precision = torch.arange(1, len(s) + 1), []
+        for c in range(s.shape[1]):
+            hit = y[s[:, c].sort(descending=True).indices, c]
+            at_hit = (hit.cumsum(0) / place)[hit]
+            precision.append(at_hit.mean().item() if len(at_hit) else 0.0)
+        result[part] = {"mAP": float(np.mean(precision))}
+        for k in topk:
+            predicted = torch.zeros_like(y).scatter_(1, s.topk(k, dim=1).indices, True)
+            correct, total = (predicted & y).sum().item(), y.sum().item()
+            result[part] |= {f"P@{k}": correct / (k * len(s)), f"R@{k}": correct / total,
+                             f"F1@{k}": 2 * correct / (k * len(s) + total)}
+    return result
+
+
+def ours(scores, labels, n_seen, topk):
+    from qks.metrics import evaluate_scores
+    return evaluate_scores(scores, labels, n_seen, topk)
+
+
+def intervals(scores, labels, n_seen, topk, resamples):
+    from qks.bootstrap import bootstrap
+    return bootstrap(scores, labels, n_seen, topk, resamples=resamples)
+
+
+def measure(way, images, labels, resamples):
+    """One way in this process; prints its seconds, by the clock and of processor, its memory above the scores in MB, and its result."""
+    function = {"textbook": textbook, "ours": ours, "bootstrap": lambda *given: intervals(*given, resamples)}[way]
+    function(*synthetic(50, 20), TOPK)  # imports are no part of the time
+    data = synthetic(images, labels)
+    start, cpu = time.perf_counter(), time.process_time()
+    result = function(*data, TOPK)
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    print(json.dumps({"seconds": seconds, "cpu": cpu, "above": (peak - data[0].nbytes) / 1e6, "result": result}))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--images", type=int, default=107_859)
+    parser.add_argument("--labels", type=int, default=1_006)
+    parser.add_argument("--bootstrap", type=int, default=0, metavar="R", help="also time intervals of R resamples")
+    parser.add_argument("--way", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.way:
+        return measure(options.way, options.images, options.labels, options.bootstrap)
+    print(f"{options.images:,} images, {options.labels:,} labels, top-k {TOPK}, {torch.get_num_threads()} threads")
+    done = {}
+    for way in ("textbook", "ours", *(["bootstrap"] if options.bootstrap else [])):
+        command = [sys.executable, __file__, "--way", way, "--images", options.images, "--labels", options.labels,
+                   "--bootstrap", options.bootstrap]
+        output = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, text=True, check=True).stdout
+        done[way] = json.loads(output.splitlines()[-1])
+        print(f"{way:9} {done[way]['seconds']:8.2f} s ({done[way]['cpu']:.2f} s of processor), peak memory {done[way]['above']:7,.0f} MB above the scores", flush=True)
+    results = done["textbook"]["result"], done["ours"]["result"]
+    furthest = max(abs(results[0][part][name] - results[1][part][name]) for part in results[0] for name in results[0][part])
+    clock, cpu = (done["textbook"][name] / done["ours"][name] for name in ("seconds", "cpu"))
+    print(f"ratio {clock:.1f} by the clock, {cpu:.1f} of processor; largest difference between the numbers {furthest:.1e}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Every resample is exact: measuring the drawn rows themselves gives the same numbers."""
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import qks.bootstrap
+from qks.bootstrap import bootstrap, bootstrap_stream, resample_weights, resampled_precision
+from qks.core import QKSError
+from qks.metrics import average_precision_per_label, evaluate_scores
+from qks.protocols import PROTOCOLS
+from qks.streaming import StreamingScores
+
+NAMES = ["cat", "dog", "bird", "cow", "fish", "car", "birds", "sky", "sea"]
+
+
+def sample(images=120, decimals=1, seed=0):
+    generator = np.random.default_rng(seed)
+    labels = generator.choice([-1, 0, 1], size=(images, 9), p=[0.5, 0.2, 0.3]).astype(np.int8)
+    labels[::10] = np.minimum(labels[::10], 0)  # images that some protocols set aside
+    return (labels * 0.5 + generator.normal(size=labels.shape)).round(decimals).astype(np.float32), labels
+
+
+def explicit(scores, labels, resamples, seed, *options):
+    "The same intervals from resamples that are really built."
+    generator, results = np.random.default_rng(seed), []
+    for _ in range(resamples):
+        rows = generator.integers(0, len(scores), len(scores))
+        results.append(evaluate_scores(scores[rows], labels[rows], 5, (1, 3), *options))
+    def interval(part, name):
+        low, high = np.percentile([result[part][name] for result in results], [2.5, 97.5])
+        return {"low": low, "high": high}
+    return {part: {name: interval(part, name) for name in results[0][part]} for part in results[0]}
+
+
+def agree(ours, expected):
+    assert list(ours) == list(expected)
+    for part in ours:
+        assert list(ours[part]) == list(expected[part])
+        for name in ours[part]:
+            assert ours[part][name] == pytest.approx(expected[part][name], abs=1e-9), (part, name)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("decimals", [0, 1, 9], ids=["many ties", "some ties", "no ties"])
+def test_equal_to_resampling_the_rows(protocol, decimals):
+    scores, labels = sample(decimals=decimals)
+    agree(bootstrap(scores, labels, 5, (1, 3), protocol, 20, 3, NAMES), explicit(scores, labels, 20, 3, protocol, NAMES))
+
+
+def test_a_label_without_a_positive_counts_as_zero_in_every_resample():
+    scores, labels = sample()
+    labels[:, 8] = np.minimum(labels[:, 8], 0)
+    for protocol in ("official", "annotated"):
+        agree(bootstrap(scores, labels, 5, (1, 3), protocol, 20), explicit(scores, labels, 20, 0, protocol))
+
+
+def test_a_label_that_loses_its_positives_leaves_the_mean():
+    scores, labels = sample()
+    labels[:, 8] = np.minimum(labels[:, 8], 0)
+    labels[7, 8] = 1  # one positive: about a third of the resamples lose it
+    scores[7, 8] = 99  # where it is there, its AP is 1
+    values, original = [], qks.bootstrap.intervals
+    qks.bootstrap.intervals = lambda metrics: values.append(metrics) or original(metrics)
+    try:
+        bootstrap(scores, labels, 5, (1, 3), resamples=30)
+    finally:
+        qks.bootstrap.intervals = original
+    generator, expected, lost = np.random.default_rng(0), [], 0
+    for _ in range(30):
+        rows = generator.integers(0, 120, 120)
+        rows = rows[(labels[rows, 5:] > 0).any(axis=1)]
+        ap = average_precision_per_label(scores[rows, 5:], labels[rows, 5:])
+        there = (labels[rows, 5:] > 0).any(axis=0)
+        expected.append(ap[there].mean())
+        lost += not there[-1]
+    assert 0 < lost < 30
+    np.testing.assert_allclose(values[0]["zsl"]["mAP"], expected, atol=1e-9)
+
+
+def test_one_label_with_long_gaps_and_more_than_one_matrix(monkeypatch):
+    generator = np.random.default_rng(2)
+    labels = np.where(np.isin(np.arange(20_000), [5, 9_000, 19_000]), 1, -1)
+    scores = generator.normal(size=20_000).astype(np.float32)
+    monkeypatch.setattr(qks.bootstrap, "RESAMPLES_AT_ONCE", 3)
+    weights = resample_weights(20_000, 5, 0)
+    assert [matrix.shape[1] for matrix in weights] == [3, 2]
+    inner = np.arange(20_000) != 17
+    found = resampled_precision(np.arange(20_000), scores, labels, inner, weights)
+    for r, weight in enumerate(np.concatenate(weights, axis=1).T):
+        for row, chosen in ((0, inner), (1, inner | True)):
+            rows = np.repeat(np.arange(20_000), np.where(chosen, weight, 0).astype(int))
+            if (labels[rows] > 0).any():
+                assert found[row, r] == pytest.approx(average_precision_per_label(scores[rows, None], labels[rows, None])[0], abs=1e-9)
+            else:
+                assert np.isnan(found[row, r])
+
+
+def test_a_stream_has_the_same_intervals():
+    scores, labels = sample()
+    image, column = np.nonzero(labels)
+    sparse = SimpleNamespace(offsets=np.searchsorted(image, np.arange(121)), columns=column, values=labels[image, column])
+    stream = StreamingScores(sparse, 5, (1, 3))
+    with pytest.raises(QKSError, match="only 0 of 120"):
+        bootstrap_stream(stream)
+    stream.update(scores)
+    assert bootstrap_stream(stream, 25, 4) == bootstrap(scores, labels, 5, (1, 3), resamples=25, seed=4)
+
+
+def test_seeds_and_order():
+    scores, labels = sample()
+    first = bootstrap(scores, labels, 5, (1, 3), resamples=50)
+    assert first == bootstrap(scores, labels, 5, (1, 3), resamples=50)
+    assert first != bootstrap(scores, labels, 5, (1, 3), resamples=50, seed=1)
+    point = evaluate_scores(scores, labels, 5, (1, 3))
+    for part, metrics in first.items():
+        for name, interval in metrics.items():
+            assert interval["low"] < interval["high"] and interval["low"] - 0.05 < point[part][name] < interval["high"] + 0.05
+
+
+@pytest.mark.parametrize("resamples", [0, -1, 2.5, True])
+def test_bad_number_of_resamples(resamples):
+    with pytest.raises(QKSError, match="resamples is"):
+        bootstrap(*sample(), 5, (1, 3), resamples=resamples)
