@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from qks.core import QKSError
-from qks.data import LabelledImages, holdout, leaks, missing_images, parse_regular_table, read_image_list, read_nuswide, read_table, write_lists
+from qks.data import LabelledImages, holdout, leaks, missing_images, read_nuswide, write_lists
+from qks.files import read_image_list, read_table, regular_ones
 
 GOLDEN = Path(__file__).parent/"data/nuswide_tiny"
 TAGS = "NUS_WID_Tags/Train_Tags1k.dat"
@@ -74,9 +75,10 @@ def test_lists_in_other_places_and_dress(raw):
 
 
 def test_regular_table_is_strict():
-    assert parse_regular_table(b"0\t1\n1\t1\n", 2).tolist() == [[0, 1], [1, 1]]
+    rows, row, column = regular_ones(b"0\t1\n1\t1\n", 2)
+    assert rows == 2 and list(zip(row.tolist(), column.tolist())) == [(0, 1), (1, 0), (1, 1)]
     for raw in (b"0\t1\n1\t2\n", b"01\n10\n", b"0\t1\n1\t1\t\n", b"0\t1\t1\n", b"", b"0\n1\n", b"0\t1\n101\n", b"0\t1x\n1\t1x\n"):
-        assert parse_regular_table(raw, 2) is None, raw
+        assert regular_ones(raw, 2) is None, raw
 
 
 @pytest.mark.parametrize("name, change, said", [
