@@ -120,7 +120,7 @@ def head_scores(
     "Score images against labels in batches; the head's training mode is restored afterwards."
     was_training, device = head.training, head.projection.device
     head.eval()
-    outputs = [head(batch.to(device), label_embeddings.to(device))[:2] for batch in progress(image_tokens.split(batch_size), "Scoring")]
+    outputs = [head(batch.to(device).float(), label_embeddings.to(device))[:2] for batch in progress(image_tokens.split(batch_size), "Scoring")]
     head.train(was_training)
     return tuple(torch.cat(parts).cpu() for parts in zip(*outputs))
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .cache import cache_tokens
 from .core import QKSError, load_image
 from .data import LabelledImages, holdout, read_nuswide
 from .drawings import read_concepts
@@ -28,7 +29,7 @@ from .model import QKS, HeadConfig, QKSHead, head_scores, rank_labels
 from .plots import plot_history, plot_label_ap, plot_tags, plot_token_use
 from .pocket import PocketConfig, write_pocket
 from .prompts import PromptPool
-from .training import TrainConfig, cache_tokens, fit
+from .training import TrainConfig, fit
 from .vlp import VLP, fingerprint, load_vlp
 
 # %% ../nbs/14_reproduce.ipynb #4583d3c4

@@ -4,14 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from qks import training
 from qks.core import QKSError
-from qks.data import LabelledImages
 from qks.losses import AsymmetricLoss, bce_loss, ranking_loss
 from qks.model import HeadConfig, QKSHead, head_scores
-from qks.training import LOSSES, TrainConfig, cache_tokens, fit, make_schedule, selection_score, train_epoch
+from qks.training import LOSSES, TrainConfig, fit, make_schedule, selection_score, train_epoch
 from qks.vlp import fingerprint
 
 DATA = Path(__file__).parent / "data"
@@ -318,36 +316,7 @@ def test_quick_training_is_silent(toy, capsys):
     assert out == "" and err.strip() == ""
 
 
-# ---- tokens
-
-@pytest.fixture
-def pictures(tmp_path):
-    (tmp_path / "Flickr" / "sub").mkdir(parents=True)
-    names, rng = ("a.png", "sub/b.png", "c.png", "d.png", "e.png"), np.random.default_rng(0)
-    for name in names: Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(tmp_path / "Flickr" / name)
-    return LabelledImages(tmp_path, names, np.ones((5, 2), np.int8), ("cat", "dog"), 1)
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 5, 64])
-def test_cached_tokens_are_the_image_tokens_in_order(tiny_vlp, pictures, batch_size):
-    tokens = cache_tokens(tiny_vlp, pictures, batch_size)
-    assert tokens.shape == (5, 17, 64) and tokens.dtype == torch.float32 and not tokens.requires_grad
-    for i in range(5):
-        image = tiny_vlp.preprocess(Image.open(pictures.path(i)))
-        torch.testing.assert_close(tokens[i:i + 1], tiny_vlp.image_tokens(image[None]), rtol=1e-4, atol=1e-5)
-
-
-def test_caching_names_the_bad_file(tiny_vlp, pictures):
-    pictures.path(1).write_bytes(b"")
-    refused("b.png is empty", cache_tokens, tiny_vlp, pictures)
-
-
 @pytest.mark.parametrize("shape", [(8,), (2, 2, 2)])
 def test_labels_that_are_no_table(toy, shape):
     labels = torch.ones(shape)
     refused("expected .images, labels.", fit, new_head(), (toy[0][0][:len(labels)], labels), *toy[1:], config())
-
-
-def test_an_empty_split_has_no_tokens(tmp_path):
-    nothing = LabelledImages(tmp_path, (), np.ones((0, 2), np.int8), ("cat", "dog"), 1)
-    refused("no image in this split", cache_tokens, None, nothing)

@@ -1,0 +1,141 @@
+"""What the token cache costs and brings on this machine: writing it, and reading it back in shuffled order.
+
+    python benchmarks/cache.py                          # ViT-B/16 sizes, 2,000 synthetic images, 600 MB of disk
+    python benchmarks/cache.py --images 200 --out benchmarks/results/cache.json
+
+Reading is measured from memory (fp32, as before), from a memory-mapped file whose pages are in memory (warm) and from one whose
+pages were given back to the system (cold), each with and without the thread that reads ahead. The reader alone is one case; a
+device that computes while the processor waits (a pause a batch) is another; a head that trains on the processor a third.
+Every number is the best of --repeats, images a second.
+"""
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from qks.batchfile import BatchFile, missing_batches, sound_batches  # noqa: E402
+from qks.cache import cache_tokens  # noqa: E402
+from qks.data import read_nuswide  # noqa: E402
+from qks.losses import AsymmetricLoss  # noqa: E402
+from qks.model import HeadConfig, QKSHead  # noqa: E402
+from qks.pocket import PocketConfig, write_pocket  # noqa: E402
+from qks.stream import stream  # noqa: E402
+from qks.vlp import load_vlp  # noqa: E402
+
+
+def timed(function, images, repeats):
+    """Images a second, the best of some runs."""
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        best = min(best, time.perf_counter() - start)
+    return round(images / best, 1)
+
+
+def write(folder, images, tokens, width, batch_size):
+    """Write random tokens as the cache does; returns the file and images a second."""
+    batch, start = torch.randn(batch_size, tokens, width).half(), time.perf_counter()
+    file = BatchFile(folder, (images, tokens, width), torch.float16, [i.to_bytes(16, "big") for i in range(images)])
+    file.numbers.touch()
+    for rows in missing_batches([], images, batch_size):
+        file.write(rows.start, batch[:len(rows)])
+    return file, round(images / (time.perf_counter() - start), 1)
+
+
+def forget(path):
+    """Give a file's pages back to the system, so that the next reading comes from the disk."""
+    with open(path, "rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def consumers(args):
+    """What is done with a batch: nothing, a pause, a training step."""
+    torch.manual_seed(0)
+    head = QKSHead(torch.randn(args.width, 512) * 0.02, HeadConfig(args.queries, args.layers))
+    embeddings, loss_function, optimizer = torch.randn(args.labels, 512), AsymmetricLoss(), torch.optim.AdamW(head.parameters(), lr=1e-5)
+    targets = torch.where(torch.rand(args.batch_size, args.labels) < 0.01, 1., -1.)
+
+    def train(tokens):
+        optimizer.zero_grad(set_to_none=True)
+        loss_function(head(tokens, embeddings).logits, targets[:len(tokens)]).backward()
+        optimizer.step()
+    return {"reader alone": lambda tokens: None, f"device, {args.pause:g} ms a batch": lambda tokens: time.sleep(args.pause / 1000),
+            f"head on the processor, L={args.layers}": train}
+
+
+def epoch(file, held, batches, ahead, consume):
+    """One pass over the tokens that are held, or over the file with its pages forgotten."""
+    if held is None:
+        forget(file.numbers)
+    for batch in stream(file.tensor() if held is None else held, batches, ahead):
+        consume(batch.float())
+
+
+def read(args, file):
+    """One row a case: consumer, where the tokens lie, how many batches are read ahead, images a second."""
+    rows, order = [], torch.randperm(args.images, generator=torch.Generator().manual_seed(0))
+    for place in ("memory, fp32", "disk, warm", "disk, cold"):
+        held = {"memory, fp32": lambda: file.tensor().float(), "disk, warm": file.tensor, "disk, cold": lambda: None}[place]()
+        if held is not None:
+            held.sum()  # touches every page
+        for consumer, consume in consumers(args).items():
+            training = consumer.startswith("head")
+            batches = (order[:args.train_images] if training else order).split(args.batch_size)
+            for ahead in (0, 2):
+                speed = timed(lambda: epoch(file, held, batches, ahead, consume), sum(map(len, batches)), args.repeats)
+                rows.append({"consumer": consumer, "tokens": place, "ahead": ahead, "images/s": speed})
+                print(f"{consumer:32s} {place:14s} ahead {ahead}: {speed:10,.1f} images/s", flush=True)
+    return rows
+
+
+def pocket(folder, images, repeats):
+    """The pocket VLP over Pocket-WIDE's scenes: into memory, into a cache, out of the cache."""
+    vlp = load_vlp()
+    scenes = read_nuswide(write_pocket(folder / "pocket", PocketConfig(n_train=images, n_test=10)), "train")
+    runs = iter(range(10**6))
+    found = {"into memory": timed(lambda: cache_tokens(vlp, scenes), len(scenes), repeats),
+             "into a cache": timed(lambda: cache_tokens(vlp, scenes, folder=folder / f"run{next(runs)}"), len(scenes), repeats),
+             "out of the cache": timed(lambda: cache_tokens(vlp, scenes, folder=folder / "run0")[:].float(), len(scenes), repeats)}
+    for name, speed in found.items():
+        print(f"pocket VLP, {len(scenes)} scenes, {name}: {speed:,.1f} images/s", flush=True)
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    sizes = {"images": 2000, "tokens": 197, "width": 768, "batch-size": 64, "queries": 12, "layers": 7, "labels": 925, "repeats": 3,
+             "train-images": 128, "pocket-images": 256}
+    for name, default in sizes.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
+    parser.add_argument("--pause", type=float, default=10, help="milliseconds that the device computes a batch (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, help="where the files are written for the time of the run (default: the system's temporary folder)")
+    parser.add_argument("--out", type=Path, help="JSON file for the numbers")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        folder = Path(folder)
+        (folder / "synthetic").mkdir()
+        file, speed = write(folder / "synthetic", args.images, args.tokens, args.width, args.batch_size)
+        print(f"writing and flushing {file.n_bytes / 1e9:.2f} GB: {speed:,.1f} images/s, {speed * file.item_bytes / 1e6:,.0f} MB/s", flush=True)
+        start = time.perf_counter()
+        assert len(sound_batches(file, verify=True)) == len(missing_batches([], args.images, args.batch_size))
+        checked = round(args.images / (time.perf_counter() - start), 1)
+        print(f"comparing every digest: {checked:,.1f} images/s, {checked * file.item_bytes / 1e6:,.0f} MB/s", flush=True)
+        results = {"write": speed, "verify": checked, "read": read(args, file), "pocket": pocket(folder, args.pocket_images, args.repeats)}
+    settings = {name.replace("-", "_"): getattr(args, name.replace("-", "_")) for name in [*sizes, "pause"]}
+    results |= {"settings": settings, "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count(),
+                                                  "threads": torch.get_num_threads(), "torch": torch.__version__}}
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""What augmented views cost and bring: a head trained on plain tokens, on V cached views of each image, and without a cache.
+
+    python benchmarks/views.py                                        # Pocket-WIDE with 4,000 training scenes, 3 seeds
+    python benchmarks/views.py --train 2000 --test 1000 --kinds plain V=2 V=8 live --out benchmarks/results/views.json
+
+Everything but the training tokens is the same: the scenes, the recipe of `qks reproduce`, the validation and test tokens (plain).
+"""
+import argparse
+import json
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from qks.augment import Augmentation, LiveTokens  # noqa: E402
+from qks.cache import cache_size, cache_tokens  # noqa: E402
+from qks.core import progress  # noqa: E402
+from qks.evaluation import evaluate, summarise  # noqa: E402
+from qks.pocket import PocketConfig, write_pocket  # noqa: E402
+from qks.reproduce import ReproduceConfig, load_benchmark, train_head  # noqa: E402
+from qks.stream import ViewSampler  # noqa: E402
+from qks.vlp import load_vlp  # noqa: E402
+
+
+def training_tokens(kind, benchmark, folder):
+    """The tokens of one way to train, and what they cost: bytes and seconds before the first step."""
+    vlp, train, start = benchmark.vlp, benchmark.train, time.perf_counter()
+    if kind == "live":
+        return LiveTokens(vlp, train, Augmentation(vlp.preprocess)), 0, 0.
+    views = 1 if kind == "plain" else int(kind.removeprefix("V="))
+    tokens = cache_tokens(vlp, train, folder=folder, views=views)
+    return ViewSampler(tokens) if views > 1 else tokens, cache_size(vlp, len(train), views=views), time.perf_counter() - start
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name, default in {"train": 4000, "test": 2000, "seeds": 3, "epochs": 14}.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
+    parser.add_argument("--kinds", nargs="+", default=["plain", "V=2", "V=4", "V=8", "live"], help="ways to train (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="JSON file for the numbers")
+    args = parser.parse_args()
+    config, rows = ReproduceConfig(), []
+    with tempfile.TemporaryDirectory() as folder:
+        root = write_pocket(Path(folder) / "pocket", PocketConfig(n_train=args.train, n_test=args.test))
+        benchmark = load_benchmark(root, load_vlp())
+        for kind in args.kinds:
+            tokens, size, seconds = training_tokens(kind, benchmark, Path(folder) / "caches")
+            trained, start = replace(benchmark, tokens=benchmark.tokens | {"train": tokens}), time.perf_counter()
+            runs = []
+            for seed in progress(range(args.seeds), kind):
+                head, _ = train_head(trained, config.head, replace(config.train, epochs=args.epochs, seed=seed))
+                runs.append(evaluate(head, benchmark.tokens["test"], benchmark.test.labels, benchmark.embeddings, benchmark.test.n_seen, config.train.topk))
+            metrics = summarise(runs)
+            rows.append({"kind": kind, "bytes": size, "seconds_to_cache": round(seconds, 1),
+                         "seconds_an_epoch": round((time.perf_counter() - start) / args.seeds / args.epochs, 2),
+                         **{part: metrics[part]["mAP"] for part in ("seen", "zsl")}})
+            print(f"{kind:6s} {size / 1e6:7.1f} MB, {seconds:6.1f} s to cache, {rows[-1]['seconds_an_epoch']:6.2f} s an epoch; mAP "
+                  + ", ".join(f"{part} {100 * rows[-1][part]['mean']:.1f} ± {100 * rows[-1][part]['std']:.1f}" for part in ("seen", "zsl")), flush=True)
+    if args.out:
+        settings = {name: getattr(args, name) for name in ("train", "test", "seeds", "epochs")} | {"threads": torch.get_num_threads()}
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

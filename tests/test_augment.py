@@ -1,0 +1,153 @@
+"""Augmentation: what the paper does to an image, and that a view is the same view whenever and wherever it is made."""
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import Compose
+
+from qks.augment import Augmentation, ImageViews, LiveTokens, cutout, load_batches, split_preprocess, stack_images
+from qks.core import QKSError
+from qks.data import LabelledImages
+from qks.losses import bce_loss
+from qks.model import HeadConfig, QKSHead
+from qks.training import train_epoch
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    (tmp_path / "Flickr").mkdir()
+    names, rng = tuple(f"{i}.png" for i in range(5)), np.random.default_rng(0)
+    for name in names: Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(tmp_path / "Flickr" / name)
+    return LabelledImages(tmp_path, names, np.ones((5, 2), np.int8), ("cat", "dog"), 1)
+
+
+@pytest.fixture
+def augmentation(tiny_vlp): return Augmentation(tiny_vlp.preprocess)
+
+
+def picture(data, index): return Image.open(data.path(index)).convert("RGB")
+
+
+def test_cutout_is_one_rectangle_of_half_the_side():
+    grey, areas, colours = Image.new("RGB", (20, 12), (128,) * 3), set(), set()
+    for seed in range(300):
+        changed = np.asarray(cutout(grey, np.random.default_rng(seed)))
+        mask = (changed != 128).any(2)
+        if not mask.any(): continue  # the colour may be the very same grey
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        assert mask[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1].all() and mask.sum() == len(rows) * len(columns)
+        assert len(rows) <= 6 and len(columns) <= 10 and mask.sum() >= 15
+        assert len(np.unique(changed[mask], axis=0)) == 1
+        areas.add(int(mask.sum()))
+        colours.add(tuple(changed[mask][0]))
+    assert max(areas) == 60 and len(areas) > 5 and len(colours) > 250
+    assert (np.asarray(grey) == 128).all()
+
+
+def test_the_steps_come_in_the_authors_order(tiny_vlp, augmentation, monkeypatch):
+    "Cutout and flip on the cropped picture, then RandAugment, then the VLP's own normalisation."
+    image, seen = Image.new("RGB", (50, 40), (10, 20, 30)), []
+
+    def record(shown):
+        seen.append(shown)
+        return shown
+    monkeypatch.setattr(augmentation, "randaugment", record)
+    pixels = augmentation(image, 0, 0)
+    assert seen[0].size == (32, 32) and len(seen[0].getcolors()) == 2  # the plain picture and the rectangle
+    assert torch.equal(pixels, split_preprocess(tiny_vlp.preprocess)[1](seen[0]))
+
+
+def test_half_of_the_views_are_flipped(augmentation, monkeypatch):
+    monkeypatch.setattr(augmentation, "randaugment", lambda image: image)
+    monkeypatch.setattr("qks.augment.cutout", lambda image, rng: image)
+    ramp = Image.fromarray(np.tile(np.arange(32, dtype=np.uint8) * 8, (32, 1))).convert("RGB")
+    flipped = [np.asarray(augmentation.picture(ramp, 0, view))[0, 0, 0] > 100 for view in range(400)]
+    assert 150 < sum(flipped) < 250
+
+
+def test_a_view_depends_on_seed_image_and_view_alone(tiny_vlp, augmentation, pictures):
+    image = picture(pictures, 0)
+    first = augmentation(image, 2, 3)
+    torch.manual_seed(99)
+    np.random.seed(99)
+    torch.rand(7)
+    assert torch.equal(Augmentation(tiny_vlp.preprocess)(image, 2, 3), first)
+    others = [augmentation(image, 3, 2), augmentation(image, 2, 4), Augmentation(tiny_vlp.preprocess, 1)(image, 2, 3)]
+    assert not any(torch.equal(other, first) for other in others)
+
+
+def test_global_random_numbers_stay_as_they_are(augmentation, pictures):
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    augmentation(picture(pictures, 0), 0, 0)
+    list(load_batches(ImageViews(pictures, None, 2, augmentation), [[0, 1], [2]]))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_seed_is_in_the_name(tiny_vlp):
+    names = {repr(Augmentation(tiny_vlp.preprocess, seed)) for seed in (0, 1)}
+    assert len(names) == 2 and "RandAugment" in min(names) and "0x" not in min(names)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, None, "0", True])
+def test_bad_seeds(tiny_vlp, seed):
+    with pytest.raises(QKSError, match="seed"): Augmentation(tiny_vlp.preprocess, seed)
+
+
+@pytest.mark.parametrize("preprocess", [None, lambda image: image, Compose([])])
+def test_a_preprocessing_that_cannot_be_parted(preprocess):
+    with pytest.raises(QKSError, match="use views=1"): Augmentation(preprocess)
+
+
+def test_items_are_views_of_images_in_order(tiny_vlp, augmentation, pictures):
+    images = ImageViews(pictures, tiny_vlp.preprocess, 3, augmentation)
+    assert len(images) == 15
+    for item in (7, 0, 14, 7): assert torch.equal(images[item], augmentation(picture(pictures, item // 3), item // 3, item % 3))
+    plain = ImageViews(pictures, tiny_vlp.preprocess)
+    assert len(plain) == 5 and torch.equal(plain[4], tiny_vlp.preprocess(picture(pictures, 4)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_come_in_order(tiny_vlp, pictures, workers):
+    images, wanted = ImageViews(pictures, tiny_vlp.preprocess), [[3, 1], [0], [4, 2, 2]]
+    for found, batch in zip(load_batches(images, wanted, workers), wanted, strict=True):
+        assert torch.equal(found, torch.stack([tiny_vlp.preprocess(picture(pictures, i)) for i in batch]))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_image_is_one_sentence(tiny_vlp, pictures, workers):
+    pictures.path(2).write_bytes(b"")
+    batches, found = load_batches(ImageViews(pictures, tiny_vlp.preprocess), [[0, 1], [2, 3], [4]], workers), []
+    with pytest.raises(QKSError, match="2.png is empty") as caught:
+        for batch in batches: found.append(batch)
+    assert len(found) == 1 and "\n" not in str(caught.value)
+    assert isinstance(stack_images([torch.ones(1), caught.value]), QKSError)
+
+
+class Deadly:
+    "A preprocessing that kills its process."
+    def __call__(self, image):
+        import os
+        os._exit(1)
+
+
+def test_a_dead_worker_is_one_sentence(pictures):
+    with pytest.raises(QKSError, match="processes that read images failed.*fewer workers") as caught:
+        list(load_batches(ImageViews(pictures, Deadly()), [[0]], 1))
+    assert "\n" not in str(caught.value)
+
+
+def test_live_tokens_are_the_papers_pipeline(tiny_vlp, augmentation, pictures):
+    live, rows = LiveTokens(tiny_vlp, pictures, augmentation), torch.tensor([4, 1])
+    live.set_epoch(6)
+    images = torch.stack([augmentation(picture(pictures, i), i, 6) for i in (4, 1)])
+    assert len(live) == 5 and torch.equal(live[rows], tiny_vlp.image_tokens(images))
+    assert torch.equal(next(LiveTokens(tiny_vlp, pictures, workers=2).stream([rows])),
+                       tiny_vlp.image_tokens(torch.stack([tiny_vlp.preprocess(picture(pictures, i)) for i in (4, 1)])))
+
+
+def test_a_head_trains_on_live_tokens(tiny_vlp, augmentation, pictures):
+    head = QKSHead(tiny_vlp.projection, HeadConfig(2, 1))
+    optimizer = torch.optim.SGD(head.parameters(), lr=1e-3)
+    loss = train_epoch(head, LiveTokens(tiny_vlp, pictures, augmentation), torch.ones(5, 3), torch.randn(3, 32), bce_loss, optimizer, 2, torch.Generator())
+    assert np.isfinite(loss)

@@ -1,0 +1,538 @@
+"""The token cache: equal to computing in memory, right after any kill, and never used where it does not belong."""
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+from PIL import Image
+
+from qks import batchfile, cache
+from qks.batchfile import BatchFile, batch_line, missing_batches, read_batches, sound_batches
+from qks.cache import cache_ingredients, cache_key, cache_shape, cache_size, cache_tokens, list_caches
+from qks.augment import Augmentation, ImageViews
+from qks.core import QKSError
+from qks.data import LabelledImages
+from qks.evaluation import best_patch_scores, zero_shot_scores
+from qks.losses import bce_loss
+from qks.model import HeadConfig, QKSHead, head_scores
+from qks.training import train_epoch
+
+TESTS = Path(__file__).parent
+N_IMAGES = 9
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    (tmp_path / "data" / "Flickr" / "sub").mkdir(parents=True)
+    names, rng = tuple(f"sub/{i}.png" if i == 1 else f"{i}.png" for i in range(N_IMAGES)), np.random.default_rng(0)
+    for name in names: Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(tmp_path / "data" / "Flickr" / name)
+    return LabelledImages(tmp_path / "data", names, np.ones((N_IMAGES, 2), np.int8), ("cat", "dog"), 1)
+
+
+@pytest.fixture
+def kept(tmp_path): return tmp_path / "caches"
+
+
+@pytest.fixture
+def counted(tiny_vlp, monkeypatch):
+    "The tiny VLP, and the sizes of the batches that its tower was given (a black image only asks for the shape)."
+    tower, calls = tiny_vlp.image_tokens, []
+
+    def image_tokens(images):
+        if images.any(): calls.append(len(images))
+        return tower(images)
+    monkeypatch.setattr(tiny_vlp, "image_tokens", image_tokens)
+    return tiny_vlp, calls
+
+
+def refused(match, function, *args, **kwargs):
+    "Expect a QKSError whose message is a single line that matches."
+    with pytest.raises(QKSError, match=match) as caught: function(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+
+
+def quietly(function, *args, **kwargs):
+    "Call and expect no warning."
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return function(*args, **kwargs)
+
+
+def only(kept): return next(path for path in kept.iterdir() if path.is_dir())
+
+
+def flip(path, place):
+    "Change one byte of a file and leave its time of change as it was."
+    times, raw = path.stat(), bytearray(path.read_bytes())
+    raw[place] ^= 1
+    path.write_bytes(raw)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+# ---- in memory, as before
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 64])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_tokens_in_memory_to_the_bit(tiny_vlp, pictures, batch_size, workers):
+    if workers and batch_size != 2: pytest.skip("once is enough")
+    images = torch.stack([tiny_vlp.preprocess(Image.open(pictures.path(i)).convert("RGB")) for i in range(N_IMAGES)])
+    expected = torch.cat([tiny_vlp.image_tokens(images[i:i + batch_size]) for i in range(0, N_IMAGES, batch_size)])
+    tokens = cache_tokens(tiny_vlp, pictures, batch_size, workers)
+    assert tokens.shape == (N_IMAGES, 17, 64) and tokens.dtype == torch.float32 and not tokens.requires_grad
+    assert torch.equal(tokens, expected)
+
+
+def test_caching_leaves_the_random_numbers_alone(tiny_vlp, pictures, kept):
+    "A run that finds its tokens trains with the same dropout as one that has to make them."
+    for arguments in ({}, {"folder": kept}, {"folder": kept}, {"folder": kept, "views": 2}):
+        torch.manual_seed(3)
+        cache_tokens(tiny_vlp, pictures, **arguments)
+        assert torch.equal(torch.get_rng_state(), torch.manual_seed(3).get_state())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_caching_names_the_bad_file(tiny_vlp, pictures, workers):
+    pictures.path(1).write_bytes(b"")
+    refused("1.png is empty", cache_tokens, tiny_vlp, pictures, 2, workers)
+
+
+def test_an_empty_split_has_no_tokens(tmp_path):
+    nothing = LabelledImages(tmp_path, (), np.ones((0, 2), np.int8), ("cat", "dog"), 1)
+    refused("no image in this split", cache_tokens, None, nothing)
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"views": 0}, {"views": 1.5}, {"dtype": torch.int8}, {"identify": "name"}, {"views": 2, "seed": -1}], ids=str)
+def test_bad_arguments(tiny_vlp, pictures, kept, wrong):
+    refused("give", cache_tokens, tiny_vlp, pictures, folder=kept, **wrong)
+
+
+# ---- on disk
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("batch_size", [2, 64])
+def test_disk_holds_the_rounded_tokens(tiny_vlp, pictures, kept, dtype, batch_size):
+    expected = cache_tokens(tiny_vlp, pictures, batch_size).to(dtype)
+    tokens = cache_tokens(tiny_vlp, pictures, batch_size, folder=kept, dtype=dtype)
+    assert tokens.dtype == dtype and torch.equal(tokens, expected)
+    assert torch.equal(tokens[torch.tensor([4, 0])], expected[[4, 0]])
+    assert [len(part) for part in tokens.split(4)] == [4, 4, 1]
+    size = cache_size(tiny_vlp, N_IMAGES, dtype)
+    assert (only(kept) / "tokens.bin").stat().st_size == size == expected.nbytes
+
+
+def test_the_second_time_nothing_is_computed(counted, pictures, kept):
+    vlp, calls = counted
+    first = cache_tokens(vlp, pictures, 4, folder=kept)
+    assert calls == [4, 4, 1]
+    for arguments in ({}, {"verify": True}, {"batch_size": 64}):
+        assert torch.equal(quietly(cache_tokens, vlp, pictures, folder=kept, **arguments), first)
+    assert calls == [4, 4, 1]
+
+
+def test_an_equal_vlp_finds_it_too(make_vlp, pictures, kept):
+    first = cache_tokens(make_vlp(), pictures, folder=kept)
+    again = make_vlp()
+    tower = again.image_tokens
+    again.image_tokens = lambda images: tower(images) if not images.any() else pytest.fail("computed again")
+    assert torch.equal(cache_tokens(again, pictures, folder=kept), first)
+
+
+def test_writing_to_the_tokens_never_reaches_the_file(tiny_vlp, pictures, kept):
+    first = cache_tokens(tiny_vlp, pictures, folder=kept)
+    before = (only(kept) / "tokens.bin").read_bytes()
+    first.zero_()
+    assert (only(kept) / "tokens.bin").read_bytes() == before
+    assert cache_tokens(tiny_vlp, pictures, folder=kept).any()
+
+
+def test_meta_says_what_it_is(tiny_vlp, pictures, kept):
+    cache_tokens(tiny_vlp, pictures, folder=kept)
+    meta = json.loads((only(kept) / "meta.json").read_text())
+    assert meta["shape"] == [N_IMAGES, 17, 64] and meta["dtype"] == "float16" and "bicubic" in meta["preprocess"]
+    row, = list_caches(kept)
+    assert row["images"] == N_IMAGES and row["finished"] == 1 and row["GB"] == pytest.approx(N_IMAGES * 17 * 64 * 2 / 1e9)
+
+
+def test_size_of_nuswide(make_vlp):
+    pretend = SimpleNamespace(image_size=224, image_tokens=lambda images: torch.zeros(1, 197, 768))
+    assert cache_shape(pretend, 161_789) == (161_789, 197, 768)
+    assert cache_size(pretend, 161_789) == 161_789 * 197 * 768 * 2
+    assert cache_size(pretend, 161_789, torch.float32, 4) == 161_789 * 4 * 197 * 768 * 4
+    refused("n_images", cache_size, pretend, 0)
+
+
+# ---- which cache it is
+
+def key(vlp, data, dtype=torch.float16, views=1, seed=0, identify="stat"):
+    images = ImageViews(data, vlp.preprocess, views, Augmentation(vlp.preprocess, seed) if views > 1 else None)
+    return cache_key(cache_ingredients(vlp, images, dtype, identify))
+
+
+def test_everything_that_matters_makes_another_key(make_vlp, tiny_vlp, pictures, tmp_path):
+    elsewhere = tmp_path / "copy"
+    shutil.copytree(pictures.root, elsewhere)
+    moved = LabelledImages(elsewhere, pictures.images, pictures.labels, pictures.label_names, 1)
+    other_size = make_vlp()
+    other_size.preprocess = make_vlp(vision={"image_size": 64}).preprocess
+    keys = [key(tiny_vlp, pictures), key(make_vlp(1), pictures), key(make_vlp(drop_cls=True), pictures), key(make_vlp(precision="bf16"), pictures),
+            key(make_vlp(quick_gelu=False), pictures), key(other_size, pictures), key(tiny_vlp, pictures, torch.bfloat16), key(tiny_vlp, pictures, views=2),
+            key(tiny_vlp, pictures, views=3), key(tiny_vlp, pictures, views=2, seed=1), key(tiny_vlp, pictures.subset([1, 0])),
+            key(tiny_vlp, pictures.subset([0, 1])), key(tiny_vlp, moved), key(tiny_vlp, pictures, identify="content")]
+    assert len(set(keys)) == len(keys)
+    assert key(make_vlp(), pictures) == keys[0]
+    assert key(tiny_vlp, moved, identify="content") == keys[-1]
+
+
+def test_the_key_holds_no_address(tiny_vlp, pictures, monkeypatch):
+    monkeypatch.setattr(tiny_vlp, "preprocess", object())
+    one = cache_ingredients(tiny_vlp, ImageViews(pictures, None), torch.float16)["preprocess"]
+    assert "object" in one and "0x" not in one
+
+
+def test_a_changed_image_costs_its_batch(counted, pictures, kept):
+    vlp, calls = counted
+    cache_tokens(vlp, pictures, 3, folder=kept)
+    Image.new("RGB", (40, 40), (255, 0, 0)).save(pictures.path(4))
+    calls.clear()
+    with pytest.warns(UserWarning, match="1 of 3 batches .* of images that changed"): tokens = cache_tokens(vlp, pictures, 3, folder=kept)
+    assert calls == [3]
+    assert torch.equal(tokens, cache_tokens(vlp, pictures, 3).half())
+    quietly(cache_tokens, vlp, pictures, 3, folder=kept)
+
+
+def test_a_copy_elsewhere_is_known_by_its_content(counted, pictures, kept, tmp_path):
+    vlp, calls = counted
+    first = cache_tokens(vlp, pictures, 3, folder=kept, identify="content")
+    shutil.copytree(pictures.root, tmp_path / "copy", copy_function=shutil.copyfile)
+    moved = LabelledImages(tmp_path / "copy", pictures.images, pictures.labels, pictures.label_names, 1)
+    calls.clear()
+    assert torch.equal(quietly(cache_tokens, vlp, moved, 3, folder=kept, identify="content"), first) and calls == []
+    Image.new("RGB", (40, 40), (255, 0, 0)).save(moved.path(8))
+    with pytest.warns(UserWarning, match="1 of 3"): cache_tokens(vlp, moved, 3, folder=kept, identify="content")
+
+
+def test_a_missing_image_is_named_before_anything_is_computed(counted, pictures, kept):
+    vlp, calls = counted
+    pictures.path(7).unlink()
+    refused("7.png cannot be read .No such file", cache_tokens, vlp, pictures, folder=kept)
+    assert calls == []
+
+
+def test_meta_of_another_cache_is_refused(tiny_vlp, pictures, kept):
+    cache_tokens(tiny_vlp, pictures, folder=kept)
+    path = only(kept) / "meta.json"
+    good = path.read_text()
+    path.write_text(good.replace('"views": 1', '"views": 2'))
+    refused("not that of the token cache wanted here .views.: delete", cache_tokens, tiny_vlp, pictures, folder=kept)
+    path.write_text(good[:30])
+    refused("it cannot be read", cache_tokens, tiny_vlp, pictures, folder=kept)
+
+
+def test_numbers_without_meta_do_not_count(counted, pictures, kept):
+    vlp, calls = counted
+    cache_tokens(vlp, pictures, 3, folder=kept)
+    (only(kept) / "meta.json").unlink()
+    calls.clear()
+    cache_tokens(vlp, pictures, 3, folder=kept)
+    assert calls == [3, 3, 3]
+
+
+# ---- damage
+
+def damaged(counted, pictures, kept, damage, again, **arguments):
+    "Damage a cache of nine batches; expect a warning, so many batches computed again, and right tokens."
+    vlp, calls = counted
+    expected = cache_tokens(vlp, pictures, 1, folder=kept).clone()
+    damage(only(kept))
+    calls.clear()
+    if again:
+        with pytest.warns(UserWarning, match="computed again"): tokens = cache_tokens(vlp, pictures, 1, folder=kept, **arguments)
+    else: tokens = quietly(cache_tokens, vlp, pictures, 1, folder=kept, **arguments)
+    assert calls == [1] * again
+    assert torch.equal(tokens, expected)
+    calls.clear()
+    quietly(cache_tokens, vlp, pictures, 1, folder=kept, verify=True)
+    assert calls == []
+
+
+ITEM = 17 * 64 * 2  # bytes
+
+
+@pytest.mark.parametrize("size, again", [(9 * ITEM - 1, 1), (5 * ITEM, 4), (5 * ITEM - 1, 5), (1, 9), (0, 9)])
+def test_a_truncated_cache(counted, pictures, kept, size, again):
+    damaged(counted, pictures, kept, lambda folder: os.truncate(folder / "tokens.bin", size), again)
+
+
+def test_a_lost_file(counted, pictures, kept):
+    damaged(counted, pictures, kept, lambda folder: (folder / "tokens.bin").unlink(), 9)
+
+
+def test_a_longer_file_is_cut(counted, pictures, kept):
+    def longer(folder):
+        with open(folder / "tokens.bin", "ab") as file: file.write(b"x" * 100)
+    damaged(counted, pictures, kept, longer, 0)
+    assert (only(kept) / "tokens.bin").stat().st_size == 9 * ITEM
+
+
+@pytest.mark.parametrize("batch", [0, 8])
+def test_a_changed_byte_where_a_sample_is_read(counted, pictures, kept, batch):
+    damaged(counted, pictures, kept, lambda folder: flip(folder / "tokens.bin", batch * ITEM + 5), 1)
+
+
+def test_changed_bytes_anywhere_with_verify(counted, pictures, kept):
+    def two(folder):
+        for batch in (3, 4): flip(folder / "tokens.bin", batch * ITEM)
+    damaged(counted, pictures, kept, two, 2, verify=True)
+
+
+def test_where_the_sample_finds_damage_all_is_read(counted, pictures, kept):
+    def everywhere(folder):
+        for batch in range(9): flip(folder / "tokens.bin", batch * ITEM + batch)
+    damaged(counted, pictures, kept, everywhere, 9)
+
+
+def test_a_touched_file_is_read_in_full(counted, pictures, kept):
+    unread = next(batch for batch in range(9) if batch not in np.linspace(0, 8, 8).astype(int))
+
+    def touched(folder):
+        flip(folder / "tokens.bin", unread * ITEM)
+        os.utime(folder / "tokens.bin")
+    damaged(counted, pictures, kept, touched, 1)
+
+
+@pytest.mark.parametrize("place", [0, 2, 4, 40, 68, 75, 78], ids=str)
+def test_a_changed_byte_in_the_record(counted, pictures, kept, place):
+    vlp, calls = counted
+    expected = cache_tokens(vlp, pictures, 1, folder=kept).clone()
+    flip(only(kept) / "finished.txt", place)
+    calls.clear()
+    assert torch.equal(cache_tokens(vlp, pictures, 1, folder=kept), expected)
+    assert 1 <= len(calls) <= 2  # a lost line end costs the next line too
+
+
+def test_a_lost_record(counted, pictures, kept):
+    vlp, calls = counted
+    cache_tokens(vlp, pictures, 1, folder=kept)
+    (only(kept) / "finished.txt").unlink()
+    calls.clear()
+    cache_tokens(vlp, pictures, 1, folder=kept)
+    assert len(calls) == 9
+
+
+def test_overlapping_lines_do_not_count(tmp_path):
+    (tmp_path / "finished.txt").write_text("".join(batch_line(a, b, "a" * 32, "b" * 32) for a, b in [(0, 5), (1, 2), (3, 4), (6, 8), (8, 8), (9, 7)]))
+    assert [batch[:2] for batch in read_batches(tmp_path / "finished.txt")] == [(0, 5), (6, 8)]
+
+
+# ---- what is missing
+
+@pytest.mark.parametrize("finished", [[], [(0, 3)], [(3, 5)], [(0, 2), (5, 9)], [(0, 9)], [(2, 3), (4, 5), (6, 7)]], ids=str)
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_missing_batches_cover_exactly_what_is_missing(finished, batch_size):
+    batches = missing_batches([(*span, "", "") for span in finished], 9, batch_size)
+    done = [i for span in finished for i in range(*span)]
+    assert sorted(done + [i for batch in batches for i in batch]) == list(range(9))
+    assert all(0 < len(batch) <= batch_size for batch in batches) and batches == sorted(batches, key=lambda batch: batch.start)
+
+
+def test_going_on_with_another_batch_size(counted, pictures, kept):
+    vlp, calls = counted
+    expected = cache_tokens(vlp, pictures, 9).half()
+    bad = pictures.path(6).read_bytes()
+    pictures.path(6).write_bytes(bad[:50])
+    refused("6.png", cache_tokens, vlp, pictures, 4, folder=kept)
+    pictures.path(6).write_bytes(bad)
+    calls.clear()
+    torch.testing.assert_close(cache_tokens(vlp, pictures, 3, folder=kept), expected, rtol=1e-2, atol=1e-3)
+    assert calls == [3, 2]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_image_in_the_middle(counted, pictures, kept, workers):
+    vlp, calls = counted
+    whole = pictures.path(5).read_bytes()
+    pictures.path(5).write_bytes(whole[:len(whole) // 2])
+    refused("5.png is damaged or truncated", cache_tokens, vlp, pictures, 2, workers, folder=kept)
+    assert calls == [2, 2] and list_caches(kept)[0]["finished"] == pytest.approx(4 / 9)
+    pictures.path(5).write_bytes(whole)
+    tokens = quietly(cache_tokens, vlp, pictures, 2, folder=kept)
+    assert calls == [2, 2, 2, 2, 1]
+    assert torch.equal(tokens, cache_tokens(vlp, pictures, 2).half())
+
+
+# ---- disk and numbers
+
+def test_too_little_room_is_told_beforehand(counted, pictures, kept, monkeypatch):
+    vlp, calls = counted
+    need = cache_size(vlp, N_IMAGES)
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: SimpleNamespace(free=need - 1))
+    monkeypatch.setattr(cache, "progress", lambda *args: pytest.fail("began to write"))
+    refused(r"needs 0.00 GB more in .* but 0.00 GB are free: make room", cache_tokens, vlp, pictures, folder=kept)
+    assert calls == []
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: SimpleNamespace(free=3e9))
+    refused("needs 12.50 GB more in .* but 3.00 GB are free", cache.check_room, kept, 12_500_000_000)
+
+
+def test_room_is_asked_for_what_is_missing_only(counted, pictures, kept, monkeypatch):
+    vlp, calls = counted
+    cache_tokens(vlp, pictures, 1, folder=kept)
+    os.truncate(only(kept) / "tokens.bin", 8 * ITEM)
+    asked = []
+    monkeypatch.setattr(cache, "check_room", lambda folder, n_bytes: asked.append(n_bytes))
+    with pytest.warns(UserWarning): cache_tokens(vlp, pictures, 1, folder=kept)
+    assert asked == [ITEM]
+
+
+@pytest.mark.parametrize("call", range(1, 7))
+def test_a_full_disk_in_the_middle(counted, pictures, kept, monkeypatch, call):
+    "The disk is full at one of the flushes to it: what was finished before stays."
+    vlp, calls = counted
+    fsync, count = os.fsync, [0]
+    with monkeypatch.context() as patch:
+        def full(number):
+            count[0] += 1
+            if count[0] > 2 + call: raise OSError(errno.ENOSPC, "No space left on device")  # 2: meta.json and the emptied record
+            fsync(number)
+        patch.setattr(batchfile.os, "fsync", full)
+        refused("No space left on device.*items are finished and kept", cache_tokens, vlp, pictures, 1, folder=kept)
+    assert len(calls) == call // 2 + 1
+    calls.clear()
+    tokens = quietly(cache_tokens, vlp, pictures, 1, folder=kept)
+    assert len(calls) == 9 - (call + 1) // 2  # two flushes a batch: its numbers, its line
+    assert torch.equal(tokens, cache_tokens(vlp, pictures, 1).half())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a limit of file sizes")
+def test_a_file_that_may_not_grow(counted, pictures, kept):
+    "A real refusal by the system in the middle of a batch: a part of its bytes is written, then no more."
+    import resource
+    vlp, calls = counted
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3 * 2 * ITEM + ITEM // 2, before[1]))
+    try: refused("tokens.bin cannot be written .File too large.; 6 of 9 items are finished and kept", cache_tokens, vlp, pictures, 2, folder=kept)
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert calls == [2] * 4
+    assert torch.equal(quietly(cache_tokens, vlp, pictures, 2, folder=kept), cache_tokens(vlp, pictures, 2).half())
+    assert calls[4:6] == [2, 1]
+
+
+def test_a_place_that_is_no_folder(tiny_vlp, pictures, tmp_path):
+    (tmp_path / "file").write_text("")
+    refused("cannot be used as a token cache", cache_tokens, tiny_vlp, pictures, folder=tmp_path / "file")
+
+
+def test_numbers_beyond_half_precision(tiny_vlp, pictures, kept, monkeypatch):
+    tower = tiny_vlp.image_tokens
+    monkeypatch.setattr(tiny_vlp, "image_tokens", lambda images: tower(images) + 70_000.)
+    refused("0.png .* not finite in float16: use dtype=torch.bfloat16", cache_tokens, tiny_vlp, pictures, folder=kept)
+    assert cache_tokens(tiny_vlp, pictures, folder=kept, dtype=torch.bfloat16).isfinite().all()
+
+
+# ---- two processes
+
+def test_a_second_writer_is_refused(counted, pictures, kept, monkeypatch):
+    vlp, calls = counted
+    monkeypatch.setattr(cache, "LOCK_SECONDS", 0.05)
+    cache_tokens(vlp, pictures, 3, folder=kept)
+    with FileLock(only(kept) / "lock"):
+        quietly(cache_tokens, vlp, pictures, 3, folder=kept)  # a complete cache is read without the lock
+        os.truncate(only(kept) / "tokens.bin", ITEM)
+        refused("another process is writing the token cache", cache_tokens, vlp, pictures, 3, folder=kept)
+    with pytest.warns(UserWarning): cache_tokens(vlp, pictures, 3, folder=kept)
+
+
+def test_the_lock_of_a_cache_is_its_own(tiny_vlp, pictures, kept):
+    "An image that cannot be read, a refusal: the lock is free afterwards."
+    good = pictures.path(8).read_bytes()
+    pictures.path(8).write_bytes(b"no image")
+    refused("8.png", cache_tokens, tiny_vlp, pictures, 2, folder=kept)
+    with FileLock(only(kept) / "lock", timeout=0): pass
+    pictures.path(8).write_bytes(good)
+    cache_tokens(tiny_vlp, pictures, 2, folder=kept)
+
+
+# ---- killed
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
+def test_killed_at_any_moment(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, str(TESTS / "kill_cache.py"), str(tmp_path / "work")], env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    at_steps = [run for run in found["runs"] if run["kind"] == "step"]
+    assert len(at_steps) > 20 and len(found["runs"]) == len(at_steps) + 20 + 1
+    for run in found["runs"]:
+        assert run["finished_are_right"] and run["same"] and not run["warnings"] and not run["computed_again"], run
+        assert run["computed"] == found["batches"] - run["finished"], run  # what was finished is not computed again
+    finished = [run["finished"] for run in at_steps]
+    assert finished == sorted(finished) and set(finished) == set(range(found["batches"] + 1))  # a kill costs one batch, never two
+
+
+# ---- views
+
+def test_views_are_the_same_whatever_the_order(tiny_vlp, pictures, kept, tmp_path):
+    expected = cache_tokens(tiny_vlp, pictures, 4, views=3)  # in memory
+    assert expected.shape == (N_IMAGES, 3, 17, 64)
+    assert torch.equal(cache_tokens(tiny_vlp, pictures, 4, folder=kept, views=3), expected.half())
+    for arguments in ({"workers": 2}, {"batch_size": 5}):
+        again = cache_tokens(tiny_vlp, pictures, **{"batch_size": 4, "views": 3, "folder": tmp_path / "-".join(arguments)} | arguments)
+        torch.testing.assert_close(again.float(), expected, rtol=1e-2, atol=2e-3)
+    flat = expected.flatten(0, 1)
+    assert not any(torch.equal(flat[i], flat[j]) for i in range(len(flat)) for j in range(i))
+    assert not torch.equal(cache_tokens(tiny_vlp, pictures, 4, views=3, seed=1), expected)
+
+
+def test_a_view_is_the_augmentation_of_its_image(tiny_vlp, pictures, kept):
+    views = cache_tokens(tiny_vlp, pictures, folder=kept, views=2, dtype=torch.float32)
+    image = Augmentation(tiny_vlp.preprocess, 0)(Image.open(pictures.path(3)).convert("RGB"), 3, 1)
+    torch.testing.assert_close(views[3, 1], tiny_vlp.image_tokens(image[None])[0], rtol=1e-4, atol=1e-5)
+
+
+def test_views_go_on_in_the_middle_of_an_image(counted, pictures, kept):
+    vlp, calls = counted
+    expected = cache_tokens(vlp, pictures, 2, folder=kept, views=3).clone()
+    os.truncate(only(kept) / "tokens.bin", 14 * ITEM)  # 14 of 27 items: image 4 has two of its three views
+    calls.clear()
+    with pytest.warns(UserWarning, match="7 of 14"): tokens = cache_tokens(vlp, pictures, 2, folder=kept, views=3)
+    assert torch.equal(tokens, expected) and calls == [2] * 6 + [1]
+    Image.new("RGB", (40, 40), (255, 0, 0)).save(pictures.path(8))  # items 24 to 26, in the last two batches
+    calls.clear()
+    with pytest.warns(UserWarning, match="2 of 14"): cache_tokens(vlp, pictures, 2, folder=kept, views=3)
+    assert calls == [2, 1]
+
+
+# ---- those who use the tokens
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_widened_by_everyone(tiny_vlp, pictures, kept, dtype):
+    half = cache_tokens(tiny_vlp, pictures, folder=kept, dtype=dtype)
+    names = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
+    results = []
+    for tokens in (half, half.float()):
+        torch.manual_seed(0)
+        head = QKSHead(tiny_vlp.projection, HeadConfig(2, 1))
+        optimizer = torch.optim.SGD(head.parameters(), lr=1e-3)
+        loss = train_epoch(head, tokens, torch.ones(N_IMAGES, 4), names, bce_loss, optimizer, 4, torch.Generator().manual_seed(0))
+        results.append([torch.tensor(loss), head.projection.detach(), *head_scores(head, tokens, names, 4),
+                        zero_shot_scores(tiny_vlp, tokens, names, 4), best_patch_scores(tiny_vlp, tokens, names, 4)])
+    assert all(torch.equal(a, b) for a, b in zip(*results)) and results[0][2].dtype == torch.float32
+
+
+def test_a_batch_file_alone(tmp_path):
+    "Any tensor, any order of batches."
+    rng = torch.Generator().manual_seed(0)
+    values = torch.randn(10, 2, 3, generator=rng).half()
+    file = BatchFile(tmp_path, (10, 2, 3), torch.float16, [bytes([i]) for i in range(5)])
+    file.numbers.touch()
+    for start in (6, 0, 8, 3): file.write(start, values[start:{6: 8, 0: 3, 8: 10, 3: 6}[start]])
+    assert [batch[:2] for batch in sound_batches(file, verify=True)] == [(0, 3), (3, 6), (6, 8), (8, 10)]
+    assert torch.equal(file.tensor(), values)

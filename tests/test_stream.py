@@ -1,0 +1,132 @@
+"""Views drawn per epoch, tokens moved to a device, batches read ahead."""
+import threading
+import time
+
+import pytest
+import torch
+
+from qks.core import QKSError
+from qks.losses import bce_loss
+from qks.model import HeadConfig, QKSHead
+from qks.stream import ViewSampler, stream, to_device_if_it_fits
+from qks.training import TrainConfig, fit, train_epoch
+
+N, V = 12, 3
+
+
+@pytest.fixture
+def views():
+    "Tokens [n, V, N, D] whose every number says which image and view it is."
+    return (torch.arange(N * V).view(N, V, 1, 1) * torch.ones(1, 1, 4, 64)).half()
+
+
+def test_one_view_an_image(views):
+    sampler = ViewSampler(views)
+    assert len(sampler) == N
+    for rows in (torch.tensor([3, 0, 3]), [5], slice(2, 6)):
+        found, images = sampler[rows], torch.arange(N)[rows]
+        assert found.shape == (len(images), 4, 64)
+        assert torch.equal(found[:, 0, 0].long(), images * V + sampler.view[images])
+
+
+def test_the_draw_depends_on_seed_and_epoch_alone(views):
+    def draws(seed, epochs):
+        sampler, found = ViewSampler(views, seed), []
+        for epoch in epochs:
+            sampler.set_epoch(epoch)
+            found.append(sampler.view.tolist())
+        return found
+    torch.manual_seed(0)
+    first = draws(0, range(40))
+    torch.manual_seed(1)
+    assert draws(0, [7])[0] == first[7] and draws(0, reversed(range(40))) == first[::-1]
+    assert draws(1, range(40)) != first and len({tuple(draw) for draw in first}) > 30
+    counts = torch.tensor(first).flatten().bincount(minlength=V)
+    assert len(counts) == V and counts.min() > 0.25 * counts.sum()
+
+
+def test_tokens_without_views_are_refused(views):
+    with pytest.raises(QKSError, match="hold no views"): ViewSampler(views[:, 0])
+
+
+def test_fit_tells_the_epoch(views):
+    told = []
+
+    class Watched(ViewSampler):
+        def set_epoch(self, epoch):
+            told.append(epoch)
+            super().set_epoch(epoch)
+    torch.manual_seed(0)
+    labels = torch.where(torch.rand(N, 3) < 0.5, 1, -1)
+    tokens, names = torch.randn(N, V, 4, 64), torch.randn(3, 8)
+    fit(QKSHead(torch.randn(64, 8), HeadConfig(2, 1)), (Watched(tokens), labels), names, (tokens[:, 0], labels), TrainConfig(epochs=3, topk=(1,)))
+    assert told == [0, 1, 2, 3]  # 0 by the constructor
+
+
+def test_training_sees_the_drawn_views(views):
+    sampler = ViewSampler(torch.randn(N, V, 4, 64))
+    sampler.set_epoch(5)
+    chosen, losses = sampler.tokens[torch.arange(N), sampler.view], []
+    for tokens in (sampler, chosen):
+        torch.manual_seed(0)
+        head = QKSHead(torch.randn(64, 8), HeadConfig(2, 1))
+        optimizer = torch.optim.SGD(head.parameters(), lr=1e-2)
+        losses.append(train_epoch(head, tokens, torch.ones(N, 3), torch.ones(3, 8), bce_loss, optimizer, 5, torch.Generator().manual_seed(0)))
+    assert losses[0] == losses[1]
+
+
+def test_tokens_stay_where_there_is_no_room(monkeypatch):
+    tokens = torch.zeros(10)
+    assert to_device_if_it_fits(tokens, "cpu") is tokens
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 200))
+    assert to_device_if_it_fits(tokens, "cuda") is tokens  # 40 bytes fit, but not with the spare ones
+    moved = []
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device: moved.append(device) or self)
+    to_device_if_it_fits(tokens, "cuda", spare=60)
+    to_device_if_it_fits(tokens, "cuda", spare=61)
+    assert moved == [torch.device("cuda")]
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 2, 100])
+@pytest.mark.parametrize("batch_size", [1, 5, 12])
+def test_batches_come_in_order(ahead, batch_size):
+    tokens, batches = torch.randn(N, 2, 3), torch.randperm(N).split(batch_size)
+    found = list(stream(tokens, batches, ahead))
+    assert len(found) == len(batches) and all(torch.equal(part, tokens[rows]) for part, rows in zip(found, batches))
+    assert list(stream(tokens, [], ahead)) == []
+
+
+class Counted:
+    "Tokens that count how often they were read, and by which thread."
+    def __init__(self, fail_at=None): self.read, self.threads, self.fail_at = 0, set(), fail_at
+
+    def __getitem__(self, rows):
+        self.read += 1
+        self.threads.add(threading.current_thread())
+        if self.read == self.fail_at: raise QKSError("this batch cannot be read")
+        return rows
+
+
+def test_no_more_than_so_many_wait():
+    tokens = Counted()
+    for i, _ in enumerate(stream(tokens, range(20), ahead=3)):
+        time.sleep(0.01)
+        assert tokens.read <= i + 4
+    assert tokens.read == 20 and threading.main_thread() not in tokens.threads
+
+
+def test_what_fails_beside_is_raised_here():
+    found = []
+    with pytest.raises(QKSError, match="cannot be read"):
+        for batch in stream(Counted(fail_at=3), range(9)): found.append(batch)
+    assert found == [0, 1]
+
+
+def test_stopping_early_leaves_no_thread():
+    before, tokens = threading.active_count(), Counted()
+    for batch in stream(tokens, range(1000)):
+        if batch == 2: break
+    del batch
+    deadline = time.time() + 5
+    while threading.active_count() > before and time.time() < deadline: time.sleep(0.01)
+    assert threading.active_count() == before and tokens.read < 10
