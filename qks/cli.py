@@ -14,13 +14,14 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from .cache import cache_tokens
 from .core import QKSError
 from .data import read_nuswide
 from .evaluation import evaluate, results_table, summarise
 from .model import QKS, HeadConfig
 from .pocket import PocketConfig, write_pocket
 from .reproduce import ReproduceConfig, load_benchmark, prepare_run, reproduce, save_run, train_and_score
-from .training import TrainConfig, cache_tokens
+from .training import TrainConfig
 from .vlp import load_vlp
 
 # %% ../nbs/15_cli.ipynb #51efb66c

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TAG_LIST', 'CONCEPT_LIST', 'LABEL_FOLDER', 'read_vocabulary', 'unknown_concepts', 'concept_files',
            'read_concept_labels', 'read_tag_entries', 'index_nuswide', 'read_nuswide', 'missing_images', 'holdout',
-           'write_lists', 'word_forms', 'leaks']
+           'write_lists']
 
 # %% ../nbs/08_data.ipynb #6b89a173
 import os
@@ -169,25 +169,3 @@ def write_lists(
         "label_seen.txt": test.label_names[:S], "label_unseen.txt": test.label_names[S:]}
     for name, lines in files.items(): (out/name).write_bytes("".join(line + "\n" for line in lines).encode())
     return out
-
-# %% ../nbs/08_data.ipynb #1ef23fe2
-def word_forms(
-    label: str, # a label of one or more words
-) -> set: # every form of every word under the rule above
-    "The forms under which a label's words may also be spelt."
-    forms = set()
-    for word in re.findall(r"[^\W\d_]+", label.lower()):
-        word = word.replace("our", "or").replace("grey", "gray")
-        stems = [word] + [word[:-len(end)] + new for end, new in (("s", ""), ("es", ""), ("ies", "y")) if word.endswith(end)]
-        forms |= {stem for stem in stems if stem == word or len(stem) >= 3}
-    return forms
-
-# %% ../nbs/08_data.ipynb #bde47dec
-def leaks(
-    seen: list, # seen labels
-    unseen: list, # unseen labels
-) -> dict: # unseen label -> the seen labels that share a word with it; labels without a twin are left out
-    "Find lexical leakage: unseen labels with a singular, plural or spelling twin among the seen ones."
-    seen_forms = {label: word_forms(label) for label in seen}
-    twins = {label: [other for other, forms in seen_forms.items() if forms & word_forms(label)] for label in unseen}
-    return {label: others for label, others in twins.items() if others}

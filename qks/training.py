@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 
-from .cache import cache_tokens # noqa: F401 the command line takes it from here
 from .core import QKSError, check_count, progress
 from .losses import AsymmetricLoss, bce_loss, ranking_loss
 from .metrics import check_scores, evaluate_part, evaluate_scores

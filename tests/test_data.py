@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qks.core import QKSError
-from qks.data import LabelledImages, holdout, leaks, missing_images, read_nuswide, write_lists
+from qks.data import LabelledImages, holdout, missing_images, read_nuswide, write_lists
 from qks.files import read_image_list, read_table, regular_ones
 
 GOLDEN = Path(__file__).parent/"data/nuswide_tiny"
@@ -184,11 +184,3 @@ def test_missing_images(tmp_path):
     (tmp_path/"Flickr/b.jpg").write_bytes(b"")
     assert missing_images(data) == ["b.jpg", "c.jpg", "d"]
     assert missing_images(data, min_bytes=5) == ["a.jpg", "b.jpg", "c.jpg", "d"]
-
-
-def test_leaks():
-    assert leaks(["bird", "harbour", "cities", "boxes", "Polar Bears"], ["birds", "harbor", "city", "box", "bear", "dog"]) == {
-        "birds": ["bird"], "harbor": ["harbour"], "city": ["cities"], "box": ["boxes"], "bear": ["Polar Bears"]}
-    assert leaks(["sunflower", "snowman", "plane"], ["sun", "flower", "snow", "airplane"]) == {}
-    data = read_nuswide(GOLDEN/"raw", "test")
-    assert len(leaks(data.label_names[:925], data.label_names[925:])) == 31

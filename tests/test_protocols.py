@@ -1,11 +1,14 @@
 """Who takes part under each protocol: by hand, against plain references, and what is refused."""
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
 from qks.core import QKSError
+from qks.data import read_nuswide
 from qks.metrics import evaluate_scores
-from qks.protocols import PROTOCOLS, DenseLabels, Protocol, find_protocol, part_labels, plan, twins
+from qks.protocols import PROTOCOLS, DenseLabels, Protocol, find_protocol, leaks, part_labels, plan, twins
 
 NAMES = ["sky", "bird", "harbour", "dog", "car", "birds", "harbor", "castle", "zebra", "lake"]
 PARTS = {"seen": slice(5), "zsl": slice(5, None), "gzsl": slice(None)}
@@ -110,3 +113,11 @@ def test_too_few_labels_left_by_leak_free(sample):
 def test_parts_hold_rising_columns():
     columns = part_labels(10, 5, PROTOCOLS["leak-free"], NAMES)
     assert columns["gzsl"].tolist() == [0, 1, 2, 3, 4, 7, 8, 9] and columns["zsl"].tolist() == [7, 8, 9]
+
+
+def test_leaks():
+    assert leaks(["bird", "harbour", "cities", "boxes", "Polar Bears"], ["birds", "harbor", "city", "box", "bear", "dog"]) == {
+        "birds": ["bird"], "harbor": ["harbour"], "city": ["cities"], "box": ["boxes"], "bear": ["Polar Bears"]}
+    assert leaks(["sunflower", "snowman", "plane"], ["sun", "flower", "snow", "airplane"]) == {}
+    data = read_nuswide(Path(__file__).parent/"data/nuswide_tiny/raw", "test")
+    assert len(leaks(data.label_names[:925], data.label_names[925:])) == 31
