@@ -106,7 +106,7 @@ def test_pixel_limit_is_exact():
 def test_a_bomb_is_refused_by_its_header(tmp_path, width, height, recwarn):
     (tmp_path / "bomb.png").write_bytes(png_header(width, height))
     refused("bomb.png.*limit of 64,000,000", load_image, tmp_path / "bomb.png")
-    assert not recwarn.list
+    assert not [warning for warning in recwarn.list if issubclass(warning.category, Image.DecompressionBombWarning)]
 
 
 # ---- weight files
