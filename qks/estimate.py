@@ -6,11 +6,12 @@
 __all__ = ['READ_RATE', 'PEAKS', 'Workload', 'count_operations', 'operations', 'Machine', 'pace', 'measure_machine',
            'worked_out_machine', 'Stage', 'estimate', 'duration', 'estimate_table']
 
-# %% ../nbs/16_estimate.ipynb #d3994142
+# %% ../nbs/16_estimate.ipynb #7eeff667
 import time
 from dataclasses import dataclass
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from .core import QKSError, check_count, load_image
@@ -39,15 +40,15 @@ class Workload:
     @property
     def token_bytes(self): return self.n_tokens*self.width*2 # one image in the cache, half precision
 
-# %% ../nbs/16_estimate.ipynb #647482b5
+# %% ../nbs/16_estimate.ipynb #c2f59338
 def count_operations(
     function, # what to watch
 ) -> int: # floating-point operations of its matrix products and convolutions; a multiply-add counts as 2
     "Count what one call computes."
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False) # the fused kernel hides its products from the counter
+    torch.backends.mha.set_fastpath_enabled(False) # fused kernels hide their products from the counter
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter: function()
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter: function()
     finally: torch.backends.mha.set_fastpath_enabled(fast)
     return counter.get_total_flops()
 
