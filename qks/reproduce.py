@@ -21,7 +21,7 @@ import torch
 
 from .cache import cache_tokens
 from .core import QKSError, load_image
-from .data import LabelledImages, holdout, read_nuswide
+from .data import LabelledImages, holdout
 from .drawings import read_concepts
 from .evaluation import best_patch_scores, label_ap, results_table, summarise, zero_shot_scores
 from .metrics import evaluate_scores
@@ -29,6 +29,7 @@ from .model import QKS, HeadConfig, QKSHead, head_scores, rank_labels
 from .plots import plot_history, plot_label_ap, plot_tags, plot_token_use
 from .pocket import PocketConfig, write_pocket
 from .prompts import PromptPool
+from .splits import open_splits
 from .training import TrainConfig, fit
 from .vlp import VLP, fingerprint, load_vlp
 
@@ -50,14 +51,15 @@ class Benchmark:
 VALIDATION_FRACTION = 0.1 # ours: of the training images, for choosing the epoch by seen labels
 
 def load_benchmark(
-    root, # a folder in NUS-WIDE's layout
+    root, # a data set's folder: prepared, or in NUS-WIDE's layout
     vlp: VLP, # a frozen VLP
     pool: PromptPool = None, # None: the paper's 85 templates
     workers: int = 0, # processes that read images
+    splits: dict = None, # what `open_splits` gave, where it was asked before
 ) -> Benchmark: # with everything that training needs, in memory
     "Read labels, embed prompts, cache tokens; raises `QKSError` where the folder is not complete."
-    pool = pool or PromptPool()
-    test, (train, validation) = read_nuswide(root, "test"), holdout(read_nuswide(root, "train"), VALIDATION_FRACTION, seed=0)
+    pool, splits = pool or PromptPool(), splits or open_splits(root)
+    train, validation, test = (part.dense() for part in (*holdout(splits["train"], VALIDATION_FRACTION, seed=0), splits["test"]))
     splits = {"train": train, "validation": validation, "test": test}
     tokens = {name: cache_tokens(vlp, data, workers=workers) for name, data in splits.items()}
     return Benchmark(vlp, pool, pool.embed(vlp, test.label_names), train, validation, test, tokens)
