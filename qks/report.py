@@ -105,20 +105,21 @@ def plain(
     value = value.item() if isinstance(value, np.generic) else value
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
-# %% ../nbs/12_report.ipynb #98cfa2df
+# %% ../nbs/12_report.ipynb #fc311e42
 def assemble(
     measured: dict,  # method -> protocol name -> what `measure` gave
     n_seen: int,  # S
     config: ReportConfig,
     label_names: Sequence[str] | None = None,  # [C]; None: labels are called by their numbers
-    label_ids: Sequence[str] | None = None,  # [C], distinct; None: the names
+    label_ids: Sequence[str] | None = None,  # [C], distinct; None: the names, or numbers where names repeat
 ) -> dict:  # ready for JSON
     "Put measurements of one or more methods on the same labels together."
     known = next(iter(measured.values()))  # the lists are the same for every method
     any_protocol = next(iter(known.values()))
     positives = any_protocol["positives"]  # [C]
-    names = list(map(str, range(len(positives)))) if label_names is None else list(label_names)
-    ids = names if label_ids is None else list(label_ids)
+    numbers = list(map(str, range(len(positives))))
+    names = numbers if label_names is None else list(label_names)
+    ids = list(label_ids) if label_ids is not None else names if len(set(names)) == len(names) else numbers
     if not len(positives) == len(names) == len(set(ids)) == len(ids):
         raise QKSError(f"{len(names)} names and {len(set(ids))} distinct ids for {len(positives)} labels: give one of each a label, seen labels first.")
     leaking = {} if label_names is None else twins(names, n_seen)
@@ -134,26 +135,26 @@ def assemble(
                   "positives": dict(zip(ids, positives)),
                   "twins": {label: leaking[name] for label, name in zip(ids[n_seen:], names[n_seen:]) if name in leaking}, "rows": rows})
 
-# %% ../nbs/12_report.ipynb #0ef49a3b
+# %% ../nbs/12_report.ipynb #41eba7ea
 def report(
     scores: dict,  # method -> scores [B, C], seen labels first
     labels,  # [B, C], values -1 (absent), 0 (not annotated), +1 (present)
     n_seen: int,  # S
     config: ReportConfig = ReportConfig(),
     label_names: Sequence[str] | None = None,  # [C], needed by "leak-free"
-    label_ids: Sequence[str] | None = None,  # [C], distinct; None: the names
+    label_ids: Sequence[str] | None = None,  # [C], distinct; None: the names, or numbers where names repeat
 ) -> dict:  # ready for JSON
     "Report on the scores of one or more methods; QKSError for input that cannot be measured."
     protocols = [find_protocol(protocol) for protocol in config.protocols]
     return assemble({method: {protocol.name: measure(matrix, labels, n_seen, config, protocol, label_names) for protocol in protocols}
                      for method, matrix in scores.items()}, n_seen, config, label_names, label_ids)
 
-# %% ../nbs/12_report.ipynb #31bae097
+# %% ../nbs/12_report.ipynb #cc319797
 def report_streams(
     streams: dict,  # method -> what `open_streams` gave, every stream updated with every image
     config: ReportConfig,  # the same as for `open_streams`
     label_names: Sequence[str] | None = None,  # [C], the same as for `open_streams`
-    label_ids: Sequence[str] | None = None,  # [C], distinct; None: the names
+    label_ids: Sequence[str] | None = None,  # [C], distinct; None: the names, or numbers where names repeat
 ) -> dict:  # ready for JSON
     "`report` for scores that never existed at once."
     n_seen = next(iter(next(iter(streams.values())).values())).n_seen

@@ -105,7 +105,7 @@ def save_report(
     "Write a report as JSON, whole or not at all."
     write_whole(check_new_file(path, force), json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
-# %% ../nbs/12_report_tables.ipynb #0f401b8e
+# %% ../nbs/12_report_tables.ipynb #420659fe
 def load_report(
     path,  # a file of `save_report`, or the results.json of a run
 ) -> dict:  # the report
@@ -115,6 +115,7 @@ def load_report(
     except (OSError, ValueError) as error:
         raise QKSError(f"results file {path} cannot be read ({type(error).__name__}): give a file that qks evaluate --json wrote") from error
     found = content.get("report", content) if isinstance(content, dict) else {}
+    found = found if isinstance(found, dict) else {}
     missing = [key for key in ("protocols", "topk", "labels", "label_names", "rows") if not isinstance(found.get(key), (dict, list))]
     if missing:
         raise QKSError(f"results file {path} holds no report ({', '.join(missing)} missing): give a file that qks evaluate --json wrote")
