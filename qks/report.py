@@ -43,7 +43,7 @@ class ReportConfig:
         check_count("resamples", 1 if self.resamples == 0 else self.resamples)  # 0 is allowed here
         check_count("seed", 1 if self.seed == 0 else self.seed)
 
-# %% ../nbs/12_report.ipynb #a4313219
+# %% ../nbs/12_report.ipynb #60a68706
 def measure(
     scores,  # [B, C], seen labels first
     labels,  # [B, C], values -1 (absent), 0 (not annotated), +1 (present)
@@ -54,8 +54,9 @@ def measure(
 ) -> dict:  # what `assemble` takes
     "Everything that is told about scores under one protocol; QKSError for input that cannot be measured."
     scores, labels = check_scores(scores, labels)
-    return {"parts": plan(DenseLabels(labels), n_seen, config.topk, protocol, label_names),
-            "ap": per_label(scores, labels, n_seen, protocol, label_names)[0], "positives": np.count_nonzero(labels > 0, axis=0),
+    dense = DenseLabels(labels)
+    return {"parts": plan(dense, n_seen, config.topk, protocol, label_names), "ap": per_label(scores, labels, n_seen, protocol, label_names)[0],
+            "positives": np.sum([(labels[block] > 0).sum(axis=0) for block in dense.blocks], axis=0),
             "metrics": evaluate_scores(scores, labels, n_seen, config.topk, protocol, label_names),
             "intervals": bootstrap(scores, labels, n_seen, config.topk, protocol, config.resamples, config.seed, label_names)
             if config.resamples else None}
