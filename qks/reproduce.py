@@ -29,6 +29,7 @@ from .model import QKS, HeadConfig, QKSHead, head_scores, rank_labels
 from .plots import plot_history, plot_label_ap, plot_tags, plot_token_use
 from .pocket import PocketConfig, write_pocket
 from .prompts import PromptPool
+from .report import ReportConfig, code_version, pool_facts, report
 from .splits import open_splits
 from .training import TrainConfig, fit
 from .vlp import VLP, fingerprint, load_vlp
@@ -191,15 +192,16 @@ def save_run(
 ) -> str: # the table
     "Write results.json, config.json, table.md, model/ and figures/."
     labels, n_seen = benchmark.test.labels, benchmark.test.n_seen
-    rows = {name: summarise([evaluate_scores(s, labels, n_seen, topk)]) for name, s in baseline_scores(benchmark).items()}
-    rows["QKS"] = summarise([run["metrics"] for run in runs])
-    table, best = results_table(rows, topk), runs[0]
-    ap = {name: value for name, value in zip(benchmark.test.label_names, label_ap(best["logits"].numpy(), labels, n_seen).tolist())}
+    best, scores = runs[0], baseline_scores(benchmark)
+    told = report({**scores, "QKS": best["logits"]}, labels, n_seen, ReportConfig(topk=tuple(topk)), benchmark.test.label_names)
+    rows = {name: summarise([told["rows"][name]["official"]["metrics"]]) for name in scores} | {"QKS": summarise([run["metrics"] for run in runs])}
+    table, ap = results_table(rows, topk), told["rows"]["QKS"]["official"]["ap_per_label"]
     results = {"protocol": "official", "selection": config["train"]["selection"], "seeds": [run["seed"] for run in runs], "rows": rows,
                "runs": [{"seed": run["seed"], "metrics": run["metrics"], "history": run["history"]} for run in runs],
                "labels": {"seen": n_seen, "unseen": labels.shape[1] - n_seen}, "ap_per_label": ap,
                "images": {name: len(getattr(benchmark, name)) for name in ("train", "validation", "test")},
-               "templates": len(benchmark.pool.templates), "seconds": seconds, **provenance(benchmark.vlp)}
+               "templates": len(benchmark.pool.templates), "prompts": pool_facts(benchmark.pool), "seconds": seconds, "code": code_version(),
+               "report": told, "protocols": told["protocols"], **provenance(benchmark.vlp)}
     for name, content in (("config", config), ("results", results)): (folder/f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
     (folder/"table.md").write_text(table + "\n")
     best["model"].save_pretrained(folder/"model")
