@@ -227,7 +227,7 @@ def test_nothing_is_overwritten_unasked(pocket, tmp_path, capsys, monkeypatch):
     (["pocket", "POCKET", "--json", "NEW/deep/r.json"], "is no folder"),
     (["pocket", "POCKET", "--per-label", "NEW"], "is a folder"),
     (["pocket", "POCKET", "--cache", "CHECKPOINT"], "cannot be used as a token cache"),
-    (["pocket", "NEW"], "is missing"),
+    (["pocket", "NEW"], "has no index of its test split"),
     (["CHECKPOINT", "POCKET"], "pass --vlp and --pretrained"),
     (["CHECKPOINT", "POCKET", "--vlp", "pocket"], "use the VLP that the head was trained with"),
     (["CHECKPOINT", "POCKET", "--vlp", "ViT-B-16", "--pretrained", "CLIP", "--heads", "7"], "head"),
