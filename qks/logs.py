@@ -61,7 +61,7 @@ def cut_lines(
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     if lines: write_whole(path, "".join(lines[:1] + [line for line in lines[1:] if line.endswith("\n") and int(line.split(",")[0]) <= last]))
 
-# %% ../nbs/11_logs.ipynb #b6f1889d
+# %% ../nbs/11_logs.ipynb #ca174efb
 class RunLog:
     "The files and trackers of one run; only the first process writes. Raises `QKSError` where a file cannot be written."
     def __init__(self,
@@ -95,4 +95,4 @@ class RunLog:
         self.accelerator.log({f"epoch/{name}": value for name, value in history[-1].items()}, step=step)
 
     def close(self):
-        if self.main: self.accelerator.end_training()
+        for tracker in self.accelerator.trackers: tracker.finish()                        # end_training() would part the processes as well
