@@ -161,4 +161,5 @@ def progress(
     total: int = None, # number of items, where the iterable cannot tell
 ):
     "Walk through `iterable` behind a progress bar that appears only after two seconds."
-    return tqdm(iterable, desc=description, total=total, delay=2, mininterval=1, leave=False, dynamic_ncols=True)
+    hidden = os.environ.get("RANK", "0") != "0" # of many processes, the first one shows its progress
+    return tqdm(iterable, desc=description, total=total, delay=2, mininterval=1, leave=False, dynamic_ncols=True, disable=hidden)

@@ -22,16 +22,18 @@ import torch
 from .cache import cache_tokens
 from .core import QKSError, load_image
 from .data import LabelledImages, holdout
+from .devices import score_images
 from .drawings import read_concepts
 from .evaluation import best_patch_scores, label_ap, results_table, summarise, zero_shot_scores
+from .index import Index
 from .metrics import evaluate_scores
-from .model import QKS, HeadConfig, QKSHead, head_scores, rank_labels
+from .model import QKS, HeadConfig, QKSHead, rank_labels
 from .plots import plot_history, plot_label_ap, plot_tags, plot_token_use
 from .pocket import PocketConfig, write_pocket
 from .prompts import PromptPool
 from .report import ReportConfig, code_version, pool_facts, report
 from .splits import open_splits
-from .training import TrainConfig, fit
+from .training import RunConfig, TrainConfig, fit
 from .vlp import VLP, fingerprint, load_vlp
 
 # %% ../nbs/14_reproduce.ipynb #4583d3c4
@@ -41,12 +43,14 @@ class Benchmark:
     vlp: VLP # the frozen model that made the tokens
     pool: PromptPool # the prompts that made the embeddings
     embeddings: torch.Tensor # [S+U, E], seen labels first
-    train: LabelledImages # labels [n, S]
+    train: LabelledImages # labels [n, S]; an Index where most are not annotated
     validation: LabelledImages # labels [m, S], held out from the training split
     test: LabelledImages # labels [t, S+U]
     tokens: dict # "train", "validation", "test" -> [·, N, D]
 
-    def pair(self, split): return self.tokens[split], torch.from_numpy(getattr(self, split).labels)
+    def pair(self, split):
+        data = getattr(self, split)
+        return self.tokens[split], data if isinstance(data, Index) else torch.from_numpy(data.labels)
 
 # %% ../nbs/14_reproduce.ipynb #efd83f15
 VALIDATION_FRACTION = 0.1 # ours: of the training images, for choosing the epoch by seen labels
@@ -57,12 +61,17 @@ def load_benchmark(
     pool: PromptPool = None, # None: the paper's 85 templates
     workers: int = 0, # processes that read images
     splits: dict = None, # what `open_splits` gave, where it was asked before
-) -> Benchmark: # with everything that training needs, in memory
+    cache=None, # folder for the tokens; None: in memory
+    train_tokens=None, # (vlp, training images) -> their tokens; None: as the others'
+) -> Benchmark: # with everything that training needs
     "Read labels, embed prompts, cache tokens; raises `QKSError` where the folder is not complete."
     pool, splits = pool or PromptPool(), splits or open_splits(root)
-    train, validation, test = (part.dense() for part in (*holdout(splits["train"], VALIDATION_FRACTION, seed=0), splits["test"]))
+    train, validation = holdout(splits["train"], VALIDATION_FRACTION, seed=0)
+    validation, test = validation.dense(), splits["test"].dense()
+    if train.absent: train = train.dense()                                                    # labels that are mostly not annotated stay sparse
     splits = {"train": train, "validation": validation, "test": test}
-    tokens = {name: cache_tokens(vlp, data, workers=workers) for name, data in splits.items()}
+    tokens = {name: train_tokens(vlp, data) if train_tokens and name == "train" else cache_tokens(vlp, data, workers=workers, folder=cache)
+              for name, data in splits.items()}
     return Benchmark(vlp, pool, pool.embed(vlp, test.label_names), train, validation, test, tokens)
 
 # %% ../nbs/14_reproduce.ipynb #715e4d26
@@ -70,12 +79,13 @@ def train_head(
     benchmark: Benchmark, # what to train on
     head_config: HeadConfig = HeadConfig(), # sizes
     config: TrainConfig = TrainConfig(), # recipe; config.seed also draws the head's first weights
+    run: RunConfig = None, # where checkpoints and logs go
 ) -> tuple: # the trained head, and `fit`'s history
     "Train a head on the seen labels; the epoch is chosen by `config.selection`."
     torch.manual_seed(config.seed)
     head = QKSHead(benchmark.vlp.projection, head_config).to(benchmark.vlp.device)
     judge = benchmark.pair("test" if config.selection == "official" else "validation")
-    return head, fit(head, benchmark.pair("train"), benchmark.embeddings, judge, config)
+    return head, fit(head, benchmark.pair("train"), benchmark.embeddings, judge, config, run)
 
 # %% ../nbs/14_reproduce.ipynb #1b81e341
 ONE_PROMPT = "There is a {} in the scene" # the authors' single prompt
@@ -170,12 +180,12 @@ class ReproduceConfig:
     train: TrainConfig = TrainConfig(epochs=14, lr=2e-3, loss="bce", schedule="cosine") # ours, see above
 
 # %% ../nbs/14_reproduce.ipynb #35f4d0e2
-def train_and_score(benchmark: Benchmark, head_config: HeadConfig, train_config: TrainConfig, seeds) -> list:
+def train_and_score(benchmark: Benchmark, head_config: HeadConfig, train_config: TrainConfig, seeds, run=lambda seed: None) -> list:
     "One trained head a seed: dicts of seed, model, history, logits [t, C], token_index [t, C], metrics."
     runs = []
     for seed in seeds:
-        head, history = train_head(benchmark, head_config, replace(train_config, seed=seed))
-        logits, token_index = head_scores(head, benchmark.tokens["test"], benchmark.embeddings)
+        head, history = train_head(benchmark, head_config, replace(train_config, seed=seed), run(seed))
+        logits, token_index = score_images(head, benchmark.tokens["test"], benchmark.embeddings)
         metrics = evaluate_scores(logits, benchmark.test.labels, benchmark.test.n_seen, train_config.topk)
         runs.append({"seed": seed, "model": QKS(benchmark.vlp, head, benchmark.pool), "history": history,
                      "logits": logits, "token_index": token_index, "metrics": metrics})

@@ -43,7 +43,7 @@ def said(capsys):
 
 
 def test_train_leaves_table_results_model_and_figures(run):
-    assert {path.name for path in run.iterdir()} == {"config.json", "results.json", "table.md", "model", "figures"}
+    assert {path.name for path in run.iterdir()} == {"config.json", "results.json", "table.md", "model", "figures", "training"}
     results = json.loads((run / "results.json").read_text())
     assert results["protocol"] == "official" and results["selection"] == "seen" and results["seeds"] == [0]
     assert list(results["rows"]) == ["VLP zero-shot, one prompt", "VLP zero-shot, prompt pool", "VLP best patch", "QKS"]
