@@ -158,7 +158,7 @@ def save_split(
     except OSError as error: raise QKSError(f"neither {place} nor {other} can be written ({error.strerror}): set QKS_CACHE to a folder of your own") from error
     return index.save(other)
 
-# %% ../nbs/08_splits.ipynb #ce167447
+# %% ../nbs/08_splits.ipynb #7afb7606
 @dataclass(frozen=True)
 class Prepared:
     "What was prepared; `print` shows it."
@@ -172,6 +172,7 @@ class Prepared:
             C, S, zeros = len(index.label_ids), index.n_seen, "absent" if index.absent else "not annotated"
             lines.append(f"{split}: {len(index):,} images, {C:,} labels ({S:,} seen, {C - S:,} unseen), {len(index.values):,} entries, {index.conflicts:,} conflicts; other entries count as {zeros}")
             if index.conflicts: lines.append(f"  conflicts count as not annotated, the first: {index.first_conflict}")
+            if split == "test" and S == C: lines.append("  no label is unseen: there is nothing to evaluate zero-shot")
             lines.append(f"  {self.files[split].stat().st_size:,} bytes in {self.files[split]}")
         return "\n".join([*lines, f"read and saved in {self.seconds:.1f} s"])
 

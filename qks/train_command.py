@@ -21,7 +21,7 @@ from .logs import RunConfig
 from .model import HeadConfig
 from .recipe import CHOICES, TrainConfig
 from .reproduce import RUN_MARK, load_benchmark, prepare_run, save_run, train_and_score
-from .splits import open_split, open_splits
+from .splits import open_splits
 from .stream import ViewSampler
 from .training import check_identity
 from .vlp import load_vlp

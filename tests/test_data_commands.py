@@ -352,3 +352,50 @@ def test_ctrl_c_ends_a_preparation_with_130(nuswide, monkeypatch, capsys):
     monkeypatch.setattr("qks.index.np.savez_compressed", stopped)
     assert data("nuswide", "prepare", nuswide) == 130 and said(capsys) == "qks: stopped by the user\n"
     assert not list(nuswide.glob("*qks-index*")) and not list(nuswide.glob(".*"))
+
+
+# --- data/README.md ---
+
+README = (Path(__file__).parent.parent/"data/README.md").read_text(encoding="utf-8")
+
+
+def test_the_commands_of_the_readme_run(server, tmp_path, monkeypatch, nuswide, openimages):
+    monkeypatch.chdir(tmp_path)
+    for name in ("nuswide", "openimages"): shutil.move(tmp_path/name, tmp_path/"data"/name)
+    address_list(tmp_path, server.site, "photo/1", "missing").rename("NUS-WIDE-urls.txt")
+    Path("test-images-with-rotation.csv").write_text(f"ImageID,Subset,OriginalURL,Thumbnail300KURL\n{11:016x},test,{server.site}/photo/1,\n")
+    for folder in ("coco", "voc/Annotations", "voc/ImageSets/Main", "folder"): Path("data", folder).mkdir(parents=True)
+    for number, name in ((1, "train2014"), (2, "val2014")): write_coco(Path("data/coco"), coco(images=[(number, f"{number}.jpg")], objects=[(number, "person")]), name)
+    for name, split in (("000001", "trainval"), ("000002", "test")):
+        Path(f"data/voc/ImageSets/Main/{split}.txt").write_text(f"{name}\n")
+        Path(f"data/voc/Annotations/{name}.xml").write_text("<annotation><object><name>dog</name></object></annotation>")
+    Path("data/voc/unseen.txt").write_text("cat\n")
+    table = README.partition("```\nimage,labels\n")[2].partition("```")[0]
+    for split in ("train", "test"): Path(f"data/folder/{split}.csv").write_text("image,labels\n" + table.replace("/", f"/{split}-"))
+    Path("data/folder/unseen.txt").write_text("dog\n")
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+    lines += re.findall(r"`(qks data [^`]* --min-bytes 1)`", README)
+    assert len(lines) > 9
+    for line in lines:
+        words = line.split()
+        assert words[:2] == ["qks", "data"]
+        if words[2] == "pocket": words += ["--n-train", "20", "--n-test", "10"]
+        status = data(*words[2:])
+        assert status == 0 or status == 1 and words[3] in ("fetch", "check") and "pocket" not in line, line
+    assert [len(open_splits(f"data/{name}")["test"].label_ids) for name in ("nuswide", "openimages", "coco", "voc", "folder", "pocket")] == [1006, 5, 80, 20, 3, 326]
+
+
+def test_every_command_that_the_readme_names_exists():
+    parser = argparse.ArgumentParser()
+    add_data_commands(parser)
+    named = set(re.findall(r"qks data (\w+)(?: (fetch|check|prepare))?", README))
+    assert {("nuswide", "fetch"), ("coco", "prepare"), ("folder", "prepare")} <= named
+    for dataset, command in named:
+        with pytest.raises(SystemExit) as stop: parser.parse_args([dataset, *filter(None, [command]), "--help"])
+        assert stop.value.code == 0
+    for option in set(re.findall(r"`(--[a-z-]+)", README)):
+        assert any(option in action.option_strings for dataset in parser._actions[-1].choices.values() for sub in [dataset, *commands_of(dataset)] for action in sub._actions), option
+
+
+def commands_of(parser):
+    return [sub for action in parser._actions if isinstance(action, argparse._SubParsersAction) for sub in action.choices.values()]

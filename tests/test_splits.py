@@ -137,11 +137,11 @@ def test_coco_divisions(tmp_path):
 
 
 def test_voc_with_unseen_classes(voc):
-    prepare(voc, "voc", unseen="unseen.txt")
+    assert "no label is unseen" not in str(prepare(voc, "voc", unseen="unseen.txt"))
     train, test = (open_split(voc, split) for split in SPLITS)
     assert train.images == ("000001.jpg", "000002.jpg", "000004.jpg") and len(train.label_ids) == 19 and "cat" not in train.label_ids
     assert test.label_ids == (*train.label_ids, "cat") and test.labels()[0, -1] == 1 and test.image_folder == "VOCdevkit/VOC2007/JPEGImages"
-    prepare(voc, "voc")
+    assert "no label is unseen" in str(prepare(voc, "voc"))
     assert [len(open_split(voc, split)) for split in SPLITS] == [4, 1] and open_split(voc, "train").label_ids == VOC_CLASSES
     (voc/"unseen.txt").write_text("zebra\n")
     with pytest.raises(QKSError, match="'zebra' is no class"): prepare(voc, "voc", unseen="unseen.txt")
