@@ -6,8 +6,10 @@
 __all__ = ['READ_RATE', 'PEAKS', 'Workload', 'count_operations', 'operations', 'Machine', 'pace', 'measure_machine',
            'worked_out_machine', 'Stage', 'estimate', 'duration', 'estimate_table']
 
-# %% ../nbs/16_estimate.ipynb #7eeff667
+# %% ../nbs/16_estimate.ipynb #fbf2664e
+import io
 import time
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 
 import torch
@@ -95,7 +97,7 @@ def pace(
         best = min(best, time.perf_counter() - start)
     return amount/best
 
-# %% ../nbs/16_estimate.ipynb #3965ad62
+# %% ../nbs/16_estimate.ipynb #d44bf2d0
 READ_RATE = 5e8 # ours: bytes a second that an ordinary solid-state disk gives in any case
 
 def measure_machine(
@@ -115,10 +117,12 @@ def measure_machine(
     twin = QKSHead.from_state({key: value.cpu() for key, value in head.state_dict().items()}, head.config.n_heads).to(vlp.device)
     targets = torch.where(torch.arange(batch_size)[:, None] % n_seen == torch.arange(n_seen), 1., -1.)      # [B, S]
     few, recipe = (tokens[:1].cpu(), targets[:1]), TrainConfig(epochs=1, batch_size=batch_size, topk=(1,))
-    return Machine(name, decode=pace(lambda: [vlp.preprocess(load_image(image)) for image in images], len(images)),
-        tower=pace(lambda: vlp.image_tokens(pixels), batch_size), prompts=pace(lambda: vlp.text_features(["a photo of a cat."]*batch_size), batch_size),
-        train=pace(lambda: fit(twin, (tokens.repeat(4, 1, 1), targets.repeat(4, 1)), labels, few, recipe), 4*batch_size),
-        score=pace(lambda: head_scores(twin, tokens, labels), batch_size), read=READ_RATE, memory=memory, measured=True)
+    with redirect_stderr(io.StringIO()): # no progress bars
+        return Machine(name, read=READ_RATE, memory=memory, measured=True,
+            decode=pace(lambda: [vlp.preprocess(load_image(image)) for image in images], len(images)),
+            tower=pace(lambda: vlp.image_tokens(pixels), batch_size), prompts=pace(lambda: vlp.text_features(["a photo of a cat."]*batch_size), batch_size),
+            train=pace(lambda: fit(twin, (tokens.repeat(4, 1, 1), targets.repeat(4, 1)), labels, few, recipe), 4*batch_size),
+            score=pace(lambda: head_scores(twin, tokens, labels), batch_size))
 
 # %% ../nbs/16_estimate.ipynb #d38fc698
 PEAKS = {"consumer GPU (24 GB)": (165e12, 24e9, 8), "H200 (141 GB)": (989e12, 141e9, 16)} # bf16 operations a second, bytes, cores

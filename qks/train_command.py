@@ -54,6 +54,7 @@ def add_training_arguments(parser):
         parser.add_argument(f"--{name}", choices=CHOICES[name], default=getattr(recipe, name), help=f"{text} (default: %(default)s)")
     parser.add_argument("--warmup", type=int, metavar="STEPS", help="steps that the cosine rises (default: one epoch, at most 100)")
     parser.add_argument("--save-steps", type=int, metavar="STEPS", help="a checkpoint every so many steps, besides one an epoch")
+    parser.add_argument("--topk", type=int, nargs="+", default=list(recipe.topk), metavar="K", help="k of F1 (default: 3 5, the authors' for NUS-WIDE; 10 20 for Open Images)")
     parser.add_argument("--fused", action="store_true", help="AdamW in one kernel")
     parser.add_argument("--compile", action="store_true", help="torch.compile")
     parser.add_argument("--log-with", nargs="+", default=[], metavar="TRACKER", help="tensorboard, wandb, …, besides CSV")
@@ -64,7 +65,7 @@ def read_recipe(
     args, # of `add_training_arguments`
 ) -> TrainConfig:
     "The recipe that the user gave; raises `QKSError` for a value that is none."
-    return TrainConfig(**{name: getattr(args, name) for name in (*RECIPE, *CHOSEN, "seed", "warmup", "fused", "compile")})
+    return TrainConfig(**{name: getattr(args, name) for name in (*RECIPE, *CHOSEN, "seed", "warmup", "fused", "compile")}, topk=tuple(args.topk))
 
 # %% ../nbs/15_train_command.ipynb #e4ee65bd
 def training_tokens(
