@@ -221,7 +221,7 @@ def index_folder(
         for label in labels:
             if not label or len(label) > MAX_NAME or labels.count(label) > 1:
                 raise QKSError(f"{path} line {line}: label {label[:40]!r} is empty, too long, or stands twice: expected distinct labels with '|' between")
-            if seen is not None and label not in seen and label not in unseen: raise QKSError(f"{path} line {line}: label {label!r} is neither in seen nor in unseen: add it, or correct it")
+            if seen is not None and label not in seen and label not in unseen: raise QKSError(f"{path} line {line}: label {label!r} is neither in seen nor in unseen: add it to one of the two lists (where none is given, the seen labels are those of the training table), or correct it")
         pairs += [(len(first_line) - 1, label, 1) for label in labels]
     if not first_line: raise QKSError(f"{path} has no row below its header: expected an image a row")
     seen = [label for label in dict.fromkeys(label for _, label, _ in pairs) if label not in unseen] if seen is None else seen
