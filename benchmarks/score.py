@@ -3,16 +3,20 @@
     python benchmarks/score.py                                # 107,859 images, 1,006 labels
     python benchmarks/score.py --images 20000 --labels 300    # smaller
     python benchmarks/score.py --bootstrap 1000               # the intervals as well
+    python benchmarks/score.py --out benchmarks/results/score.json
 
 Scores and labels are synthetic: most labels are rare, 81 are unseen. Every way runs in a process of its own, on the same
 data, so that its peak memory is its own. Memory is told above the scores themselves: interpreter, libraries, labels and all.
 """
 import argparse
 import json
+import os
+import platform
 import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -81,6 +85,7 @@ def main():
     parser.add_argument("--images", type=int, default=107_859)
     parser.add_argument("--labels", type=int, default=1_006)
     parser.add_argument("--bootstrap", type=int, default=0, metavar="R", help="also time intervals of R resamples")
+    parser.add_argument("--out", type=Path, help="JSON file for the numbers")
     parser.add_argument("--way", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.way:
@@ -97,6 +102,15 @@ def main():
     furthest = max(abs(results[0][part][name] - results[1][part][name]) for part in results[0] for name in results[0][part])
     clock, cpu = (done["textbook"][name] / done["ours"][name] for name in ("seconds", "cpu"))
     print(f"ratio {clock:.1f} by the clock, {cpu:.1f} of processor; largest difference between the numbers {furthest:.1e}")
+    if options.out:
+        ways = {way: {"seconds": round(found["seconds"], 2), "processor_seconds": round(found["cpu"], 2), "megabytes_above_scores": round(found["above"])}
+                for way, found in done.items()}
+        results = {"settings": {"images": options.images, "labels": options.labels, "topk": TOPK, "resamples": options.bootstrap}, "ways": ways,
+                   "ratio": round(clock, 1), "ratio_of_processor": round(cpu, 1), "largest_difference": furthest,
+                   "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count(),
+                               "threads": torch.get_num_threads(), "torch": torch.__version__}}
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -17,18 +17,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .core import whole_file
+
 # %% ../nbs/11_batchfile.ipynb #d06d0e62
 def write_whole(
     path: Path, # the file to replace
     text: str, # its new content
 ):
     "Replace a small file in one step: after a kill it is the old one or the new one, never a part."
-    temporary = path.with_name(path.name + ".new")
-    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with whole_file(path) as file: file.write(text.encode())
 
 # %% ../nbs/11_batchfile.ipynb #7d0fbffc
 def write_flushed(

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from .core import check_count, progress
-from .metrics import check_scores, place_hits
+from .metrics import check_scores, evaluate_scores, place_hits
 from .protocols import DenseLabels, Protocol, blocks, check_topk, find_protocol, plan
 from .streaming import SparseLabels, StreamingScores
 
@@ -154,12 +154,13 @@ def resampled_metrics(
 # %% ../nbs/12_bootstrap.ipynb #b0e5f931
 def intervals(
     values: dict[str, dict[str, np.ndarray]],  # part -> metric -> [R]
+    point: dict[str, dict[str, float]],  # part -> metric -> what was measured
 ) -> dict[str, dict[str, dict[str, float]]]:  # part -> metric -> {"low", "high"}
-    "95 % percentile intervals."
-    def interval(numbers):
-        low, high = np.nanpercentile(numbers, [2.5, 97.5])
-        return {"low": float(low), "high": float(high)}
-    return {part: {name: interval(numbers) for name, numbers in metrics.items()} for part, metrics in values.items()}
+    "95 % percentile intervals, moved so that the mean of the resamples lies on what was measured."
+    def interval(numbers, measured):
+        low, high = np.nanpercentile(numbers, [2.5, 97.5]) - np.nanmean(numbers) + measured
+        return {"low": max(0.0, float(low)), "high": min(1.0, float(high))}
+    return {part: {name: interval(numbers, point[part][name]) for name, numbers in metrics.items()} for part, metrics in values.items()}
 
 # %% ../nbs/12_bootstrap.ipynb #64d7dc91
 def bootstrap(
@@ -179,7 +180,8 @@ def bootstrap(
     weights = resample_weights(dense.n_images, check_count("resamples", resamples), seed)
     hits = {part: place_hits(scores, labels, kept, max(topk)) for part, kept in parts.items()}
     entries = _dense_entries(scores, labels, parts["gzsl"].images)
-    return intervals(resampled_metrics(entries, hits, dense, parts, n_seen, topk, protocol, weights))
+    point = evaluate_scores(scores, labels, n_seen, topk, protocol, label_names)
+    return intervals(resampled_metrics(entries, hits, dense, parts, n_seen, topk, protocol, weights), point)
 
 # %% ../nbs/12_bootstrap.ipynb #f8602ee7
 def bootstrap_stream(
@@ -196,4 +198,5 @@ def bootstrap_stream(
     weights = resample_weights(stream.labels.n_images, check_count("resamples", resamples), seed)
     hits = {part: np.concatenate(stream.hits[part]) for part in stream.parts}
     entries = (on_images(label) for label in range(stream.labels.n_labels))
-    return intervals(resampled_metrics(entries, hits, stream.labels, stream.parts, stream.n_seen, stream.topk, stream.protocol, weights))
+    values = resampled_metrics(entries, hits, stream.labels, stream.parts, stream.n_seen, stream.topk, stream.protocol, weights)
+    return intervals(values, stream.result())

@@ -181,6 +181,7 @@ def index_voc(
     split: str, # "train", "val", "trainval" or "test"
     unseen=(), # classes to treat as unseen; the others are seen
     difficult: int = 0, # a class with difficult objects only: 0 not annotated, 1 present, -1 absent
+    lists=(), # files that the classes came from, relative to root: the index is stale when one changes
 ) -> Index: # keyed by class name
     "Index PASCAL VOC 2007 from its XML annotations; raises `QKSError` for anything amiss."
     if split not in ("train", "val", "trainval", "test"): raise QKSError(f"split is {split!r}: expected 'train', 'val', 'trainval' or 'test'")
@@ -192,7 +193,7 @@ def index_voc(
         if not re.fullmatch("[0-9A-Za-z_-]{1,60}", name): raise QKSError(f"{names} line {line}: {name[:40]!r} is no image id: expected one such as 000005")
         if not (base/f"Annotations/{name}.xml").is_file(): raise QKSError(f"{names} line {line}: {base}/Annotations/{name}.xml is missing: unpack the annotations, or correct the list")
     paths = [base/f"Annotations/{name}.xml" for name in ids]
-    sources = tuple(path.relative_to(root).as_posix() for path in (names, *paths))
+    sources = *(path.relative_to(root).as_posix() for path in (names, *paths)), *lists
     digest = raw_digest(root, sources) # first: a change while reading shows later
     pairs = [(row, name, difficult if hard else 1) for row, path in enumerate(paths) for name, hard in read_voc_objects(path)] # an ordinary object decides
     return index_pairs(root, (f"{name}.jpg" for name in ids), pairs, [name for name in VOC_CLASSES if name not in unseen], [name for name in VOC_CLASSES if name in unseen],
@@ -205,12 +206,13 @@ def index_folder(
     seen=None, # the seen labels; None for every label of the table that is not unseen
     unseen=(), # labels never to be trained on
     image_folder: str = "", # where below root the images lie
+    lists=(), # files that the labels came from, relative to root: the index is stale when one changes
 ) -> Index: # keyed by label
     "Index a folder of images with a CSV; raises `QKSError` with the line for an image or a label that stands twice, or a label in no list."
     path = find_file(root, inside_path(table, "the name of the table"))
     image_folder = inside_path(image_folder, "the folder of the images") if image_folder else ""
-    source = path.relative_to(root).as_posix()
-    digest, first_line, pairs = raw_digest(root, [source]), {}, []
+    sources = path.relative_to(root).as_posix(), *lists
+    digest, first_line, pairs = raw_digest(root, sources), {}, []
     unseen, seen = check_labels(unseen) if len(unseen) else [], seen if seen is None else check_labels(seen)
     for line, (image, cell) in csv_rows(path, ("image", "labels")):
         image = inside_path(image.strip(), f"{path} line {line}")
@@ -224,4 +226,4 @@ def index_folder(
     if not first_line: raise QKSError(f"{path} has no row below its header: expected an image a row")
     seen = [label for label in dict.fromkeys(label for _, label, _ in pairs) if label not in unseen] if seen is None else seen
     if both := [label for label in seen if label in unseen]: raise QKSError(f"label {both[0]!r} is in seen and in unseen: a label is one or the other")
-    return index_pairs(root, first_line, pairs, seen, unseen, image_folder=image_folder, sources=(source,), digest=digest)
+    return index_pairs(root, first_line, pairs, seen, unseen, image_folder=image_folder, sources=sources, digest=digest)

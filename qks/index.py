@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import QKSError
+from .core import QKSError, whole_file
 from .files import inside_path, opened
 
 # %% ../nbs/08_index.ipynb #9a1122cd
@@ -161,7 +161,7 @@ def raw_digest(
     digest = hashlib.sha256()
     for source in sorted(sources):
         try: state = os.stat(Path(root)/source)
-        except OSError as error: raise QKSError(f"{Path(root)/source} cannot be read ({error.strerror}), but the index was made from it") from error
+        except OSError as error: raise QKSError(f"{Path(root)/source} cannot be read ({error.strerror}), but the index was made from it: put it back, or build the index again") from error
         digest.update(f"{source}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
@@ -195,20 +195,13 @@ def save_index(
     path, # the file to write; beside the raw files, in root, where it is to be found
 ) -> Path: # path
     "Save an index, whole or not at all; raises `QKSError` where it cannot be written."
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    arrays = {name: getattr(index, name) for name in ARRAYS}
+    path, arrays = Path(path), {name: getattr(index, name) for name in ARRAYS}
     for name, texts in [*((name, getattr(index, name)) for name in TEXTS), ("words", [getattr(index, name) for name in WORDS])]:
         arrays[name], arrays[f"{name}_at"] = pack_text(texts)
     numbers = np.array([FORMAT, *(getattr(index, name) for name in NUMBERS)], np.int64)
     try:
-        with opened(part, "wb") as file:
-            np.savez_compressed(file, numbers=numbers, **arrays)
-            file.flush()
-            os.fsync(file.fileno()) # the bytes are on the disk before the name is
-        os.replace(part, path)
+        with whole_file(path) as file: np.savez_compressed(file, numbers=numbers, **arrays)
     except OSError as error: raise QKSError(f"{path} cannot be written ({error.strerror}): choose another place") from error
-    finally: part.unlink(missing_ok=True)
     return path
 
 # %% ../nbs/08_index.ipynb #6e0d80e0

@@ -8,17 +8,17 @@ __all__ = ['SCENE_TEMPLATES', 'DEFAULT_TEMPLATES', 'SENTENCES', 'sorted_features
 # %% ../nbs/05_prompts.ipynb #9664adc4
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import torch
 from open_clip import OPENAI_IMAGENET_TEMPLATES
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
-from .core import QKSError, check_count, check_labels, progress
+from .core import QKSError, cache_folder, check_count, check_labels, progress, whole_file
 from .text import end_places
 from .vlp import VLP, fingerprint, tokenize
+
 
 # %% ../nbs/05_prompts.ipynb #ac560b0f
 SCENE_TEMPLATES = ("there is a {} in the scene.", "there is the {} in the scene.", "this is a {} in the scene.",
@@ -28,9 +28,8 @@ DEFAULT_TEMPLATES = tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLAT
 # %% ../nbs/05_prompts.ipynb #c6a1b1a3
 def _cache_path(folder, vlp, templates, labels):
     "Where embeddings of these labels by this VLP and pool are kept."
-    folder = Path(folder or os.environ.get("QKS_CACHE") or Path.home()/".cache"/"qks")
     key = json.dumps([fingerprint(vlp), vlp.precision, list(templates), list(labels)])
-    return folder/f"labels-{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
+    return cache_folder(folder)/f"labels-{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
 
 # %% ../nbs/05_prompts.ipynb #6b8e73a8
 def _read_cache(path, shape):
@@ -44,9 +43,7 @@ def _write_cache(path, embeddings):
     "Write under another name first, so that a half-written file never has the right name; a full or read-only disk only costs the cache."
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}")
-        save_file({"embeddings": embeddings.contiguous()}, temporary)
-        temporary.replace(path)
+        with whole_file(path) as file: file.write(save({"embeddings": embeddings.contiguous()}))
     except (OSError, SafetensorError): pass
 
 # %% ../nbs/05_prompts.ipynb #9c0db28b

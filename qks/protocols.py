@@ -63,8 +63,8 @@ def leaks(
     unseen: list, # unseen labels
 ) -> dict: # unseen label -> the seen labels that share a word with it; labels without a twin are left out
     "Find lexical leakage: unseen labels with a singular, plural or spelling twin among the seen ones."
-    seen_forms = {label: word_forms(label) for label in seen}
-    twins = {label: [other for other, forms in seen_forms.items() if forms & word_forms(label)] for label in unseen}
+    seen_forms, unseen_forms = ({label: word_forms(label) for label in labels} for labels in (seen, unseen))
+    twins = {label: [other for other, forms in seen_forms.items() if not forms.isdisjoint(mine)] for label, mine in unseen_forms.items()}
     return {label: others for label, others in twins.items() if others}
 
 # %% ../nbs/06_protocols.ipynb #7c2dc848

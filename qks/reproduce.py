@@ -21,15 +21,19 @@ import torch
 
 from .cache import cache_tokens
 from .core import QKSError, load_image
-from .data import LabelledImages, holdout, read_nuswide
+from .data import LabelledImages, holdout
+from .devices import score_images
 from .drawings import read_concepts
 from .evaluation import best_patch_scores, label_ap, results_table, summarise, zero_shot_scores
+from .index import Index
 from .metrics import evaluate_scores
-from .model import QKS, HeadConfig, QKSHead, head_scores, rank_labels
+from .model import QKS, HeadConfig, QKSHead, rank_labels
 from .plots import plot_history, plot_label_ap, plot_tags, plot_token_use
 from .pocket import PocketConfig, write_pocket
 from .prompts import PromptPool
-from .training import TrainConfig, fit
+from .report import ReportConfig, code_version, pool_facts, report
+from .splits import open_splits
+from .training import RunConfig, TrainConfig, fit
 from .vlp import VLP, fingerprint, load_vlp
 
 # %% ../nbs/14_reproduce.ipynb #4583d3c4
@@ -39,27 +43,35 @@ class Benchmark:
     vlp: VLP # the frozen model that made the tokens
     pool: PromptPool # the prompts that made the embeddings
     embeddings: torch.Tensor # [S+U, E], seen labels first
-    train: LabelledImages # labels [n, S]
+    train: LabelledImages # labels [n, S]; an Index where most are not annotated
     validation: LabelledImages # labels [m, S], held out from the training split
     test: LabelledImages # labels [t, S+U]
     tokens: dict # "train", "validation", "test" -> [·, N, D]
 
-    def pair(self, split): return self.tokens[split], torch.from_numpy(getattr(self, split).labels)
+    def pair(self, split):
+        data = getattr(self, split)
+        return self.tokens[split], data if isinstance(data, Index) else torch.from_numpy(data.labels)
 
 # %% ../nbs/14_reproduce.ipynb #efd83f15
 VALIDATION_FRACTION = 0.1 # ours: of the training images, for choosing the epoch by seen labels
 
 def load_benchmark(
-    root, # a folder in NUS-WIDE's layout
+    root, # a data set's folder: prepared, or in NUS-WIDE's layout
     vlp: VLP, # a frozen VLP
     pool: PromptPool = None, # None: the paper's 85 templates
     workers: int = 0, # processes that read images
-) -> Benchmark: # with everything that training needs, in memory
+    splits: dict = None, # what `open_splits` gave, where it was asked before
+    cache=None, # folder for the tokens; None: in memory
+    train_tokens=None, # (vlp, training images) -> their tokens; None: as the others'
+) -> Benchmark: # with everything that training needs
     "Read labels, embed prompts, cache tokens; raises `QKSError` where the folder is not complete."
-    pool = pool or PromptPool()
-    test, (train, validation) = read_nuswide(root, "test"), holdout(read_nuswide(root, "train"), VALIDATION_FRACTION, seed=0)
+    pool, splits = pool or PromptPool(), splits or open_splits(root)
+    train, validation = holdout(splits["train"], VALIDATION_FRACTION, seed=0)
+    validation, test = validation.dense(), splits["test"].dense()
+    if train.absent: train = train.dense()                                                    # labels that are mostly not annotated stay sparse
     splits = {"train": train, "validation": validation, "test": test}
-    tokens = {name: cache_tokens(vlp, data, workers=workers) for name, data in splits.items()}
+    tokens = {name: train_tokens(vlp, data) if train_tokens and name == "train" else cache_tokens(vlp, data, workers=workers, folder=cache)
+              for name, data in splits.items()}
     return Benchmark(vlp, pool, pool.embed(vlp, test.label_names), train, validation, test, tokens)
 
 # %% ../nbs/14_reproduce.ipynb #715e4d26
@@ -67,12 +79,13 @@ def train_head(
     benchmark: Benchmark, # what to train on
     head_config: HeadConfig = HeadConfig(), # sizes
     config: TrainConfig = TrainConfig(), # recipe; config.seed also draws the head's first weights
+    run: RunConfig = None, # where checkpoints and logs go
 ) -> tuple: # the trained head, and `fit`'s history
     "Train a head on the seen labels; the epoch is chosen by `config.selection`."
     torch.manual_seed(config.seed)
     head = QKSHead(benchmark.vlp.projection, head_config).to(benchmark.vlp.device)
     judge = benchmark.pair("test" if config.selection == "official" else "validation")
-    return head, fit(head, benchmark.pair("train"), benchmark.embeddings, judge, config)
+    return head, fit(head, benchmark.pair("train"), benchmark.embeddings, judge, config, run)
 
 # %% ../nbs/14_reproduce.ipynb #1b81e341
 ONE_PROMPT = "There is a {} in the scene" # the authors' single prompt
@@ -167,12 +180,12 @@ class ReproduceConfig:
     train: TrainConfig = TrainConfig(epochs=14, lr=2e-3, loss="bce", schedule="cosine") # ours, see above
 
 # %% ../nbs/14_reproduce.ipynb #35f4d0e2
-def train_and_score(benchmark: Benchmark, head_config: HeadConfig, train_config: TrainConfig, seeds) -> list:
+def train_and_score(benchmark: Benchmark, head_config: HeadConfig, train_config: TrainConfig, seeds, run=lambda seed: None) -> list:
     "One trained head a seed: dicts of seed, model, history, logits [t, C], token_index [t, C], metrics."
     runs = []
     for seed in seeds:
-        head, history = train_head(benchmark, head_config, replace(train_config, seed=seed))
-        logits, token_index = head_scores(head, benchmark.tokens["test"], benchmark.embeddings)
+        head, history = train_head(benchmark, head_config, replace(train_config, seed=seed), run(seed))
+        logits, token_index = score_images(head, benchmark.tokens["test"], benchmark.embeddings)
         metrics = evaluate_scores(logits, benchmark.test.labels, benchmark.test.n_seen, train_config.topk)
         runs.append({"seed": seed, "model": QKS(benchmark.vlp, head, benchmark.pool), "history": history,
                      "logits": logits, "token_index": token_index, "metrics": metrics})
@@ -189,15 +202,16 @@ def save_run(
 ) -> str: # the table
     "Write results.json, config.json, table.md, model/ and figures/."
     labels, n_seen = benchmark.test.labels, benchmark.test.n_seen
-    rows = {name: summarise([evaluate_scores(s, labels, n_seen, topk)]) for name, s in baseline_scores(benchmark).items()}
-    rows["QKS"] = summarise([run["metrics"] for run in runs])
-    table, best = results_table(rows, topk), runs[0]
-    ap = {name: value for name, value in zip(benchmark.test.label_names, label_ap(best["logits"].numpy(), labels, n_seen).tolist())}
+    best, scores = runs[0], baseline_scores(benchmark)
+    told = report({**scores, "QKS": best["logits"]}, labels, n_seen, ReportConfig(topk=tuple(topk)), benchmark.test.label_names)
+    rows = {name: summarise([told["rows"][name]["official"]["metrics"]]) for name in scores} | {"QKS": summarise([run["metrics"] for run in runs])}
+    table, ap = results_table(rows, topk), told["rows"]["QKS"]["official"]["ap_per_label"]
     results = {"protocol": "official", "selection": config["train"]["selection"], "seeds": [run["seed"] for run in runs], "rows": rows,
                "runs": [{"seed": run["seed"], "metrics": run["metrics"], "history": run["history"]} for run in runs],
                "labels": {"seen": n_seen, "unseen": labels.shape[1] - n_seen}, "ap_per_label": ap,
                "images": {name: len(getattr(benchmark, name)) for name in ("train", "validation", "test")},
-               "templates": len(benchmark.pool.templates), "seconds": seconds, **provenance(benchmark.vlp)}
+               "templates": len(benchmark.pool.templates), "prompts": pool_facts(benchmark.pool), "seconds": seconds, "code": code_version(),
+               "report": told, "protocols": told["protocols"], **provenance(benchmark.vlp)}
     for name, content in (("config", config), ("results", results)): (folder/f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
     (folder/"table.md").write_text(table + "\n")
     best["model"].save_pretrained(folder/"model")

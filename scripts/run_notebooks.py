@@ -24,6 +24,11 @@ def is_left_out(cell):
     return any(line.replace(" ", "") in LEFT_OUT for line in cell.source.splitlines()[:4])
 
 
+def is_progress_bar(output):
+    """Whether an output is a bar that redrew itself: of use to the one who waits, not to the one who reads."""
+    return output.get("name") == "stderr" and "\r" in "".join(output["text"])
+
+
 def run(path):
     """Run one notebook in this process and write it back with its outputs; exits with what failed."""
     notebook = read_nb(path)
@@ -39,6 +44,7 @@ def run(path):
         shell.cell(cell)
         if shell.exc:
             sys.exit(f"{path.name}, cell {number}: {type(shell.exc).__name__}: {shell.exc}")
+        cell.outputs = [output for output in cell.outputs if not is_progress_bar(output)]
     write_nb(notebook, path)
 
 

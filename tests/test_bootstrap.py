@@ -27,9 +27,11 @@ def explicit(scores, labels, resamples, seed, *options):
     for _ in range(resamples):
         rows = generator.integers(0, len(scores), len(scores))
         results.append(evaluate_scores(scores[rows], labels[rows], 5, (1, 3), *options))
+    point = evaluate_scores(scores, labels, 5, (1, 3), *options)
     def interval(part, name):
-        low, high = np.percentile([result[part][name] for result in results], [2.5, 97.5])
-        return {"low": low, "high": high}
+        values = [result[part][name] for result in results]
+        low, high = np.percentile(values, [2.5, 97.5]) + point[part][name] - np.mean(values)
+        return {"low": max(0, low), "high": min(1, high)}
     return {part: {name: interval(part, name) for name in results[0][part]} for part in results[0]}
 
 
@@ -61,7 +63,7 @@ def test_a_label_that_loses_its_positives_leaves_the_mean():
     labels[7, 8] = 1  # one positive: about a third of the resamples lose it
     scores[7, 8] = 99  # where it is there, its AP is 1
     values, original = [], qks.bootstrap.intervals
-    qks.bootstrap.intervals = lambda metrics: values.append(metrics) or original(metrics)
+    qks.bootstrap.intervals = lambda metrics, point: values.append(metrics) or original(metrics, point)
     try:
         bootstrap(scores, labels, 5, (1, 3), resamples=30)
     finally:
@@ -115,7 +117,16 @@ def test_seeds_and_order():
     point = evaluate_scores(scores, labels, 5, (1, 3))
     for part, metrics in first.items():
         for name, interval in metrics.items():
-            assert interval["low"] < interval["high"] and interval["low"] - 0.05 < point[part][name] < interval["high"] + 0.05
+            assert interval["low"] < point[part][name] < interval["high"]
+
+
+def test_rare_labels_do_not_push_the_interval_off_the_number():
+    generator = np.random.default_rng(0)
+    labels = np.where(generator.random((200, 60)) < 0.01, 1, -1).astype(np.int8)  # two positives a label
+    scores = generator.normal(size=labels.shape) + 1.5 * (labels > 0)
+    point, found = evaluate_scores(scores, labels, 40, (1,)), bootstrap(scores, labels, 40, (1,), resamples=200)
+    for part in point:
+        assert found[part]["mAP"]["low"] < point[part]["mAP"] < found[part]["mAP"]["high"]
 
 
 @pytest.mark.parametrize("resamples", [0, -1, 2.5, True])

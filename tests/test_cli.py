@@ -43,7 +43,7 @@ def said(capsys):
 
 
 def test_train_leaves_table_results_model_and_figures(run):
-    assert {path.name for path in run.iterdir()} == {"config.json", "results.json", "table.md", "model", "figures"}
+    assert {path.name for path in run.iterdir()} == {"config.json", "results.json", "table.md", "model", "figures", "training"}
     results = json.loads((run / "results.json").read_text())
     assert results["protocol"] == "official" and results["selection"] == "seen" and results["seeds"] == [0]
     assert list(results["rows"]) == ["VLP zero-shot, one prompt", "VLP zero-shot, prompt pool", "VLP best patch", "QKS"]
@@ -57,14 +57,14 @@ def test_evaluate_repeats_the_run(run, pocket, capsys, tmp_path):
     report = tmp_path / "metrics.json"
     assert main(["evaluate", str(run / "model"), str(pocket), "--json", str(report)]) == 0
     ours = json.loads((run / "results.json").read_text())["runs"][0]["metrics"]
-    again = json.loads(report.read_text())["metrics"]
+    again = json.loads(report.read_text())["rows"]["QKS"]["official"]["metrics"]
     assert again["zsl"]["mAP"] == pytest.approx(ours["zsl"]["mAP"], abs=1e-6)
     assert "protocol 'official'" in capsys.readouterr().out
     report.write_text("mine")
     assert main(["evaluate", str(run / "model"), str(pocket), "--json", str(report)]) == 2
     assert report.read_text() == "mine" and "exists already" in said(capsys)
     assert main(["evaluate", str(run / "model"), str(pocket), "--json", str(report), "--force"]) == 0
-    assert json.loads(report.read_text())["metrics"] == again
+    assert json.loads(report.read_text())["rows"]["QKS"]["official"]["metrics"] == again
 
 
 def test_a_quick_reproduction(tmp_path, capsys):

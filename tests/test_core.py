@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from qks.core import ASSETS, QKSError, check_count, check_labels, load_image, progress, read_tensors
+from qks.core import ASSETS, QKSError, cache_folder, check_count, check_labels, load_image, progress, read_tensors, whole_file
 
 rng = np.random.default_rng(0)
 PIXELS = rng.integers(0, 256, (12, 10, 3), np.uint8)  # [H, W, 3]
@@ -106,7 +106,7 @@ def test_pixel_limit_is_exact():
 def test_a_bomb_is_refused_by_its_header(tmp_path, width, height, recwarn):
     (tmp_path / "bomb.png").write_bytes(png_header(width, height))
     refused("bomb.png.*limit of 64,000,000", load_image, tmp_path / "bomb.png")
-    assert not recwarn.list
+    assert not [warning for warning in recwarn.list if issubclass(warning.category, Image.DecompressionBombWarning)]
 
 
 # ---- weight files
@@ -253,3 +253,23 @@ def test_good_counts(value):
 @pytest.mark.parametrize("value", [0, -1, 1.0, True, "3", None, float("nan")], ids=repr)
 def test_bad_counts(value):
     assert "1 or more" in refused("^k of topk is ", check_count, "k of topk", value)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError, None])
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, stop):
+    path = tmp_path/"a.txt"
+    path.write_bytes(b"old")
+    try:
+        with whole_file(path) as file:
+            file.write(b"new")
+            assert path.read_bytes() == b"old"
+            if stop: raise stop
+    except (KeyboardInterrupt, OSError): pass
+    assert path.read_bytes() == (b"old" if stop else b"new") and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_cache_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("QKS_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path and cache_folder("here") == Path("here")
+    monkeypatch.delenv("QKS_CACHE")
+    assert cache_folder() == Path.home()/".cache/qks"

@@ -93,10 +93,10 @@ def test_regular_table_is_strict():
     ("ImageList/TrainImagelist.txt", lambda lines: lines[:2] + [b"/etc/b.jpg\n"] + lines[3:], r"line 3: '/etc/b.jpg' leaves"),
     ("ImageList/TrainImagelist.txt", lambda lines: [b"C:\\b.jpg\n"] + lines[1:], r"line 1: 'C:/b.jpg' leaves"),
     ("ImageList/TrainImagelist.txt", lambda lines: lines[:1] + [b"\n"] + lines[1:], r"TrainImagelist.txt line 2 is blank"),
-    ("ImageList/TrainImagelist.txt", lambda lines: [b"caf\xe9.jpg\n"] + lines[1:], r"TrainImagelist.txt is not UTF-8"),
+    ("ImageList/TrainImagelist.txt", lambda lines: [b"caf\xe9.jpg\n"] + lines[1:], r"TrainImagelist.txt line 1 is not UTF-8"),
     ("NUS_WID_Tags/TagList1k.txt", lambda lines: lines[:-1] + [lines[0]], r"TagList1k.txt line 1000: 'nature' already stands in line 1"),
     ("NUS_WID_Tags/TagList1k.txt", lambda lines: lines[:-1], r"Train_Tags1k.dat line 1 has 1000 values: expected 999"),
-    ("NUS_WID_Tags/TagList1k.txt", lambda lines: [b"\xff\xfe"] + lines, r"TagList1k.txt is not UTF-8"),
+    ("NUS_WID_Tags/TagList1k.txt", lambda lines: [b"\xff\xfe"] + lines, r"TagList1k.txt line 1 is not UTF-8"),
     ("Concepts81.txt", lambda lines: lines + [lines[3]], r"Concepts81.txt line 82: 'bear' already stands in line 4"),
     ("Concepts81.txt", lambda lines: [], r"Concepts81.txt is empty"),
 ])

@@ -515,7 +515,7 @@ def test_openimages_ids(tmp_path):
 
 
 @pytest.mark.parametrize(("rows", "problem"), [("../x,test,http://x", "line 2: "), (f"{IDS[0]},tests,http://x", "line 2: "), (f"{IDS[0]},test", "line 2 has 2 columns"), pytest.param(f'{IDS[0]},test,"' + "x\n"*10**5, "line .* no valid CSV", id="no end"),
-    (f"{IDS[0]},test,ftp://x", "line 2: .* no address"), (f"{IDS[0]},test,http://x\n{IDS[0]},test,http://y", "line 3: .* already stands in line 2"), pytest.param("x"*10**6, "line 2 is longer", id="long"), ("", "lists no image")])
+    (f"{IDS[0]},test,ftp://x", "line 2: .* no address"), (f"{IDS[0]},test,http://x\n{IDS[0]},test,http://y", "line 3: .* already stands in line 2"), pytest.param("x"*10**6, "line 2 is no valid CSV", id="long"), ("", "lists no image")])
 def test_bad_openimages_ids(tmp_path, rows, problem):
     path = urls_file(tmp_path, rows, header="ImageID,Subset,OriginalURL", name="images.csv", end="\n")
     with pytest.raises(QKSError, match=f"images.csv {problem}"): list(read_openimages_ids(path))

@@ -103,7 +103,7 @@ def test_lists_may_lie_in_the_version_folder(root):
     (TEST, b"0000000000000002,", b"\n0000000000000002,", "line 5 is blank"),
     (TEST, b"0000000000000002,", b'"0000000000000002,', "line 5"),
     (TEST, b"verification,/m/02,0", b'"verification,/m/02,0', "line 3"),
-    (TEST, b"/m/02", b"/m/\xff02", "is not UTF-8 text in line 3"),
+    (TEST, b"/m/02", b"/m/\xff02", "line 3 is not UTF-8 text"),
     (TEST, b"/m/02", b"/m/\x0002", "line 3 holds the control character"),
     ("class-descriptions.csv", b"/m/02", b"/m/01", "line 2: /m/01 already stands in line 1"),
     ("class-descriptions.csv", b"/m/02,Jaguar", b"/m/02, ", "line 2"),

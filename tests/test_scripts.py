@@ -45,6 +45,14 @@ def test_run_notebooks_keeps_outputs_and_leaves_slow_cells_out(tmp_path):
     assert [(tmp_path / name).exists() for name in ("ran", "slow", "eval")] == [True, False, False]
 
 
+def test_run_notebooks_drops_bars_and_keeps_warnings(tmp_path):
+    path = notebook(tmp_path / "c.ipynb", "import sys; sys.stderr.write('10 %\\r20 %\\r')", "sys.stderr.write('look out'); None")
+    assert run(path).returncode == 0
+    bar, warning = outputs(path)
+    assert bar == [] or "20 %" not in json.dumps(bar)
+    assert "look out" in json.dumps(warning)
+
+
 def test_run_notebooks_leaves_a_failing_notebook_as_it_was(tmp_path):
     path = notebook(tmp_path / "b.ipynb", "1/0", "print('never')")
     before = path.read_text()

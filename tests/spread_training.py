@@ -1,0 +1,56 @@
+"""Train a small head in every process that a launcher starts; run by test_devices.py.
+
+    accelerate launch --cpu --num_processes 2 spread_training.py FOLDER
+
+Each process notes which images it was asked for; the first one notes losses, metrics, scores and weights. There is no dropout: its
+noise would differ between the processes.
+"""
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from qks.devices import gather_rows, in_turns, process_state, score_images
+from qks.logs import RunConfig
+from qks.model import HeadConfig, QKSHead
+from qks.recipe import TrainConfig
+from qks.training import fit
+
+N, M, S, U, E, D = 21, 7, 6, 3, 8, 64  # 21 images in batches of 4: the last batch is a single image
+
+
+class Watched:
+    "Tokens that note which rows were asked for."
+    def __init__(self, tokens): self.tokens, self.asked = tokens, []
+
+    def __len__(self): return len(self.tokens)
+
+    def __getitem__(self, rows):
+        self.asked.append(rows.tolist())
+        return self.tokens[rows]
+
+
+def main(folder):
+    torch.set_num_threads(1)
+    state = process_state()
+    torch.manual_seed(0)
+    tokens, names = torch.randn(N + M, 4, D), torch.randn(S + U, E)
+    labels = torch.where(torch.rand(N + M, S + U) < 0.4, 1, -1)
+    torch.manual_seed(state.process_index)  # the processes begin with different weights: those of the first count
+    head = QKSHead(torch.randn(D, E) * 0.3, HeadConfig(n_queries=3, n_layers=1, dropout=0.))
+    watched, results = Watched(tokens[:N]), {}
+    config = TrainConfig(epochs=3, lr=1e-3, batch_size=4, topk=(1, 2), schedule="cosine", ema=0.5, clip=50.)
+    results["history"] = fit(head, (watched, labels[:N, :S]), names, (tokens[N:], labels[N:, :S]), config, RunConfig(folder / "run", save_steps=4, log_steps=2))
+    results["scores"] = score_images(head, tokens[N:], names)[0].tolist()
+    results["two"] = score_images(head, tokens[N:N + 2], names)[0].tolist()  # perhaps fewer images than processes
+    results["rows"] = gather_rows(torch.arange(5).tensor_split(state.num_processes)[state.process_index], 5).tolist()
+    results["weights"] = {name: tensor.tolist() for name, tensor in head.state_dict().items()}
+    (folder / f"asked{state.process_index}.json").write_text(json.dumps(watched.asked))
+    in_turns(lambda: (folder / "turns.txt").open("a").write(f"{state.process_index}\n"))
+    print(f"process {state.process_index} is done")
+    if state.is_main_process: (folder / "results.json").write_text(json.dumps(results | {"processes": state.num_processes}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
