@@ -1,11 +1,13 @@
 """The linear map by oneDNN: the same numbers and gradients, only where it may be used, and invisible to what surrounds it."""
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from qks import linear as module
-from qks.linear import FastLinears, can_use_onednn, linear
+from qks.linear import FastLinears, can_use_onednn, linear, onednn_agrees
 
 needs_onednn = pytest.mark.skipif(not can_use_onednn(torch.zeros(2, 2), torch.zeros(2, 2)), reason="this torch has no oneDNN linear")
 
@@ -100,3 +102,53 @@ def test_the_context_leaves_everything_as_it_was(used, shortcut):
         F.linear(torch.zeros(2, 2), torch.zeros(2, 2))
         assert not used
     finally: torch.backends.mha.set_fastpath_enabled(before)
+
+
+# ---- the operator is not promised to stay
+
+def missing(*args): raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_linear_pointwise'")
+def refused(*args): raise RuntimeError("could not create a primitive descriptor")
+def other_arguments(x, weight): return x @ weight.T
+def other_meaning(x, weight, bias, *rest): return x @ weight.T
+
+
+@pytest.fixture
+def operator(monkeypatch):
+    "Put another function in the operator's place."
+    def put(function):
+        monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace(_linear_pointwise=function) if function else SimpleNamespace())
+        onednn_agrees.cache_clear()
+    yield put
+    monkeypatch.undo()
+    onednn_agrees.cache_clear()
+
+
+def check_against_torch():
+    torch.manual_seed(0)
+    x, layer = torch.randn(3, 5, 8, requires_grad=True), nn.Linear(8, 6)
+    expected, found = layer(x), linear(x, layer.weight, layer.bias)
+    wanted, gradients = (torch.autograd.grad(out.pow(2).sum(), [x, *layer.parameters()]) for out in (expected, found))
+    for ours, theirs in zip((found, *gradients), (expected, *wanted)): torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    with torch.no_grad(), FastLinears(): torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("function", [None, missing, refused, other_arguments, other_meaning])
+def test_without_the_operator_torch_answers(operator, function, recwarn):
+    operator(function)
+    assert not onednn_agrees() and not can_use_onednn(torch.zeros(2, 2), torch.zeros(2, 2))
+    check_against_torch()
+    assert not recwarn.list
+
+
+@needs_onednn
+def test_an_operator_that_fails_later_is_replaced_call_by_call(operator):
+    ours, calls = torch.ops.mkldnn._linear_pointwise, []
+
+    def once(*args):
+        calls.append(1)
+        if len(calls) > 1: raise RuntimeError("could not execute a primitive")
+        return ours(*args)
+    operator(once)
+    check_against_torch()
+    assert len(calls) > 3  # asked each time
+    with pytest.raises(RuntimeError, match="shape"): linear(torch.zeros(2, 3), torch.zeros(4, 5))

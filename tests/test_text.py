@@ -96,6 +96,20 @@ def test_causal_masks(mask, causal):
     assert is_causal(mask) is causal
 
 
+def test_equals_the_uncut_tower_of_the_papers_size():
+    "ViT-B/16's text tower, random weights: short and long texts, a full context, and scribbles behind the end."
+    torch.manual_seed(0)
+    model, tokenizer = open_clip.create_model("ViT-B-16").eval(), open_clip.get_tokenizer("ViT-B-16")
+    token_ids = tokenizer(["a cat", "a photo of a very tall ship with three masts.", "cat " * 90])
+    assert end_places(model, token_ids).tolist() == [3, 13, 76]
+    for rows in (token_ids[:1], token_ids[:2], token_ids):
+        with torch.no_grad(): found, expected = encode_text(model, rows), model.encode_text(rows)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
+    scribbled = token_ids[:2].clone()
+    scribbled[:, 14:] = 320  # "a": numbers below that of the end token
+    with torch.no_grad(): torch.testing.assert_close(model.encode_text(scribbled), encode_text(model, token_ids[:2]), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("make", ["pocket", "ViT-B-32", "tiny"])
 def test_the_pool_equals_the_uncut_way(make, tiny_vlp):
     torch.manual_seed(0)
