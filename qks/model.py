@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from .core import ASSETS, QKSError, check_count, check_labels, load_image, progress, read_tensors
+from .fast_query import extract
 from .prompts import PromptPool
 from .query import QueryExtractor
 from .sharing import share
@@ -85,8 +86,8 @@ class QKSHead(nn.Module):
         label_embeddings, # [C, E]
         return_attention: bool = False, # also the cross-attention of every block
     ) -> QKSOutput:
-        features = self.extractor(image_tokens, return_attention)                    # [B, K, D]
-        features, attention = features if return_attention else (features, None)
+        if return_attention: features, attention = self.extractor(image_tokens, True)
+        else: features, attention = extract(self.extractor, image_tokens), None      # [B, K, D], the same numbers faster
         return QKSOutput(*share(features @ self.projection, label_embeddings), attention)
 
     @classmethod
@@ -142,10 +143,14 @@ def rank_labels(
     top_k: int = None, # keep only so many
     threshold: float = None, # keep only labels at least this probable
 ) -> list: # (label, probability, token), most probable first
-    "One image's answer; sorted by logit, because probabilities of very sure labels are all 1.0 in fp32."
-    order, probabilities = logits.argsort(descending=True, stable=True)[:top_k].tolist(), logits.sigmoid()
-    return [(labels[c], probabilities[c].item(), token_index[c].item()) for c in order
-            if threshold is None or probabilities[c] >= threshold]
+    "One image's answer, by logit, because probabilities of very sure labels are all 1.0 in fp32; of equal ones the first label first."
+    some = top_k is not None and top_k < len(logits)
+    kept = ~(logits < logits.topk(top_k).values[-1]) if some else torch.ones_like(logits, dtype=torch.bool)   # [C]; ties may exceed top_k
+    if threshold is not None: kept &= logits.sigmoid() >= threshold
+    kept = kept.nonzero()[:, 0]                                               # [c]
+    kept = kept[logits[kept].argsort(descending=True, stable=True)][:top_k]   # only the survivors are sorted
+    return [(labels[c], probability, token) for c, probability, token in
+            zip(kept.tolist(), logits[kept].sigmoid().tolist(), token_index[kept].tolist())]
 
 # %% ../nbs/10_model.ipynb #a1acdcca
 def _save(qks, folder):

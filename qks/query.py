@@ -86,9 +86,12 @@ class QueryExtractor(nn.Module):
         nn.init.normal_(self.query_tokens, std=INIT_STD)
         self.apply(init_weights)
 
-    def forward(self, image_tokens, return_attention=False): # [B, N, context_width]
+    def check_tokens(self, image_tokens):
         if image_tokens.ndim != 3 or image_tokens.shape[2] != self.context_width:
             raise QKSError(f"image tokens of shape {list(image_tokens.shape)} do not fit: expected [B, N, {self.context_width}]")
+
+    def forward(self, image_tokens, return_attention=False): # [B, N, context_width]
+        self.check_tokens(image_tokens)
         x = self.dropout(self.norm(self.query_tokens)).expand(len(image_tokens), -1, -1)     # [B, K, D]
         attention = []
         for block in self.blocks:

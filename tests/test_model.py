@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from qks.core import QKSError
 from qks.losses import AsymmetricLoss
-from qks.model import QKS, HeadConfig, QKSHead, head_scores, rename_official
+from qks.model import QKS, HeadConfig, QKSHead, head_scores, rank_labels, rename_official
 from qks.prompts import PromptPool
 from qks.vlp import VLP, fingerprint, load_vlp
 
@@ -293,6 +293,25 @@ def test_order_survives_probabilities_that_round_to_one(qks, monkeypatch):
     logits = torch.tensor([[30., -200., 40., 35., -150.]])
     monkeypatch.setattr(qks, "predict", lambda *args, **kwargs: answer._replace(logits=logits))
     assert [row[0] for row in qks.tag(PICTURE, LABELS)[0]] == ["bridge", "tree", "cat", "house", "dog"]
+
+
+def plain_ranking(labels, logits, token_index, top_k, threshold):
+    "Every label sorted, then cut."
+    order, probabilities = logits.argsort(descending=True, stable=True)[:top_k].tolist(), logits.sigmoid()
+    return [(labels[c], probabilities[c].item(), token_index[c].item()) for c in order if threshold is None or probabilities[c] >= threshold]
+
+
+@pytest.mark.parametrize("top_k", [None, 1, 2, 7, 59, 60])
+@pytest.mark.parametrize("threshold", [None, 0., 0.5, 1.])
+@pytest.mark.parametrize("kind", ["distinct", "ties", "all equal", "sure"])
+def test_ranking_equals_sorting_everything(top_k, threshold, kind):
+    "Of equal labels the first comes first, also where top_k cuts between them."
+    torch.manual_seed(0)
+    logits = {"distinct": torch.randn(60), "ties": torch.randint(-2, 3, (60,)).float(), "all equal": torch.zeros(60), "sure": torch.randn(60) + 40}[kind]
+    labels, token_index = [f"label {c}" for c in range(60)], torch.randint(5, (60,))
+    found, expected = rank_labels(labels, logits, token_index, top_k, threshold), plain_ranking(labels, logits, token_index, top_k, threshold)
+    assert [(label, token) for label, _, token in found] == [(label, token) for label, _, token in expected]
+    assert [p for _, p, _ in found] == pytest.approx([p for _, p, _ in expected], rel=1e-6)
 
 
 @pytest.mark.parametrize("top_k", [1, 3, 5])

@@ -70,3 +70,47 @@ def test_gradient_reaches_only_the_chosen_token(tensors):
 def test_shapes_that_do_not_fit(tokens, labels):
     with pytest.raises(QKSError, match=r"do not fit.*\[B, K, E\] and \[C, E\]"):
         share(torch.zeros(tokens), torch.zeros(labels))
+
+
+# ---- in parts
+
+def plain(tokens, labels):
+    "All scores at once: [B, K, C] -> [B, C], [B, C]."
+    return torch.max(tokens @ labels.T, dim=1)
+
+
+@pytest.mark.parametrize("at_once", [1, 19, 20, 21, 59, 140, 2**24])
+def test_parts_equal_the_whole(tensors, at_once):
+    tokens, labels = tensors[0].requires_grad_(), tensors[1].requires_grad_()
+    found, expected = share(tokens, labels, at_once), plain(tokens, labels)
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-6, atol=1e-6)
+    assert torch.equal(found[1], expected[1])
+    ours, theirs = (torch.autograd.grad(logits.pow(3).sum(), [tokens, labels]) for logits in (found[0], expected[0]))
+    for a, b in zip(ours, theirs): torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("at_once", [1, 40, 2**24])
+def test_of_equal_tokens_the_first_is_taken(at_once):
+    torch.manual_seed(0)
+    tokens, labels = torch.randint(-2, 3, (4, 6, 3)).float(), torch.randint(-2, 3, (50, 3)).float()  # whole numbers: many ties
+    tokens[:, 5] = tokens[:, 2]
+    scores = tokens @ labels.T
+    first = (scores == scores.amax(1, keepdim=True)).int().argmax(1)
+    logits, index = share(tokens, labels, at_once)
+    assert torch.equal(logits, scores.amax(1)) and torch.equal(index, first) and (index != 5).all()
+
+
+def test_never_more_scores_than_allowed(tensors, monkeypatch):
+    sizes, original = [], torch.max
+    monkeypatch.setattr(torch, "max", lambda x, dim: (sizes.append(x.numel()), original(x, dim=dim))[1])
+    share(*tensors, at_once=45)
+    assert sizes == [40, 40, 40, 20]
+    sizes.clear()
+    share(*tensors)
+    assert sizes == [4*5*7]  # few labels: one part
+
+
+@pytest.mark.parametrize("n_images, n_labels", [(0, 7), (4, 0), (0, 0)])
+def test_nothing_to_share(n_images, n_labels):
+    logits, index = share(torch.zeros(n_images, 5, 8), torch.zeros(n_labels, 8), at_once=3)
+    assert logits.shape == index.shape == (n_images, n_labels)

@@ -1,0 +1,89 @@
+"""Evaluation from image files: `qks evaluate`'s way beside the textbook pipeline and beside the vision tower alone.
+
+    python benchmarks/evaluate.py                       # ViT-B/16 of random weights, L=7, K=12, 925 labels; 4 minutes
+    python benchmarks/evaluate.py --out benchmarks/results/evaluate.json
+
+The images are JPEG files of noise. The reference reads a batch, runs open_clip's tower, the plain head and sharing, all in fp32. Ours is
+`token_batches` and `head_scores`, in fp32 and with the towers in bf16. The tower alone is open_clip's as it is, on images that are read
+already, in each of the two precisions; "our tower alone" is `VLP.image_tokens` on the same. The ways take turns on the same images.
+"""
+import tempfile
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from common import in_turn, parser, settings, speedups, write
+from PIL import Image
+
+from qks.core import load_image
+from qks.evaluate_command import token_batches
+from qks.model import HeadConfig, QKSHead, head_scores
+from qks.sharing import share
+from qks.vlp import _tokens, load_vlp, preprocess_images
+
+
+class Folder:
+    """Image files of noise, smoothed by enlarging."""
+    def __init__(self, folder, n, side):
+        generator = np.random.default_rng(0)
+        self.paths = [Path(folder) / f"{i}.jpg" for i in range(n)]
+        for path in self.paths:
+            Image.fromarray(generator.integers(256, size=(12, 12, 3), dtype=np.uint8)).resize((side, side), Image.Resampling.BICUBIC).save(path)
+
+    def __len__(self):
+        return len(self.paths)
+
+    def path(self, index):
+        return self.paths[index]
+
+
+def main():
+    sizes = {"images": 32, "side": 96, "batch-size": 16, "layers": 7, "queries": 12, "labels": 925, "rounds": 3}
+    args = parser(__doc__, sizes, {"images": 4, "batch-size": 2, "layers": 1, "labels": 20, "rounds": 1}).parse_args()
+    sizes = settings(args)
+    torch.manual_seed(0)
+    vlp = load_vlp() if args.quick else load_vlp("ViT-B-16", False)
+    head, embeddings = QKSHead(vlp.projection, HeadConfig(args.queries, args.layers)).eval(), torch.randn(args.labels, vlp.embed_dim)
+
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        data = Folder(folder, args.images, args.side)
+        batches = [data.paths[start:start + args.batch_size] for start in range(0, len(data), args.batch_size)]
+        ready = [preprocess_images(vlp, [load_image(path) for path in batch]) for batch in batches]
+
+        def reference():
+            scores = []
+            for batch in batches:
+                tokens = _tokens(vlp.model.visual, preprocess_images(vlp, [load_image(path) for path in batch]))  # [B, N, D]
+                scores.append(share(head.extractor(tokens) @ head.projection, embeddings)[0])
+            return torch.cat(scores)
+
+        def ours(precision):
+            vlp.precision = precision
+            return torch.cat([head_scores(head, tokens, embeddings)[0] for tokens in token_batches(vlp, data, args.batch_size)])
+
+        def tower(precision):
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                for images in ready:
+                    _tokens(vlp.model.visual, images)
+
+        def our_tower():
+            vlp.precision = "fp32"
+            for images in ready:
+                vlp.image_tokens(images)
+        expected = reference()
+        apart = {precision: ((ours(precision) - expected).abs().max() / expected.abs().max()).item() for precision in ("fp32", "bf16")}
+        ways = {"reference": reference, "ours, fp32": lambda: ours("fp32"), "ours, bf16": lambda: ours("bf16"), "tower alone, fp32": lambda: tower("fp32"),
+                "our tower alone, fp32": our_tower, "tower alone, bf16": lambda: tower("bf16"), "reading alone": lambda: [
+                    preprocess_images(vlp, [load_image(path) for path in batch]) for batch in batches]}
+        times = in_turn(ways, args.rounds)
+    over = {name: {base: round(speedups(times, base)[name], 3) for base in ("reference", *(f"{kind} alone, {precision}" for kind in ("tower", "our tower") if f"{kind} alone, {precision}" in ways))}
+            for precision in ("fp32", "bf16") for name in [f"ours, {precision}"]}
+    for name, own in times.items():
+        print(f"{name:22s} {args.images / median(own):8.2f} images/s", *(f"{ratio:.2f} of {base}" for base, ratio in over.get(name, {}).items()), sep="  ")
+    print("scores apart from the reference:", {name: f"{value:.0e}" for name, value in apart.items()})
+    write(args.out, {"images/s": {name: round(args.images / median(own), 2) for name, own in times.items()}, "over": over, "apart": apart}, sizes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""The head alone, with its loss: plain, with one product for all blocks, with keys and values absorbed, and as the library runs it.
+
+    python benchmarks/head.py                           # ViT-B/16 sizes: B=16, N=197, D=768, L=7, K=12, 925 labels; 3 minutes
+    python benchmarks/head.py --out benchmarks/results/head.json
+
+The ways take turns on the same image tokens, fp32. Training is forward and backward with dropout 0.1, inference is forward alone. A speedup
+is the median over rounds of the ratio to the plain way within the round; beside it stands how many times fewer multiplications the way needs.
+"""
+from statistics import median
+
+import torch
+from common import in_turn, parser, settings, speedups, write
+from torch import nn
+from torch.nn import functional as F
+
+from qks import fast_query, linear
+from qks.fast_query import block_operations, extract, self_attention
+from qks.losses import AsymmetricLoss
+from qks.query import QueryExtractor
+from qks.sharing import share
+
+
+def torch_only(extractor, tokens):
+    """The absorbed way with torch's own products and dropout."""
+    swapped = {"linear": F.linear, "drop": lambda x, dropout: F.dropout(x, dropout.p, dropout.training)}
+    ours = {name: getattr(fast_query, name) for name in swapped}
+    for name, function in swapped.items():
+        setattr(fast_query, name, function)
+    try:
+        return extract(extractor, tokens)
+    finally:
+        for name, function in ours.items():
+            setattr(fast_query, name, function)
+
+
+def one_product(extractor, tokens):
+    """Keys and values of all blocks in one product, torch's fused attention."""
+    layers = [layer for block in extractor.blocks for layer in (block.cross_attention.key, block.cross_attention.value)]
+    weight, bias = (torch.cat([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
+    n_heads = extractor.blocks[0].cross_attention.n_heads
+    both = F.linear(tokens, weight, bias).unflatten(-1, (len(extractor.blocks), 2, n_heads, -1)).permute(2, 3, 0, 4, 1, 5)
+    x = extractor.dropout(extractor.norm(extractor.query_tokens)).expand(len(tokens), -1, -1)
+    for block, (keys, values) in zip(extractor.blocks, both):  # [B, h, N, d]
+        x = block.self_norm(x + block.dropout(self_attention(block.self_attention, x, len(tokens))))
+        attention = block.cross_attention
+        queries = attention.query(x).unflatten(-1, (n_heads, -1)).transpose(1, 2)
+        found = F.scaled_dot_product_attention(queries, keys, values, dropout_p=attention.dropout.p if attention.training else 0.)
+        x = block.cross_norm(x + block.dropout(attention.output(found.transpose(1, 2).flatten(2))))
+        x = block.ffn_norm(x + block.dropout(block.contract(block.activation(block.expand(x)))))
+    return x
+
+
+WAYS = {"plain": (lambda extractor, tokens: extractor(tokens), "projected"), "one product for all blocks": (one_product, "projected"),
+        "absorbed, torch's products": (torch_only, "absorbed"), "fast": (extract, "absorbed")}
+
+
+def head_operations(args, order, backward):
+    """Multiplications of the head for one image: blocks, projection, sharing."""
+    cost = block_operations(args.tokens, args.queries, args.width, args.width // 64, 4 * args.width, backward=backward)
+    passes = 3 if backward else 1
+    last = args.queries * (args.width * args.embedding * passes + args.embedding * args.labels * (2 if backward else 1))
+    return args.layers * (cost[order] + cost["rest"]) + last
+
+
+def main():
+    sizes = {"images": 16, "tokens": 197, "width": 768, "layers": 7, "queries": 12, "labels": 925, "embedding": 512, "rounds": 12}
+    args = parser(__doc__, sizes, {"images": 2, "tokens": 17, "width": 128, "layers": 2, "labels": 20, "embedding": 32, "rounds": 2}).parse_args()
+    sizes = settings(args)
+    torch.manual_seed(0)
+    extractor = QueryExtractor(args.width, args.queries, args.layers)
+    projection, embeddings = nn.Parameter(torch.randn(args.width, args.embedding) / args.width**0.5), torch.randn(args.labels, args.embedding)
+    tokens, loss_function = torch.randn(args.images, args.tokens, args.width), AsymmetricLoss()
+    targets = torch.where(torch.rand(args.images, args.labels) < 0.01, 1., -1.)
+
+    def forward(way):
+        return share(WAYS[way][0](extractor, tokens) @ projection, embeddings)[0]
+
+    def step(way):
+        extractor.zero_grad(set_to_none=True)
+        loss_function(forward(way), targets).backward()
+
+    def infer(way):
+        with torch.no_grad():
+            return forward(way)
+    extractor.eval()
+    apart = {way: (infer(way) - infer("plain")).abs().max().item() / infer("plain").abs().max().item() for way in WAYS}
+    rows = {way: {"way": way, "apart": apart[way]} for way in WAYS}
+    for mode, function in (("training", step), ("inference", infer)):
+        extractor.train(mode == "training")
+        times = in_turn({way: lambda way=way: function(way) for way in WAYS}, args.rounds)
+        for way, speedup in speedups(times, "plain").items():
+            count = head_operations(args, WAYS[way][1], mode == "training")
+            fewer = head_operations(args, "projected", mode == "training") / count
+            rows[way][mode] = {"images/s": round(args.images / median(times[way]), 2), "speedup": round(speedup, 3),
+                               "multiplications": count, "fewer_operations": round(fewer, 3)}
+            print(f"{mode:9s} {way:28s} {args.images / median(times[way]):8.2f} images/s, {speedup:5.2f} times plain "
+                  f"(by multiplications {fewer:.2f}), apart by {apart[way]:.0e}", flush=True)
+    print("oneDNN's products are", "used" if linear.can_use_onednn(tokens, projection) else "not to be had here")
+    write(args.out, {"ways": list(rows.values())}, sizes)
+
+
+if __name__ == "__main__":
+    main()

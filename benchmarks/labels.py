@@ -1,0 +1,86 @@
+"""Tagging with very many labels: peak memory, and time beside that of the bare matrix product.
+
+    python benchmarks/labels.py                         # 1,000,000 labels, 32 images, E=512, K=12; 2 minutes
+    python benchmarks/labels.py --out benchmarks/results/labels.json
+
+Label embeddings are random, so no text tower runs, and the image tower is a tiny one. `QKS.tag` runs whole: images in, the ten best
+labels of each out. The bare product multiplies the same query features with the same label embeddings, part by part into one buffer,
+and keeps nothing. Peak memory is that of the process with the interpreter, the names and the embeddings, read before the bare product runs.
+"""
+import resource
+import sys
+import time
+from statistics import median
+
+import numpy as np
+import open_clip
+import torch
+from common import in_turn, parser, settings, speedups, write
+from PIL import Image
+
+from qks.fast_query import extract
+from qks.model import QKS, HeadConfig, QKSHead
+from qks.prompts import PromptPool
+from qks.sharing import SCORES_AT_ONCE, share
+from qks.vlp import VLP, preprocess_images
+
+
+class RandomPool(PromptPool):
+    """A prompt pool whose embeddings are random."""
+    def embed(self, vlp, labels, **_):
+        if not hasattr(self, "known"):
+            self.known = torch.randn(len(labels), vlp.embed_dim, generator=torch.Generator().manual_seed(0))
+        return self.known
+
+
+def tiny_qks(embedding, queries):
+    """A QKS with an image tower of one block, whose joint embedding is E wide."""
+    vision = open_clip.CLIPVisionCfg(layers=1, width=64, patch_size=16, image_size=96)
+    clip = open_clip.CLIP(embedding, vision, open_clip.CLIPTextCfg(context_length=16, width=64, heads=1, layers=1))
+    vlp = VLP(clip, open_clip.image_transform(96, is_train=False), open_clip.SimpleTokenizer(context_length=16), "tiny")
+    return QKS(vlp, QKSHead(vlp.projection, HeadConfig(queries, 1)), RandomPool())
+
+
+def peak():
+    """The most memory this process ever held, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def main():
+    sizes = {"labels": 1_000_000, "images": 32, "embedding": 512, "queries": 12, "top": 10, "rounds": 5}
+    args = parser(__doc__, sizes, {"labels": 3000, "images": 3, "embedding": 32, "rounds": 2}).parse_args()
+    sizes = settings(args)
+    torch.manual_seed(0)
+    model, names = tiny_qks(args.embedding, args.queries), [f"label {i}" for i in range(args.labels)]
+    images = list(np.random.default_rng(0).integers(256, size=(args.images, 96, 96, 3), dtype=np.uint8))
+
+    def tag():
+        return model.tag(images, names, top_k=args.top, batch_size=args.images)
+    start = time.perf_counter()
+    tag()
+    peak_bytes = peak()
+    print(f"first call {time.perf_counter() - start:.1f} s; peak memory of the process {peak_bytes / 1e9:.2f} GB", flush=True)
+    embeddings = model.pool.known
+    with torch.no_grad():
+        tokens = model.vlp.image_tokens(preprocess_images(model.vlp, [Image.fromarray(image) for image in images]))
+        features = extract(model.head.extractor, tokens) @ model.head.projection  # [B, K, E]
+        rows = features.flatten(0, 1)  # [B·K, E]
+        part = max(1, SCORES_AT_ONCE // len(rows))
+        buffer = torch.empty(len(rows) * min(part, args.labels))
+
+        def product():
+            for block in embeddings.split(part):
+                torch.mm(rows, block.T, out=buffer[:len(rows) * len(block)].view(len(rows), len(block)))
+        times = in_turn({"bare product": product, "sharing": lambda: share(features, embeddings), "tagging": tag}, args.rounds)
+    ratios = {name: 1 / ratio for name, ratio in speedups(times, "bare product").items()}
+    for name, ratio in ratios.items():
+        print(f"{name:13s} {median(times[name]):7.3f} s, {ratio:5.2f} times the bare product", flush=True)
+    print(f"all scores at once would take {4e-9 * len(rows) * args.labels:.2f} GB, a part takes {4e-9 * buffer.numel():.2f} GB")
+    write(args.out, {"peak_gigabytes": round(peak_bytes / 1e9, 2), "embeddings_gigabytes": round(embeddings.nbytes / 1e9, 2),
+                     "all_scores_gigabytes": round(4e-9 * len(rows) * args.labels, 3), "multiplications": len(rows) * args.labels * args.embedding,
+                     "seconds": {name: round(median(own), 3) for name, own in times.items()},
+                     "ratio_to_bare_product": {name: round(ratio, 3) for name, ratio in ratios.items()}}, sizes)
+
+
+if __name__ == "__main__":
+    main()

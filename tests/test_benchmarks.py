@@ -1,0 +1,37 @@
+"""Every benchmark runs with --quick, writes its numbers, and its committed numbers hold what is said of them."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+@pytest.mark.parametrize("name", ["head", "labels", "prompts", "evaluate"])
+def test_runs_quickly(name, tmp_path):
+    out = tmp_path / "numbers.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--quick", "--threads", "1", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    quick, committed = json.loads(out.read_text()), RESULTS / f"{name}.json"
+    assert {"settings", "machine"} < quick.keys()
+    assert quick.keys() == json.loads(committed.read_text()).keys(), f"{committed.name} is of another version of the benchmark: run it again"
+
+
+def committed(name):
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def test_a_million_labels_fit():
+    found = committed("labels")
+    assert found["settings"]["labels"] == 1_000_000
+    assert found["peak_gigabytes"] < 6
+    assert found["ratio_to_bare_product"]["tagging"] <= 2
+
+
+def test_prompts_are_seven_times_faster():
+    assert committed("prompts")["ratio"] >= 7
+    assert committed("prompts")["apart"] < 1e-5

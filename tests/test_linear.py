@@ -1,0 +1,154 @@
+"""The linear map by oneDNN: the same numbers and gradients, only where it may be used, and invisible to what surrounds it."""
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from qks import linear as module
+from qks.linear import FastLinears, can_use_onednn, linear, onednn_agrees
+
+needs_onednn = pytest.mark.skipif(not can_use_onednn(torch.zeros(2, 2), torch.zeros(2, 2)), reason="this torch has no oneDNN linear")
+
+
+@pytest.fixture
+def used(monkeypatch):
+    "Every product that oneDNN computes."
+    calls, original = [], module._product
+    monkeypatch.setattr(module, "_product", lambda *args: (calls.append(1), original(*args))[1])
+    return calls
+
+
+@pytest.mark.parametrize("shape", [(5, 64), (2, 5, 64), (2, 3, 5, 64), (1, 64)], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_equals_torch(shape, bias):
+    torch.manual_seed(0)
+    x, layer = torch.randn(shape, requires_grad=True), nn.Linear(64, 48, bias=bias)
+    expected = F.linear(x, layer.weight, layer.bias)
+    torch.testing.assert_close(linear(x, layer.weight, layer.bias), expected, rtol=1e-5, atol=1e-5)
+    wanted = torch.autograd.grad(expected.pow(2).sum(), [x, *layer.parameters()])
+    found = torch.autograd.grad(linear(x, layer.weight, layer.bias).pow(2).sum(), [x, *layer.parameters()])
+    for ours, theirs in zip(found, wanted, strict=True): torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+
+
+def test_gradients_by_differences():
+    "The operator is fp32 only, so the check is coarse: a step of 1e-2, exact for a linear map but for rounding."
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(3, 4), torch.randn(2, 4), torch.randn(2)
+    for tensor in (x, weight, bias):
+        tensor.requires_grad_()
+        (gradient,) = torch.autograd.grad(linear(x, weight, bias).sum(), tensor)
+        with torch.no_grad():
+            for place in range(tensor.numel()):
+                step = torch.zeros(tensor.numel()).index_fill_(0, torch.tensor([place]), 1e-2).view(tensor.shape)
+                moved = [tensor + step if part is tensor else part for part in (x, weight, bias)]
+                rise = (linear(*moved) - linear(x, weight, bias)).sum()/1e-2
+                assert gradient.flatten()[place].item() == pytest.approx(rise.item(), abs=1e-3)
+        tensor.requires_grad_(False)
+
+
+@needs_onednn
+def test_tokens_that_are_frozen_cost_no_gradient(used):
+    x, layer = torch.randn(2, 5, 8), nn.Linear(8, 8)
+    linear(x, layer.weight, layer.bias).sum().backward()
+    assert len(used) == 2 and layer.weight.grad is not None and layer.bias.grad is not None  # forward, and the weight
+
+
+def test_strided_and_expanded_input():
+    layer, x = nn.Linear(8, 6), torch.randn(1, 5, 8).expand(3, -1, -1)
+    for strange in (x, torch.randn(5, 3, 8).transpose(0, 1), torch.randn(8, 5).T, torch.randn(2, 5, 16)[..., ::2]):
+        torch.testing.assert_close(linear(strange, layer.weight, layer.bias), layer(strange), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["bf16", "fp64", "autocast", "off", "empty", "vector"])
+def test_everything_else_goes_to_torch(used, case):
+    x, layer = torch.randn(2, 8), nn.Linear(8, 4)
+    if case == "bf16": x, layer = x.bfloat16(), layer.bfloat16()
+    if case == "fp64": x, layer = x.double(), layer.double()
+    if case == "empty": x = x[:0]
+    if case == "vector": x = x[0]
+    with torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"), torch.backends.mkldnn.flags(enabled=case != "off"):
+        assert torch.equal(linear(x, layer.weight, layer.bias), layer(x))
+    assert not used
+
+
+@needs_onednn
+def test_a_second_derivative_is_refused_and_not_wrong():
+    x, layer = torch.randn(2, 4, requires_grad=True), nn.Linear(4, 4)
+    (gradient,) = torch.autograd.grad(linear(x, layer.weight, layer.bias).pow(3).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError): gradient.sum().backward()
+
+
+@needs_onednn
+def test_inside_the_context_every_linear_map_is_ours(used):
+    torch.manual_seed(0)
+    tower, tokens = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval(), torch.randn(2, 5, 16)
+    with torch.no_grad():
+        expected = tower(tokens)
+        assert not used
+        with FastLinears(): found = tower(tokens)
+    assert len(used) == 4  # in and out of the attention, in and out of the feed-forward
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shortcut", [True, False])
+def test_the_context_leaves_everything_as_it_was(used, shortcut):
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(shortcut)
+    try:
+        with torch.no_grad(), pytest.raises(ZeroDivisionError), FastLinears(): 1/0
+        assert torch.backends.mha.get_fastpath_enabled() is shortcut
+        F.linear(torch.zeros(2, 2), torch.zeros(2, 2))
+        assert not used
+    finally: torch.backends.mha.set_fastpath_enabled(before)
+
+
+# ---- the operator is not promised to stay
+
+def missing(*args): raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_linear_pointwise'")
+def refused(*args): raise RuntimeError("could not create a primitive descriptor")
+def other_arguments(x, weight): return x @ weight.T
+def other_meaning(x, weight, bias, *rest): return x @ weight.T
+
+
+@pytest.fixture
+def operator(monkeypatch):
+    "Put another function in the operator's place."
+    def put(function):
+        monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace(_linear_pointwise=function) if function else SimpleNamespace())
+        onednn_agrees.cache_clear()
+    yield put
+    monkeypatch.undo()
+    onednn_agrees.cache_clear()
+
+
+def check_against_torch():
+    torch.manual_seed(0)
+    x, layer = torch.randn(3, 5, 8, requires_grad=True), nn.Linear(8, 6)
+    expected, found = layer(x), linear(x, layer.weight, layer.bias)
+    wanted, gradients = (torch.autograd.grad(out.pow(2).sum(), [x, *layer.parameters()]) for out in (expected, found))
+    for ours, theirs in zip((found, *gradients), (expected, *wanted)): torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    with torch.no_grad(), FastLinears(): torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("function", [None, missing, refused, other_arguments, other_meaning])
+def test_without_the_operator_torch_answers(operator, function, recwarn):
+    operator(function)
+    assert not onednn_agrees() and not can_use_onednn(torch.zeros(2, 2), torch.zeros(2, 2))
+    check_against_torch()
+    assert not recwarn.list
+
+
+@needs_onednn
+def test_an_operator_that_fails_later_is_replaced_call_by_call(operator):
+    ours, calls = torch.ops.mkldnn._linear_pointwise, []
+
+    def once(*args):
+        calls.append(1)
+        if len(calls) > 1: raise RuntimeError("could not execute a primitive")
+        return ours(*args)
+    operator(once)
+    check_against_torch()
+    assert len(calls) > 3  # asked each time
+    with pytest.raises(RuntimeError, match="shape"): linear(torch.zeros(2, 3), torch.zeros(4, 5))
