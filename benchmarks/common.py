@@ -1,0 +1,66 @@
+"""What the benchmarks share: fair timing, a word about the machine, and the JSON file at the end."""
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+
+def parser(doc, sizes, quick):
+    """A command line with one whole number a size; --quick takes small sizes, for tests."""
+    command = argparse.ArgumentParser(description=doc.splitlines()[0])
+    for name, default in sizes.items():
+        command.add_argument(f"--{name}", type=int, help=f"default: {default}, with --quick {quick.get(name, default)}")
+    command.add_argument("--threads", type=int, help="default: torch's choice")
+    command.add_argument("--quick", action="store_true", help="small sizes: does it run at all?")
+    command.add_argument("--out", type=Path, help="JSON file for the numbers")
+    command.set_defaults(sizes=sizes, small=quick)
+    return command
+
+
+def settings(args):
+    """Fill in the sizes that were not given; returns them for the results."""
+    for name, default in args.sizes.items():
+        name, value = name.replace("-", "_"), args.small.get(name, default) if args.quick else default
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    return {name.replace("-", "_"): getattr(args, name.replace("-", "_")) for name in args.sizes}
+
+
+def seconds(function):
+    """How long one call takes."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def in_turn(ways, rounds):
+    """Seconds of each way in each round; the ways take turns, so that what else the machine does hits all of them alike."""
+    for function in ways.values():  # once unmeasured
+        function()
+    rows = [{name: seconds(function) for name, function in ways.items()} for _ in range(rounds)]
+    return {name: [row[name] for row in rows] for name in ways}
+
+
+def speedups(times, reference):
+    """How many times faster than the reference each way is: the median over rounds of the ratio within a round."""
+    return {name: statistics.median(slow / fast for slow, fast in zip(times[reference], own)) for name, own in times.items()}
+
+
+def write(path, results, sizes):
+    """Numbers, settings and the kind of machine, as JSON."""
+    results = results | {"settings": sizes, "machine": {
+        "system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+        "torch": torch.__version__}}
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
