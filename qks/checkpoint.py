@@ -13,6 +13,7 @@ import os
 import random
 import re
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +107,7 @@ def save_checkpoint(
             os.fsync(entry := os.open(folder, os.O_RDONLY))
             os.close(entry)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError): part.unlink(missing_ok=True)                              # where the folder is none, there is none
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:120]
         raise QKSError(f"checkpoint {path} cannot be written ({reason}): make room, or mend the disk; earlier checkpoints are kept") from error
     return path

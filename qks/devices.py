@@ -13,7 +13,7 @@ from datetime import timedelta
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import InitProcessGroupKwargs, gather
+from accelerate.utils import InitProcessGroupKwargs, gather, parse_flag_from_env
 
 from .core import QKSError
 from .model import head_scores
@@ -26,7 +26,8 @@ def process_state() -> PartialState:
     "This process among those that a launcher started: process_index, num_processes, device; without a launcher, the only one."
     if PartialState._shared_state and PartialState().num_processes != int(os.environ.get("WORLD_SIZE", 1)):
         AcceleratorState._reset_state(reset_partial_state=True)                            # a notebook's own process became one of many
-    return PartialState(timeout=PATIENCE)
+    no_gpu = not torch.accelerator.is_available() or torch.backends.mps.is_available()     # a Mac's one GPU cannot be shared out
+    return PartialState(cpu=no_gpu or parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE)
 
 # %% ../nbs/11_devices.ipynb #87671fde
 def make_accelerator(

@@ -46,13 +46,13 @@ class Trainer:
         config: TrainConfig, # the recipe
         accelerator, # from `make_accelerator`
     ):
-        self.head, self.targets, self.config, self.accelerator = head, targets, config, accelerator
+        self.head, self.config, self.accelerator = head, config, accelerator
         torch.manual_seed(config.seed + 1_000_003*accelerator.process_index)                      # every process draws its own dropout
         self.generator = torch.Generator().manual_seed(config.seed)                               # and all the same order
         if accelerator.num_processes > 1: head.to(accelerator.device)
         self.device = head.projection.device
         self.tokens = to_device_if_it_fits(image_tokens, self.device) if isinstance(image_tokens, torch.Tensor) else image_tokens
-        self.embeddings = label_embeddings.to(self.device)
+        self.targets, self.embeddings = targets.to(getattr(self.tokens, "device", "cpu")), label_embeddings.to(self.device)
         self.average = AveragedModel(head, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
         optimizer, self.steps_per_epoch = make_optimizer(head.parameters(), config), math.ceil(len(targets)/config.batch_size)
         self.schedule = make_schedule(optimizer, config, self.steps_per_epoch)

@@ -45,8 +45,12 @@ class Targets:
     def __len__(self): return len(self.matrix if self.index is None else self.index)
 
     def __getitem__(self, rows): # image numbers [B] -> [B, S]
-        if self.index is None: return self.matrix[rows].float()
+        if self.index is None: return self.matrix[rows.to(self.matrix.device)].float()
         return torch.from_numpy(self.index.labels(rows.cpu().numpy())[:, :self.n_seen]).float()
+
+    def to(self, device): # where the image numbers will be: a matrix goes there, an Index stays
+        if self.index is None: self.matrix = self.matrix.to(device)
+        return self
 
     def digest(self): # of all labels, 16 hexadecimal digits
         parts = [self.matrix.to("cpu", torch.int8).numpy()] if self.index is None else [self.index.offsets, self.index.columns, self.index.values]

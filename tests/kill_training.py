@@ -25,7 +25,7 @@ from qks.model import HeadConfig, QKSHead
 from qks.recipe import TrainConfig
 
 N, S, E, D = 26, 5, 8, 64
-EVENTS, MOMENTS = 34, 12  # how many kills of each kind
+EVENTS, MOMENTS = 18, 5  # how many kills of each kind
 
 
 class Events:
@@ -128,8 +128,8 @@ def main(root):
         runs.append({"kind": kind, "checkpoints": len(found), "half_written": hidden, "same": result(folder) == expected,
                      "left_over": len(list(folder.glob(".*.part")))})
 
-    inside = [k for k, name in enumerate(names) if name.startswith("inside")]
-    chosen = rng.sample(inside, 6) + rng.sample(range(len(names)), EVENTS - 6)
+    inside, steps = ([k for k, name in enumerate(names) if word in name] for word in ("inside", "step"))
+    chosen = rng.sample(inside, 6) + rng.sample(steps, 6) + rng.sample(range(len(names)), EVENTS - 12)
     for number, k in enumerate(chosen):
         folder = root / f"event{number}"
         events.kill_at = k

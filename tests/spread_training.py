@@ -1,6 +1,6 @@
 """Train a small head in every process that a launcher starts; run by test_devices.py.
 
-    accelerate launch --cpu --num_processes 2 spread_training.py FOLDER
+    python -m torch.distributed.run --standalone --nproc-per-node 2 spread_training.py FOLDER
 
 Each process notes which images it was asked for; the first one notes losses, metrics, scores and weights. There is no dropout: its
 noise would differ between the processes.

@@ -1,0 +1,178 @@
+"""Two processes do what one does: the same images in the same order, the same losses, the same metrics, the same files."""
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import spread_training
+import torch
+from safetensors.torch import load_file
+
+from qks import devices
+from qks.cli import main
+from qks.core import QKSError
+from qks.devices import batch_pieces, gather_rows, in_turns, make_accelerator, process_state, release_accelerator, score_images
+from qks.model import HeadConfig, QKSHead, head_scores
+
+TESTS = Path(__file__).parent
+TOLERANCE = 1e-5  # relative: the same sums in fp32, added up in another order
+
+
+def launch(script, *arguments, processes=2):
+    "Run a script in as many processes as asked for; returns what they printed."
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), str(TESTS / script), *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def spread(tmp_path_factory):
+    "The same small run in one process and in two: their folders."
+    alone, pair = tmp_path_factory.mktemp("alone"), tmp_path_factory.mktemp("pair")
+    spread_training.main(alone)
+    launch("spread_training.py", pair)
+    return alone, pair
+
+
+def results(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def asked(folder, process):
+    return json.loads((folder / f"asked{process}.json").read_text())
+
+
+def test_two_processes_were_there(spread):
+    alone, pair = spread
+    assert (results(alone)["processes"], results(pair)["processes"]) == (1, 2)
+    assert (pair / "turns.txt").read_text() == "0\n1\n"  # the first one first
+
+
+def test_the_same_images_in_the_same_order(spread):
+    alone, pair = spread
+    whole, shares = asked(alone, 0), [asked(pair, 0), asked(pair, 1)]
+    assert len(whole) == len(shares[0]) == len(shares[1]) == 3 * 6
+    for batch, *pieces in zip(whole, *shares):
+        if len(batch) > 1: assert pieces[0] + pieces[1] == batch
+        else: assert pieces == [batch, batch]  # the second process's copy weighs nothing, as the losses show
+    for epoch in range(3): assert sorted(sum(whole[6 * epoch:6 * epoch + 6], [])) == list(range(spread_training.N))
+
+
+def test_the_same_losses_and_metrics(spread):
+    alone, pair = (results(folder)["history"] for folder in spread)
+    assert [list(row) for row in alone] == [list(row) for row in pair] and len(alone) == 3
+    for one, two in zip(alone, pair):
+        for name in one.keys() - {"seconds"}: assert two[name] == pytest.approx(one[name], rel=TOLERANCE), name
+
+
+def test_the_same_losses_step_by_step(spread):
+    alone, pair = (list(csv.DictReader((folder / "run" / "steps.csv").open())) for folder in spread)
+    assert [row["step"] for row in alone] == [row["step"] for row in pair] == [str(step) for step in range(2, 19, 2)]
+    for one, two in zip(alone, pair): assert float(two["loss"]) == pytest.approx(float(one["loss"]), rel=TOLERANCE)
+
+
+def test_the_same_weights(spread):
+    alone, pair = (results(folder)["weights"] for folder in spread)
+    for name in alone: torch.testing.assert_close(torch.tensor(pair[name]), torch.tensor(alone[name]), rtol=1e-3, atol=1e-4)
+
+
+def test_every_image_is_scored_once_and_in_its_place(spread):
+    alone, pair = map(results, spread)
+    for name, images in (("scores", spread_training.M), ("two", 2)):
+        assert len(pair[name]) == images
+        torch.testing.assert_close(torch.tensor(pair[name]), torch.tensor(alone[name]), rtol=1e-3, atol=1e-3)
+    assert alone["rows"] == pair["rows"] == list(range(5))
+
+
+def test_only_the_first_process_writes(spread):
+    alone, pair = ({path.name for path in (folder / "run").iterdir()} for folder in spread)
+    assert alone == pair == {"epochs.csv", "steps.csv", *(f"step-{step:012d}.safetensors" for step in (6, 16, 18))}
+
+
+# ---- the command
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory):
+    "`qks train` in one process and in two: their folders, and what the two printed."
+    folder = tmp_path_factory.mktemp("command")
+    options = ["--epochs", "2", "--lr", "1e-3", "--layers", "1", "--queries", "3", "--batch-size", "16", "--schedule", "cosine", "--log-steps", "1"]
+    assert main(["data", "pocket", str(folder / "data"), "--n-train", "60", "--n-test", "30"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "dropout", lambda x, *args, **kwargs: x)
+        assert main(["train", str(folder / "data"), "--out", str(folder / "one"), "--cache", str(folder / "one" / "tokens"), *options]) == 0
+    return folder / "one", folder / "two", launch("spread_command.py", "train", folder / "data", "--out", folder / "two", *options)
+
+
+def test_the_command_prints_and_writes_once(commands):
+    one, two, printed = commands
+    assert printed.count("| QKS ") == 1 and printed.count("Best epoch by the rule") == 1
+    names = [{path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} for folder in (one, two)]
+    assert names[0] == names[1]
+    assert len((two / "training" / "seed0" / "epochs.csv").read_text().splitlines()) == 3
+
+
+def test_the_command_gives_the_same_numbers(commands):
+    one, two = (json.loads((folder / "results.json").read_text()) for folder in commands[:2])
+    for a, b in zip(one["runs"][0]["history"], two["runs"][0]["history"]):
+        for name in a.keys() - {"seconds"}: assert b[name] == pytest.approx(a[name], rel=1e-4), name
+    for row in one["rows"]:
+        for part, numbers in one["rows"][row].items():
+            for name in numbers: assert two["rows"][row][part][name]["mean"] == pytest.approx(numbers[name]["mean"], abs=1e-6), (row, part, name)
+    one, two = (load_file(folder / "model" / "head.safetensors") for folder in commands[:2])
+    for name in one: torch.testing.assert_close(two[name], one[name], rtol=1e-2, atol=1e-3)  # AdamW takes a step of lr on a gradient of rounding alone, too
+
+
+# ---- one process
+
+@pytest.mark.parametrize("images", [1, 2, 5, 16, 64])
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_pieces_cover_a_batch_once(images, processes, parts):
+    rows = torch.randperm(images)
+    pieces = [piece for process in range(processes) for piece in batch_pieces(rows, process, processes, parts)]
+    assert len(pieces) == processes * parts and sum(weight for _, weight in pieces) == pytest.approx(1)
+    assert torch.equal(torch.cat([piece for piece, weight in pieces if weight]), rows)
+    assert all(len(piece) for piece, _ in pieces)  # nobody stands idle: gradients are awaited from all
+    errors = torch.rand(images)
+    assert sum(weight * errors[piece].mean().item() for piece, weight in pieces) == pytest.approx(errors[rows].mean().item())
+
+
+def test_alone():
+    state = process_state()
+    assert (state.num_processes, state.process_index, state.is_main_process) == (1, 0, True)
+    assert in_turns(lambda: 7) == 7 and torch.equal(gather_rows(torch.arange(3), 3), torch.arange(3))
+
+
+@pytest.mark.parametrize("images", [1, 5])
+def test_scores_as_head_scores(images):
+    head, tokens, names = QKSHead(torch.randn(64, 8), HeadConfig(2, 1)), torch.randn(images, 4, 64), torch.randn(3, 8)
+    for given in (tokens, spread_training.Watched(tokens)):  # a tensor, and what can only be asked for rows
+        for found, expected in zip(score_images(head, given, names, 2), head_scores(head, tokens, names, 2)): torch.testing.assert_close(found, expected)
+
+
+class Meeting:
+    "Stands for accelerate's state where three processes meet: this one among them."
+    def __init__(self, index): self.num_processes, self.process_index, self.device = 3, index, torch.device("cpu")
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 4, 7, 9])
+def test_shares_of_three_come_back_in_order(monkeypatch, n):
+    rows, sent = torch.arange(n * 2).view(n, 2) + 1, []
+    for index, share in enumerate(rows.tensor_split(3)):
+        monkeypatch.setattr(devices, "process_state", lambda: Meeting(index))
+        monkeypatch.setattr(devices, "gather", lambda filled: (sent.append(filled), filled.repeat(3, 1))[1])
+        gather_rows(share, n)
+    monkeypatch.setattr(devices, "gather", lambda filled: torch.cat(sent))
+    assert torch.equal(gather_rows(rows[:0], n), rows)
+
+
+def test_precisions():
+    with pytest.raises(QKSError, match="fp16.*GPU"): make_accelerator(torch.device("cpu"), "fp16")
+    for precision, expected in (("bf16", "bf16"), ("fp32", "no")):  # each run chooses anew
+        assert make_accelerator(torch.device("cpu"), precision).mixed_precision == expected
+        release_accelerator()

@@ -1,0 +1,419 @@
+"""The engine of training: parts, clipping, averages, precisions, sparse labels, and what happens when something goes wrong on the way."""
+import copy
+import csv
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import stop_training
+import torch
+
+from qks import checkpoint, engine, training
+from qks.batchfile import BatchFile
+from qks.checkpoint import list_checkpoints, read_checkpoint
+from qks.core import QKSError
+from qks.devices import make_accelerator
+from qks.engine import Interrupted, StopSignals, Trainer, compiled, epoch_steps, restore_trainer, trainer_state
+from qks.index import Index, sort_entries
+from qks.logs import RunConfig, check_trackers, csv_lines, cut_lines
+from qks.model import HeadConfig, QKSHead
+from qks.recipe import LOSSES, TrainConfig
+from qks.steps import Targets, check_loss
+from qks.training import fit
+
+ROOT = Path(__file__).resolve().parent.parent
+N, M, S, E, D = 30, 8, 6, 8, 64
+
+
+def new_head(dropout=0.):
+    torch.manual_seed(1)
+    return QKSHead(torch.randn(D, E) * 0.3, HeadConfig(n_queries=3, n_layers=1, dropout=dropout))
+
+
+def config(**changes):
+    return TrainConfig(**{"epochs": 2, "lr": 1e-3, "batch_size": 10, "topk": (1,)} | changes)
+
+
+@pytest.fixture(scope="module")
+def data():
+    "Tokens [n, N, D], embeddings [S, E], labels [n, S]; the last M images are for validation."
+    torch.manual_seed(0)
+    return torch.randn(N + M, 4, D), torch.randn(S, E), torch.where(torch.rand(N + M, S) < 0.4, 1, -1)
+
+
+def run(data, recipe, folder=None, head=None, tokens=None, labels=None, **kwargs):
+    "Train; returns the history without its seconds, and the head."
+    images, names, truth = data
+    head = head or new_head()
+    history = fit(head, (images[:N] if tokens is None else tokens, truth[:N] if labels is None else labels), names, (images[N:], truth[N:]), recipe,
+                  RunConfig(folder, **kwargs) if folder else None)
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in history], head
+
+
+def same(one, two):
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+
+
+def refused(match, function, *args, **kwargs):
+    "Expect a QKSError whose message is a single line that matches."
+    with pytest.raises(QKSError, match=match) as caught: function(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+
+
+def trainer(data, recipe, head=None):
+    images, names, labels = data
+    return Trainer(head or new_head(), images[:N], Targets(labels[:N]), names, recipe, make_accelerator(torch.device("cpu"), recipe.precision))
+
+
+# ---- one step
+
+class Noted:
+    "Stands for an optimiser: keeps the gradients it is given, and steps."
+    def __init__(self, inner): self.inner, self.gradients = inner, []
+
+    def __getattr__(self, name): return getattr(self.inner, name)
+
+    def step(self):
+        self.gradients.append([weight.grad.clone() for group in self.inner.param_groups for weight in group["params"]])
+        self.inner.step()
+
+
+def gradients(data, recipe):
+    "Of every step of the first epoch."
+    found = trainer(data, recipe)
+    found.optimizer = Noted(found.optimizer)
+    for _ in epoch_steps(found): pass
+    return found.optimizer.gradients
+
+
+def close(found, expected):
+    "Compare gradients; those of the keys' biases are zero but for rounding, so the largest gradient of all is the measure."
+    largest = max(gradient.abs().max().item() for gradient in expected)
+    for a, b in zip(found, expected, strict=True): torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6 * largest)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 16])
+@pytest.mark.parametrize("batch_size", [15, 13])  # 13: the last batch holds 4 images
+def test_parts_give_the_gradients_of_the_whole(data, parts, batch_size):
+    "Scaled and decayed by AdamW, rounding would grow, so the gradients themselves are compared, at a rate that changes nothing."
+    whole, pieces = (gradients(data, config(batch_size=batch_size, accumulate=n, lr=1e-12)) for n in (1, parts))
+    assert len(whole) == len(pieces) == -(-N // batch_size)
+    for one, two in zip(whole, pieces): close(two, one)
+
+
+def test_the_gradient_is_that_of_a_plain_loop(data):
+    images, names, labels = data
+    found, head = gradients(data, config(batch_size=N, lr=1e-12)), new_head()
+    LOSSES["asl"](head(images[:N], names).logits, labels[:N].float()).backward()
+    close(found[0], [weight.grad for weight in head.parameters()])
+
+
+def test_clipping(data):
+    free = gradients(data, config(lr=1e-12))
+    norms = [torch.cat([gradient.flatten() for gradient in step]).norm().item() for step in free]
+    limit = sum(sorted(norms)[:2]) / 2  # between the shortest and the next
+    clipped = gradients(data, config(lr=1e-12, clip=limit))
+    for one, two, norm in zip(free, clipped, norms):
+        for a, b in zip(one, two): torch.testing.assert_close(b, a * min(1, limit / norm), rtol=1e-4, atol=1e-7)
+
+
+def test_averaged_weights(data):
+    found, decay = trainer(data, config(ema=0.8)), 0.8
+    expected = None
+    for _ in epoch_steps(found):
+        now = [weight.detach().clone() for weight in found.head.parameters()]
+        expected = now if expected is None else [decay * a + (1 - decay) * b for a, b in zip(expected, now)]
+        for weight, average in zip(found.judged.parameters(), expected): torch.testing.assert_close(weight, average, rtol=1e-5, atol=1e-6)
+    assert found.judged is not found.head and not same(found.judged, found.head)
+
+
+def test_averaged_weights_are_judged_and_kept(data, monkeypatch):
+    judged = []
+    monkeypatch.setattr(training, "selection_score", lambda head, *args: (judged.append(copy.deepcopy(head.state_dict())), {"mAP": 0., "score": float(len(judged))})[1])
+    _, head = run(data, config(ema=0.9))
+    assert all(torch.equal(value, judged[-1][name]) for name, value in head.state_dict().items())
+
+
+# ---- precision
+
+def test_bf16_stays_close(data):
+    full, half = (run(data, config(epochs=4, batch_size=N, precision=precision)) for precision in ("fp32", "bf16"))
+    assert half[1].projection.dtype == torch.float32
+    assert half[0][0]["loss"] != full[0][0]["loss"] and half[0][0]["loss"] == pytest.approx(full[0][0]["loss"], rel=0.01)
+    for one, two in zip(full[0], half[0]): assert two["loss"] == pytest.approx(one["loss"], rel=0.1)  # AdamW makes much of small differences
+
+
+def test_fp16_needs_a_gpu(data):
+    refused("fp16.*GPU", run, data, config(precision="fp16"))
+
+
+def test_half_precision_tokens_are_widened(data):
+    half = data[0][:N].half()
+    one, two = run(data, config(), tokens=half), run(data, config(), tokens=half.float())
+    assert one[0] == two[0] and same(one[1], two[1])
+
+
+def test_a_fused_optimiser_gives_the_same(data):
+    one, two = run(data, config()), run(data, config(fused=True))
+    for a, b in zip(one[0], two[0]): assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
+
+
+def test_no_compiler(monkeypatch):
+    def missing(*args, **kwargs): raise RuntimeError("no compiler\nwas found")
+    monkeypatch.setattr(torch, "compile", missing)
+    refused("torch.compile is not possible here .RuntimeError: no compiler.: leave compile out", compiled, torch.nn.Linear(1, 1))
+
+
+# ---- labels
+
+def index_of(labels, absent):
+    "The index that holds these labels [n, C], of which the first S are seen; what equals `absent` is not stored."
+    rows, columns = (labels != absent).nonzero(as_tuple=True)
+    names = tuple(f"label {i}" for i in range(labels.shape[1]))
+    entries = sort_entries(rows.numpy(), columns.numpy(), labels[rows, columns].numpy(), len(labels), len(names))
+    return Index(Path("x"), tuple(f"{i}.jpg" for i in range(len(labels))), **entries, label_ids=names, label_names=names, n_seen=S, absent=absent)
+
+
+@pytest.mark.parametrize("absent", [-1, 0])
+def test_labels_of_an_index(data, absent):
+    "Only the seen columns train, from whichever of both, bit for bit."
+    more = torch.cat([data[2][:N], -data[2][:N, :2]], 1)  # [n, S+U]
+    if absent == 0: more = torch.where(torch.rand(more.shape, generator=torch.Generator().manual_seed(0)) < 0.3, 0, more)
+    one, two = run(data, config(), labels=more[:, :S]), run(data, config(), labels=index_of(more, absent))
+    assert one[0] == two[0] and same(one[1], two[1])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", ["dense", "index"])
+def test_a_gpu_gives_the_same(data, kind):
+    labels = index_of(data[2][:N], -1) if kind == "index" else data[2][:N]
+    one, two = run(data, config()), run(data, config(), head=new_head().cuda(), labels=labels)
+    for a, b in zip(one[0], two[0]): assert b["loss"] == pytest.approx(a["loss"], rel=1e-2)
+
+
+@pytest.mark.parametrize("rows", [torch.tensor([3, 0]), torch.tensor([], dtype=torch.long)])
+def test_labels_lie_where_the_tokens_do(data, rows):
+    targets = Targets(data[2])
+    assert targets.to("cpu") is targets and torch.equal(targets[rows], data[2][rows].float())
+    assert Targets(data[2]).to("meta").matrix.device.type == "meta"  # stands for a GPU
+    assert Targets(index_of(data[2], -1)).to("meta").n_seen == S
+
+
+# ---- going on
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 6])
+@pytest.mark.parametrize("recipe", [{}, {"schedule": "cosine", "ema": 0.9, "accumulate": 2}], ids=["plateau", "cosine"])
+def test_a_restored_trainer_takes_the_same_steps(data, stop, recipe):
+    recipe = config(epochs=3, **recipe)
+
+    def steps(found, n):
+        losses = []
+        while len(losses) < n:
+            for _ in epoch_steps(found):
+                losses.append(found.total)
+                if len(losses) == n: break
+            if found.step == found.steps_per_epoch: engine.close_epoch(found, {"score": 1. / found.epoch})
+        return losses
+    whole = trainer(data, recipe, new_head(0.1))
+    expected, weights = steps(whole, 9), copy.deepcopy(whole.head.state_dict())
+    first = trainer(data, recipe, new_head(0.1))
+    begun, tensors = steps(first, stop), {}
+    state = checkpoint.unpack(checkpoint.pack(trainer_state(first), tensors), tensors)
+    torch.manual_seed(99)  # what happens in between does not matter
+    second = trainer(data, recipe, new_head(0.1))
+    restore_trainer(second, state)
+    assert begun + steps(second, 9 - stop) == expected
+    assert all(torch.equal(value, weights[name]) for name, value in second.head.state_dict().items())
+
+
+def test_a_finished_run_is_told_again(data, tmp_path):
+    one, two = (run(data, config(), tmp_path) for _ in range(2))
+    assert one[0] == two[0] and same(one[1], two[1])
+
+
+def test_keeping_changes_nothing(data, tmp_path):
+    one, two = run(data, config()), run(data, config(), tmp_path, save_steps=1, log_steps=1)
+    assert one[0] == two[0] and same(one[1], two[1])
+
+
+def test_the_best_outlives_the_last(data, tmp_path, monkeypatch):
+    scores = iter([3., 1., 2., 1., 1.])
+    monkeypatch.setattr(training, "selection_score", lambda *args: {"mAP": 0., "score": next(scores)})
+    _, head = run(data, config(epochs=5), tmp_path, keep=2)
+    assert [*list_checkpoints(tmp_path)] == [3, 12, 15]
+    best = read_checkpoint(list_checkpoints(tmp_path)[3])["trainer"]["head"]
+    assert all(torch.equal(value, best[name]) for name, value in head.state_dict().items())
+
+
+@pytest.mark.parametrize("change, told", [({"lr": 2e-3}, "lr 0.001 there, 0.002 here"), ({"seed": 1}, "seed 0 there, 1 here"), ({"epochs": 3}, "epochs 2 there, 3 here")], ids=str)
+def test_another_recipe(data, tmp_path, change, told):
+    run(data, config(), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    refused(f"{tmp_path.name} holds a run of another configuration .{told}.: use the same one to go on, or name another folder", run, data, config(**change), tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_other_labels_and_another_head(data, tmp_path):
+    run(data, config(), tmp_path)
+    refused("another configuration .labels", run, data, config(), tmp_path, labels=-data[2][:N])
+    refused("another configuration .head dropout 0.0 there, 0.1 here", run, data, config(), tmp_path, head=new_head(0.1))
+
+
+# ---- trouble
+
+@pytest.mark.parametrize("step", [1, 5])
+def test_a_loss_that_is_nan(data, tmp_path, monkeypatch, step):
+    "The step is named, the weights are those before it, and the folder keeps the last good state."
+    calls, kept = [], []
+
+    def loss(logits, targets):
+        calls.append(1)
+        return LOSSES["bce"](logits, targets) * (float("nan") if len(calls) == step else 1.)
+    monkeypatch.setitem(engine.LOSSES, "asl", loss)
+    head = new_head()
+    monkeypatch.setattr(training, "epoch_steps", lambda found: (kept.append(copy.deepcopy(head.state_dict())) or done for done in epoch_steps(found)))
+    place = f"the loss is nan at step {(step - 1) % 3 + 1} of epoch {(step - 1) // 3 + 1}"
+    refused(place + (f".*keeps the run up to step {step - 1}" if step > 1 else ": lower the learning rate"), run, data, config(), tmp_path, head=head, save_steps=1)
+    assert len(kept) == step - 1 and all(weight.isfinite().all() for weight in head.parameters())
+    assert step == 1 or all(torch.equal(value, kept[-1][name]) for name, value in head.state_dict().items())
+    assert max(list_checkpoints(tmp_path), default=0) == step - 1
+
+
+def test_the_words_for_a_loss_that_is_not_finite():
+    refused("the loss is inf at step 3 of epoch 2: lower the learning rate", check_loss, float("inf"), 2, 3)
+    check_loss(1e30, 1, 1)
+
+
+def full(*args, **kwargs): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_disk_that_fills_up(data, tmp_path, monkeypatch):
+    "The run stops with one sentence, keeps what it had, and goes on to the same weights when there is room."
+    expected = run(data, config(), tmp_path / "whole", save_steps=1)
+    written, save = [], checkpoint.save_file
+
+    def fills_up(*args):
+        written.append(1)
+        (save if len(written) < 4 else full)(*args)
+    monkeypatch.setattr(checkpoint, "save_file", fills_up)
+    refused("step-000000000004.safetensors cannot be written .No space left on device.*keeps the run up to step 3", run, data, config(), tmp_path / "full", save_steps=1)
+    monkeypatch.undo()
+    found = run(data, config(), tmp_path / "full", save_steps=1)
+    assert found[0] == expected[0] and same(found[1], expected[1])
+
+
+def test_a_disk_that_fills_up_under_the_log(data, tmp_path, monkeypatch):
+    expected, write = run(data, config()), training.RunLog.step
+    monkeypatch.setattr(training.RunLog, "step", lambda log, row: log._try(full) if row["step"] == 4 else write(log, row))
+    refused("the log in .* cannot be written .No space left on device.*keeps the run up to step 3", run, data, config(), tmp_path, save_steps=1, log_steps=1)
+    monkeypatch.undo()
+    found = run(data, config(), tmp_path, save_steps=1, log_steps=1)
+    assert found[0] == expected[0] and same(found[1], expected[1])
+    assert [row["step"] for row in csv.DictReader((tmp_path / "steps.csv").open())] == [str(step) for step in range(1, 7)]
+
+
+class Failing:
+    "Tokens of which one cannot be read."
+    def __init__(self, tokens): self.tokens = tokens
+
+    def __len__(self): return len(self.tokens)
+
+    def __getitem__(self, rows):
+        if 7 in rows: raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return self.tokens[rows]
+
+
+def test_tokens_that_cannot_be_read(data, tmp_path):
+    expected = run(data, config())
+    refused("the training data cannot be read .Input/output error.: check the disk they lie on", run, data, config(), tokens=Failing(data[0][:N]))
+    head = new_head()
+    refused("cannot be read", run, data, config(batch_size=1), tmp_path, tokens=Failing(data[0][:N]), save_steps=1, head=head)
+    assert list_checkpoints(tmp_path)  # what was done before stays
+    found = run(data, config(batch_size=1), tmp_path, save_steps=1)
+    again = run(data, config(batch_size=1))
+    assert found[0] == again[0] and same(found[1], again[1]) and len(expected[0]) == 2
+
+
+def test_a_shard_that_was_cut_short(data, tmp_path):
+    "A memory-mapped file that is too short is not opened: reading behind its end would kill the process."
+    file = BatchFile(tmp_path, (N, 4, D), torch.float32, [bytes(16)] * N)
+    file.numbers.write_bytes(data[0][:N].numpy().tobytes()[:-1])
+    with pytest.raises((QKSError, OSError, ValueError, RuntimeError)): file.tensor()
+
+
+# ---- signals
+
+def test_ctrl_c(tmp_path):
+    "A real process, a real signal: status 130, a checkpoint, one sentence that says how to go on; the same run again ends with the same weights."
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen([sys.executable, str(ROOT / "tests" / "stop_training.py"), str(tmp_path / "run")], env=environment,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for _ in range(14): assert child.stdout.readline() == "step\n"
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=120)
+    assert child.returncode == 130, err
+    assert err.startswith("qks: training was stopped after step ") and err.count("\n") == 1 and "--resume" in err
+    step = int(err.split("after step ")[1].split(",")[0])
+    assert max(list_checkpoints(tmp_path / "run")) == step and 14 <= step < 40
+    (losses, head), (expected, whole) = stop_training.train(tmp_path / "run"), stop_training.train(tmp_path / "whole")
+    assert losses == expected and same(head, whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_heeded_after_the_step(data, tmp_path, monkeypatch, number):
+    expected, step = run(data, config()), engine.train_step
+    calls = []
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2: os.kill(os.getpid(), number)
+        return step(*args, **kwargs)
+    monkeypatch.setattr(engine, "train_step", interrupted)
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted, match="stopped after step 2, .*--resume"): run(data, config(), tmp_path)
+    assert signal.getsignal(number) is before and [*list_checkpoints(tmp_path)] == [2]
+    found = run(data, config(), tmp_path)
+    assert found[0] == expected[0] and same(found[1], expected[1])
+
+
+def test_a_second_ctrl_c_stops_at_once():
+    with pytest.raises(KeyboardInterrupt), StopSignals():
+        for _ in range(2): os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+
+def test_signals_elsewhere():
+    before, found = signal.getsignal(signal.SIGINT), []
+    with StopSignals(False): assert signal.getsignal(signal.SIGINT) is before
+    thread = threading.Thread(target=lambda: found.append(StopSignals().__enter__().before))  # a notebook's thread, say
+    thread.start()
+    thread.join()
+    assert found == [{}] and signal.getsignal(signal.SIGINT) is before
+
+
+# ---- the log
+
+def test_lines_a_kill_left(tmp_path):
+    path, rows = tmp_path / "steps.csv", [{"step": step, "loss": step / 3} for step in range(1, 6)]
+    path.write_text(csv_lines(rows) + "6,0.12")
+    cut_lines(path, 3)
+    assert path.read_text() == csv_lines(rows[:3])
+    cut_lines(tmp_path / "none.csv", 3)
+    assert not (tmp_path / "none.csv").exists()
+
+
+def test_trackers(tmp_path, monkeypatch):
+    refused("tracker 'tensorbored' is not known: give one of .*tensorboard", check_trackers, ["tensorbored"])
+    monkeypatch.setattr("qks.logs.get_available_trackers", lambda: [])
+    refused("tracker 'wandb' is not installed: install it, or leave it out", RunConfig, tmp_path, log_with=("wandb",))
+
+
+@pytest.mark.parametrize("wrong", [{"keep": 0}, {"save_steps": 0}, {"log_steps": 0}], ids=str)
+def test_bad_numbers(tmp_path, wrong):
+    refused(next(iter(wrong)), RunConfig, tmp_path, **wrong)
