@@ -1,0 +1,155 @@
+"""An epoch of NUS-WIDE's size on a GPU, beside the pipeline that runs the image tower in every step, and beside what the GPU can do.
+
+    python benchmarks/gpu.py --out benchmarks/results/gpu.json      # 161,789 images' tokens in bf16: 49 GB of GPU memory, 10 minutes
+    python benchmarks/gpu.py --images 20000                         # 6 GB; the epoch is told for 161,789 images all the same
+    python benchmarks/gpu.py --quick                                # on any processor: does it run at all?
+
+Tokens, images and labels are random. First the peak: the best rate of a bf16 product of square matrices. Then the tower alone in bf16,
+then the reference in fp32 (tower in every step, plain head, AdamW, batch 64), then our epochs, bf16, fused AdamW, with and without
+torch.compile, at batch 64 and 1,024. A rate counts the operations of the products that torch ran (`FlopCounterMode`) in a second; its
+share is of the peak. "GB/s of tokens" is what the head reads of the cache: a second limit, beside the memory's rate.
+"""
+import time
+
+import torch
+from common import parser, settings, write
+from torch.utils.flop_counter import FlopCounterMode
+
+from qks.core import QKSError
+from qks.devices import make_accelerator, release_accelerator
+from qks.engine import Trainer, epoch_steps
+from qks.losses import AsymmetricLoss
+from qks.model import HeadConfig, QKSHead
+from qks.recipe import TrainConfig, make_optimizer
+from qks.sharing import share
+from qks.steps import HeadLoss, Targets
+from qks.vlp import _tokens, load_vlp
+
+NUS_WIDE, TOWER_BATCH, REFERENCE_BATCH, OUR_BATCHES = 161_789, 256, 64, (64, 1024)
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def seconds(function, repeats=1):
+    """Seconds of one call, all of the GPU's work included; the best of some, after one unmeasured."""
+    best = float("inf")
+    for number in range(repeats + 1):
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        function()
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+        if number:
+            best = min(best, time.perf_counter() - start)
+    return best
+
+
+def operations(function):
+    """Additions and multiplications of the products that a call runs."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+def peak_rate(side, repeats=20):
+    """Operations a second of a bf16 product of two square matrices."""
+    a, b = (torch.randn(side, side, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
+    return 2 * side**3 / seconds(lambda: a @ b, repeats)
+
+
+def random_tokens(images, tokens, width):
+    """Tokens in bf16 on the device, made in pieces."""
+    found = torch.empty(images, tokens, width, dtype=torch.bfloat16, device=DEVICE)
+    for piece in found.split(4096):
+        piece.normal_()
+    return found
+
+
+def row(way, batch, rate, peak, work, **more):
+    """One line of the table: work is the operations an image takes."""
+    found = {"way": way, "batch": batch, "images/s": round(rate, 1), "epoch_seconds": round(NUS_WIDE / rate, 1), "share_of_peak": round(rate * work / peak, 4), **more}
+    print(f"{way:28s} batch {batch:5d} {rate:12,.1f} images/s, {found['epoch_seconds']:10,.1f} s an epoch, {100 * found['share_of_peak']:6.1f} % of the peak", flush=True)
+    return found
+
+
+def tower(vlp, batch, peak):
+    """The tower alone, bf16."""
+    images = torch.randn(batch, 3, vlp.image_size, vlp.image_size, device=DEVICE)
+    vlp.precision = "bf16"
+    return row("tower, bf16", batch, batch / seconds(lambda: vlp.image_tokens(images), 5), peak, operations(lambda: vlp.image_tokens(images)) / batch)
+
+
+def reference(vlp, head, embeddings, batch, peak):
+    """Steps of the textbook pipeline."""
+    images, loss_function = torch.randn(batch, 3, vlp.image_size, vlp.image_size, device=DEVICE), AsymmetricLoss()
+    targets, optimizer = labels(batch, len(embeddings)).float(), make_optimizer(head.parameters(), TrainConfig())
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            tokens = _tokens(vlp.model.visual, images)  # [B, N, D]
+        loss_function(share(head.extractor(tokens) @ head.projection, embeddings)[0], targets).backward()
+        optimizer.step()
+    return row("reference, fp32", batch, batch / seconds(step, 5), peak, operations(step) / batch)
+
+
+def labels(images, count):
+    """Random labels [n, C], a hundredth of them present."""
+    return torch.where(torch.rand(images, count, device=DEVICE) < 0.01, 1, -1).to(torch.int8)
+
+
+def ours(head, tokens, targets, embeddings, batch, peak, compiled):
+    """An epoch of the library's, from the second on."""
+    recipe = TrainConfig(batch_size=batch, precision="bf16", fused=True, compile=compiled)
+    trainer = Trainer(head, tokens, Targets(targets), embeddings, recipe, make_accelerator(DEVICE, "bf16"))
+
+    def epoch():
+        trainer.step, trainer.total = 0, 0.
+        for _ in epoch_steps(trainer):
+            pass
+    rate, some = len(tokens) / seconds(epoch), min(batch, len(tokens))
+    release_accelerator()
+    model = HeadLoss(head, AsymmetricLoss())
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        work = operations(lambda: model(tokens[:some], embeddings, targets[:some].float()).backward()) / some
+    head.zero_grad(set_to_none=True)
+    return row("ours, bf16, compiled" if compiled else "ours, bf16", batch, rate, peak, work, gigabytes_of_tokens_a_second=round(rate * tokens[0].nbytes / 1e9, 1))
+
+
+def main():
+    sizes = {"images": NUS_WIDE, "tokens": 197, "layers": 7, "queries": 12, "labels": 925, "side": 8192}
+    small = {"images": 48, "tokens": 16, "layers": 1, "queries": 2, "labels": 20, "side": 128}
+    args = parser(__doc__, sizes, small).parse_args()
+    sizes = settings(args)
+    if DEVICE.type == "cpu" and not args.quick:
+        raise SystemExit("no GPU is at hand: this benchmark needs one; --quick shows on the processor that it runs")
+    torch.manual_seed(0)
+    vlp = load_vlp(device=DEVICE) if args.quick else load_vlp("ViT-B-16", False, device=DEVICE)
+    embeddings = torch.randn(args.labels, vlp.embed_dim, device=DEVICE)
+
+    def head():
+        return QKSHead(vlp.projection, HeadConfig(args.queries, args.layers)).to(DEVICE).train()
+    peak = peak_rate(args.side)
+    print(f"{torch.cuda.get_device_name() if DEVICE.type == 'cuda' else 'processor'}: {peak / 1e12:,.1f} TFLOP/s in bf16 products", flush=True)
+    small_batch = 4 if args.quick else None
+    rows = [tower(vlp, small_batch or TOWER_BATCH, peak)]
+    vlp.precision = "fp32"
+    rows.append(reference(vlp, head(), embeddings, small_batch or REFERENCE_BATCH, peak))
+    tokens, targets = random_tokens(args.images, args.tokens, vlp.width), labels(args.images, args.labels)
+    for compiled in (False,) if args.quick else (False, True):
+        for batch in (4, 16) if args.quick else OUR_BATCHES:
+            try:
+                rows.append(ours(head(), tokens, targets, embeddings, batch, peak, compiled))
+            except QKSError as error:  # no compiler
+                print(error, flush=True)
+    for found in rows:
+        found["over_reference"] = round(found["images/s"] / rows[1]["images/s"], 2)
+    memory = torch.cuda.max_memory_allocated() / 1e9 if DEVICE.type == "cuda" else 0.
+    best = max((found for found in rows if found["way"].startswith("ours")), key=lambda found: found["images/s"])
+    print(f"best: {best['way']}, batch {best['batch']}, {best['over_reference']:.1f} times the reference; {memory:.1f} GB of GPU memory at most")
+    kind = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "processor"
+    write(args.out, {"device": kind, "peak_tflops": round(peak / 1e12, 2), "gpu_gigabytes": round(memory, 1), "ways": rows}, sizes)
+
+
+if __name__ == "__main__":
+    main()

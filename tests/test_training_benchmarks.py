@@ -1,0 +1,30 @@
+"""The benchmarks of training run with --quick and write their numbers; the committed ones hold what is said of them."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+@pytest.mark.parametrize("name", ["train", "gpu"])
+def test_runs_quickly(name, tmp_path):
+    out = tmp_path / "numbers.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--quick", "--threads", "1", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert {"settings", "machine", "ways"} <= found.keys() and all(way["images/s"] > 0 for way in found["ways"])
+    if (RESULTS / f"{name}.json").exists():
+        committed = json.loads((RESULTS / f"{name}.json").read_text())
+        assert found.keys() == committed.keys() and found["ways"][0].keys() == committed["ways"][0].keys(), "the numbers are of another version of the benchmark: run it again"
+
+
+def test_the_cache_changes_speed_not_numbers():
+    ways = {way["way"]: way for way in json.loads((RESULTS / "train.json").read_text())["ways"]}
+    assert ways["ours, fp32"]["apart"] < 1e-4 and ways["ours, bf16"]["apart"] < 1e-2
+    assert ways["ours, fp32"]["speedup"] > ways["cache, plain head"]["speedup"] * 0.9 > 1
