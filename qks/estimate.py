@@ -65,7 +65,7 @@ def operations(
     tokens, labels = vlp.image_tokens(pixels), torch.zeros(n_labels, vlp.embed_dim, device=vlp.device) # [1, N, D], [C, E]
     return {"tower": count_operations(lambda: vlp.image_tokens(pixels)),
             "head": count_operations(lambda: head(tokens, labels)),
-            "prompt": count_operations(lambda: vlp.text_features(["a"]))}
+            "prompt": count_operations(lambda: vlp.text_features(["a photo of a cat."]))}
 
 # %% ../nbs/16_estimate.ipynb #ab694c51
 @dataclass(frozen=True)

@@ -87,9 +87,16 @@ def tokenize(vlp, texts):
             raise QKSError(f"text {text[:60]!r} has {n} tokens, but the text tower of {vlp.name} reads {context}: shorten the label")
     return ids
 
-# %% ../nbs/02_vlp.ipynb #110c644d
+# %% ../nbs/02_vlp.ipynb #b3b3fcb8
 LARGE_WIDTH = 512 # ours: below it `FastLinears` costs more time than it saves
 
+def _arithmetic(vlp):
+    "The context in which a tower computes: autocast for half precision, oneDNN's products for a large tower on a CPU."
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(vlp.precision)
+    if dtype: return torch.autocast(vlp.device.type, dtype)
+    return FastLinears() if vlp.device.type == "cpu" and vlp.width >= LARGE_WIDTH else nullcontext()
+
+# %% ../nbs/02_vlp.ipynb #110c644d
 class VLP:
     "A frozen vision-language model: image tokens, text features, projection (paper, section 3.1)."
     def __init__(self,
@@ -116,10 +123,7 @@ class VLP:
 
     def _run(self, function, *inputs):
         self.model.eval()
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
-        large = self.device.type == "cpu" and self.width >= LARGE_WIDTH
-        context = torch.autocast(self.device.type, dtype) if dtype else FastLinears() if large else nullcontext()
-        with torch.no_grad(), context: return function(*inputs).float()
+        with torch.no_grad(), _arithmetic(self): return function(*inputs).float()
 
     def image_tokens(self,
         images, # preprocessed images [B, 3, image_size, image_size]

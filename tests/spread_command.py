@@ -6,5 +6,6 @@ import runpy
 
 import torch
 
-torch.nn.functional.dropout = lambda x, *args, **kwargs: x
+make = torch.nn.Dropout.__init__
+torch.nn.Dropout.__init__ = lambda module, p=0.5, inplace=False: make(module, 0.0, inplace)
 runpy.run_module("qks.cli", run_name="__main__")  # as python -m qks.cli

@@ -103,7 +103,8 @@ def commands(tmp_path_factory):
     options = ["--epochs", "2", "--lr", "1e-3", "--layers", "1", "--queries", "3", "--batch-size", "16", "--schedule", "cosine", "--log-steps", "1"]
     assert main(["data", "pocket", str(folder / "data"), "--n-train", "60", "--n-test", "30"]) == 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.nn.functional, "dropout", lambda x, *args, **kwargs: x)
+        make = torch.nn.Dropout.__init__
+        patch.setattr(torch.nn.Dropout, "__init__", lambda module, p=0.5, inplace=False: make(module, 0.0, inplace))
         assert main(["train", str(folder / "data"), "--out", str(folder / "one"), "--cache", str(folder / "one" / "tokens"), *options]) == 0
     return folder / "one", folder / "two", launch("spread_command.py", "train", folder / "data", "--out", folder / "two", *options)
 
