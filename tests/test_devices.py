@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 import spread_training
 import torch
-from safetensors.torch import load_file
 
 from qks import devices
 from qks.cli import main
 from qks.core import QKSError
 from qks.devices import batch_pieces, gather_rows, in_turns, make_accelerator, process_state, release_accelerator, score_images
-from qks.model import HeadConfig, QKSHead, head_scores
+from qks.model import QKS, HeadConfig, QKSHead, head_scores
 
 TESTS = Path(__file__).parent
 TOLERANCE = 1e-5  # relative: the same sums in fp32, added up in another order
@@ -78,7 +77,8 @@ def test_the_same_losses_step_by_step(spread):
 
 def test_the_same_weights(spread):
     alone, pair = (results(folder)["weights"] for folder in spread)
-    for name in alone: torch.testing.assert_close(torch.tensor(pair[name]), torch.tensor(alone[name]), rtol=1e-3, atol=1e-4)
+    for name in alone:  # keys' biases have no effect: their gradient is rounding alone, of which AdamW makes whole steps
+        if not name.endswith("key.bias"): torch.testing.assert_close(torch.tensor(pair[name]), torch.tensor(alone[name]), rtol=1e-3, atol=1e-4)
 
 
 def test_every_image_is_scored_once_and_in_its_place(spread):
@@ -124,8 +124,10 @@ def test_the_command_gives_the_same_numbers(commands):
     for row in one["rows"]:
         for part, numbers in one["rows"][row].items():
             for name in numbers: assert two["rows"][row][part][name]["mean"] == pytest.approx(numbers[name]["mean"], abs=1e-6), (row, part, name)
-    one, two = (load_file(folder / "model" / "head.safetensors") for folder in commands[:2])
-    for name in one: torch.testing.assert_close(two[name], one[name], rtol=1e-2, atol=1e-3)  # AdamW takes a step of lr on a gradient of rounding alone, too
+    one, two = (QKS.from_pretrained(folder / "model").head.eval() for folder in commands[:2])
+    (width, embed_dim), generator = one.projection.shape, torch.Generator().manual_seed(0)
+    tokens, names = torch.randn(8, 37, width, generator=generator), torch.randn(50, embed_dim, generator=generator)
+    with torch.no_grad(): torch.testing.assert_close(two(tokens, names).logits, one(tokens, names).logits, rtol=1e-2, atol=1e-2)
 
 
 # ---- one process
