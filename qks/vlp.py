@@ -7,7 +7,7 @@ __all__ = ['LARGE_WIDTH', 'tokenize', 'VLP', 'fingerprint', 'check_device', 'loa
 
 # %% ../nbs/02_vlp.ipynb #71fc6103
 import hashlib
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 
 import open_clip
@@ -20,7 +20,7 @@ from torch import nn
 
 from . import tower # noqa: F401 registers the pocket tower with timm
 from .core import ASSETS, QKSError, read_tensors
-from .linear import FastLinears
+from .linear import FastLinears, InOnePiece
 from .text import encode_text
 
 # %% ../nbs/02_vlp.ipynb #db0cb028
@@ -92,9 +92,11 @@ LARGE_WIDTH = 512 # ours: below it `FastLinears` costs more time than it saves
 
 def _arithmetic(vlp):
     "The context in which a tower computes: autocast for half precision, oneDNN's products for a large tower on a CPU."
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(vlp.precision)
-    if dtype: return torch.autocast(vlp.device.type, dtype)
-    return FastLinears() if vlp.device.type == "cpu" and vlp.width >= LARGE_WIDTH else nullcontext()
+    stack, on_cpu, dtype = ExitStack(), vlp.device.type == "cpu", {"bf16": torch.bfloat16, "fp16": torch.float16}.get(vlp.precision)
+    if dtype: stack.enter_context(torch.autocast(vlp.device.type, dtype))
+    if on_cpu and dtype: stack.enter_context(InOnePiece())
+    if on_cpu and not dtype and vlp.width >= LARGE_WIDTH: stack.enter_context(FastLinears())
+    return stack
 
 # %% ../nbs/02_vlp.ipynb #110c644d
 class VLP:

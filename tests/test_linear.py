@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from qks import linear as module
-from qks.linear import FastLinears, can_use_onednn, linear, onednn_agrees
+from qks.linear import FastLinears, InOnePiece, can_use_onednn, linear, onednn_agrees
 
 needs_onednn = pytest.mark.skipif(not can_use_onednn(torch.zeros(2, 2), torch.zeros(2, 2)), reason="this torch has no oneDNN linear")
 
@@ -152,3 +153,45 @@ def test_an_operator_that_fails_later_is_replaced_call_by_call(operator):
     check_against_torch()
     assert len(calls) > 3  # asked each time
     with pytest.raises(RuntimeError, match="shape"): linear(torch.zeros(2, 3), torch.zeros(4, 5))
+
+
+# ---- attention's tokens in one piece
+
+def rows_multiplied(attention, *inputs, **options):
+    "The shapes of the first factors of all matrix products in a call, attention's own apart."
+    shapes = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func in (torch.ops.aten.addmm.default, torch.ops.aten.mm.default, torch.ops.aten.bmm.default):
+                shapes.append(tuple(next(arg for arg in args if arg.ndim > 1).shape))
+            return func(*args, **(kwargs or {}))
+    with torch.no_grad(), Watch(): attention(*inputs, need_weights=False, **options)
+    return shapes
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_first_product_is_one(precision):
+    attention, x = nn.MultiheadAttention(16, 2, batch_first=True).eval().requires_grad_(False), torch.randn(3, 5, 16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            assert (5, 3, 16) in rows_multiplied(attention, x, x, x)  # five small products
+            with InOnePiece(): assert rows_multiplied(attention, x, x, x)[0] == (15, 16)
+        finally: torch.backends.mha.set_fastpath_enabled(True)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+def test_one_piece_changes_no_number(batch_first, masked):
+    attention, x, y = nn.MultiheadAttention(16, 2, batch_first=batch_first).eval(), torch.randn(5, 5, 16), torch.randn(5, 5, 16)
+    mask = torch.full((5, 5), -torch.inf).triu_(1) if masked else None
+    for queries, keys, values in ((x, x, x), (x, y, y), (x, y, x)):  # only the first is touched
+        expected = attention(queries, keys, values, attn_mask=mask)
+        with InOnePiece(): found = attention(queries, keys, values, attn_mask=mask)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_fast_linears_bring_it_along():
+    attention, x = nn.MultiheadAttention(16, 2, batch_first=True).eval().requires_grad_(False), torch.randn(3, 5, 16)
+    with FastLinears(): assert not [shape for shape in rows_multiplied(attention, x, x, x) if len(shape) == 3]

@@ -1,0 +1,71 @@
+"""Does quality pay for speed? One head trained the plain way, and the ways that are fast, on the same scenes and seeds.
+
+    python benchmarks/quality.py                                      # Pocket-WIDE with 4,000 training scenes, 3 seeds; 20 minutes
+    python benchmarks/quality.py --out benchmarks/results/quality.json
+
+The plain way reads images and runs the image tower in every step, without augmentation, and computes the head in the plain order, all in
+fp32. The fast ways read tokens from a cache on disk (fp16); the time to fill it is not counted. Validation and test tokens are the same for all,
+and every trained head is tested in fp32.
+"""
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from common import parser, settings, write
+
+from qks.augment import LiveTokens
+from qks.cache import cache_tokens
+from qks.core import progress
+from qks.evaluation import evaluate, summarise
+from qks.model import QKSHead, QKSOutput
+from qks.pocket import PocketConfig, write_pocket
+from qks.reproduce import ReproduceConfig, load_benchmark
+from qks.sharing import share
+from qks.training import fit
+from qks.vlp import load_vlp
+
+PLAIN = "plain: fp32, tower in every step"
+FAST = {"cache, fp32": {}, "cache, bf16": {"precision": "bf16", "fused": True},
+        "cache, bf16, compiled": {"precision": "bf16", "fused": True, "compile": True}}
+
+
+class PlainHead(QKSHead):
+    """The head as notebook 03 explains it: one block after the other, keys and values projected in each."""
+    def forward(self, image_tokens, label_embeddings):
+        return QKSOutput(*share(self.extractor(image_tokens) @ self.projection, label_embeddings))
+
+
+def run(make, tokens, benchmark, config, recipe):
+    """Train one head and test it; returns its metrics and the seconds that training took."""
+    torch.manual_seed(recipe.seed)
+    head, start = make(benchmark.vlp.projection, config.head), time.perf_counter()
+    fit(head, (tokens, benchmark.pair("train")[1]), benchmark.embeddings, benchmark.pair("validation"), recipe)
+    seconds = time.perf_counter() - start
+    return evaluate(head, benchmark.tokens["test"], benchmark.test.labels, benchmark.embeddings, benchmark.test.n_seen, recipe.topk), seconds
+
+
+def main():
+    sizes = {"train": 4000, "test": 2000, "seeds": 3, "epochs": 14}
+    args = parser(__doc__, sizes, {"train": 40, "test": 40, "seeds": 1, "epochs": 1}).parse_args()
+    sizes, config, rows = settings(args), ReproduceConfig(), []
+    with tempfile.TemporaryDirectory() as folder:
+        root = write_pocket(Path(folder) / "pocket", PocketConfig(n_train=args.train, n_test=args.test))
+        benchmark = load_benchmark(root, load_vlp())
+        cached = cache_tokens(benchmark.vlp, benchmark.train, folder=Path(folder) / "cache")
+        for way, options in {PLAIN: {}, **FAST}.items():
+            make, tokens = (PlainHead, LiveTokens(benchmark.vlp, benchmark.train)) if way == PLAIN else (QKSHead, cached)
+            recipes = [replace(config.train, epochs=args.epochs, seed=seed, **options) for seed in range(args.seeds)]
+            metrics, seconds = zip(*(run(make, tokens, benchmark, config, recipe) for recipe in progress(recipes, way)))
+            found = summarise(list(metrics))
+            rows.append({"way": way, "seconds": [round(one, 1) for one in seconds], **{part: found[part]["mAP"] for part in ("seen", "zsl", "gzsl")}})
+    for row in rows:
+        row["times faster"] = round(sum(rows[0]["seconds"]) / sum(row["seconds"]), 2)
+        print(f"{row['way']:34s} ZSL mAP {100 * row['zsl']['mean']:.2f} ± {100 * row['zsl']['std']:.2f}, seen {100 * row['seen']['mean']:.2f} ± "
+              f"{100 * row['seen']['std']:.2f}, {row['times faster']} times faster")
+    write(args.out, {"ways": rows}, sizes)
+
+
+if __name__ == "__main__":
+    main()
