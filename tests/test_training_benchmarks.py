@@ -26,5 +26,5 @@ def test_runs_quickly(name, tmp_path):
 
 def test_the_cache_changes_speed_not_numbers():
     ways = {way["way"]: way for way in json.loads((RESULTS / "train.json").read_text())["ways"]}
-    assert ways["ours, fp32"]["apart"] < 1e-4 and ways["ours, bf16"]["apart"] < 1e-2
+    assert ways["ours, fp32"]["apart"] < 1e-4 and ways["ours, bf16, fused AdamW"]["apart"] < 1e-2
     assert ways["ours, fp32"]["speedup"] > ways["cache, plain head"]["speedup"] * 0.9 > 1
