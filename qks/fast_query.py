@@ -71,18 +71,18 @@ def absorbed_attention(
     "Cross-attention with keys and values absorbed into the queries, without its map."
     h, d = attention.n_heads, attention.head_width
     n_images, (n_starts, n_queries) = len(context), queries.shape[:2]
-    def by_head(x): return x.unflatten(1, (h, n_queries)).transpose(0, 1).flatten(1, 2)       # [B, h·K, …] -> [h, B·K, …]
-    def by_image(x): return x.unflatten(1, (n_starts, n_queries)).transpose(0, 1).flatten(1, 2)     # [h, B·K, …] -> [B, h·K, …]
+    def by_head(x): return x.reshape(-1, h, x.shape[-1]).transpose(0, 1)                      # [B, K·h, …] -> [h, B·K, …], the same memory
+    def by_image(x): return x.transpose(0, 1).reshape(n_starts, n_queries*h, x.shape[-1])     # [h, B·K, …] -> [B, K·h, …]
     keys, values = (layer.weight.unflatten(0, (h, d)) for layer in (attention.key, attention.value))        # [h, d, D]
     q = linear(queries, attention.query.weight, attention.query.bias)/d**0.5                  # [B, K, D]
-    q = q.flatten(0, 1).unflatten(1, (h, d)).transpose(0, 1)                                  # [h, B·K, d]
-    scores = by_image(q @ keys).expand(n_images, -1, -1) @ context.transpose(1, 2)            # [B, h·K, N]
+    q = by_head(q.unflatten(-1, (h, d)))                                                      # [h, B·K, d]
+    scores = by_image(q @ keys).expand(n_images, -1, -1) @ context.transpose(1, 2)            # [B, K·h, N]
     if torch.is_grad_enabled(): scores = scores + by_image(q @ attention.key.bias.view(h, d, 1))
-    weights = drop(torch.softmax(scores, -1), attention.dropout)                              # [B, h·K, N]
-    gathered = by_head(weights @ context) @ values.transpose(1, 2)                            # [h, B·K, D] -> [h, B·K, d]
+    weights = drop(torch.softmax(scores, -1), attention.dropout)                              # [B, K·h, N]
+    gathered = by_head(weights @ context) @ values.transpose(1, 2)                            # [h, B·K, d]
     kept = by_head(weights.sum(-1, keepdim=True)) if attention.dropout.training else 1        # [h, B·K, 1]
     gathered = gathered + kept*attention.value.bias.view(h, 1, d)
-    gathered = gathered.unflatten(1, (n_images, n_queries)).permute(1, 2, 0, 3).flatten(2)    # [B, K, D]
+    gathered = gathered.transpose(0, 1).reshape(n_images, n_queries, h*d)                     # [B, K, D]
     return linear(gathered, attention.output.weight, attention.output.bias)
 
 # %% ../nbs/03_fast_query.ipynb #0f2b5b92

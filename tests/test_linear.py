@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qks import linear as module
-from qks.linear import FastLinears, InOnePiece, can_use_onednn, linear, onednn_agrees
+from qks.linear import FastLinears, InOnePiece, can_use_onednn, in_parts, linear, onednn_agrees, tower_arithmetic
 
 needs_onednn = pytest.mark.skipif(not can_use_onednn(torch.zeros(2, 2), torch.zeros(2, 2)), reason="this torch has no oneDNN linear")
 
@@ -195,3 +195,24 @@ def test_one_piece_changes_no_number(batch_first, masked):
 def test_fast_linears_bring_it_along():
     attention, x = nn.MultiheadAttention(16, 2, batch_first=True).eval().requires_grad_(False), torch.randn(3, 5, 16)
     with FastLinears(): assert not [shape for shape in rows_multiplied(attention, x, x, x) if len(shape) == 3]
+
+
+# ---- a few images at a time
+
+@pytest.mark.parametrize("n_images, n_tokens, parts", [(20, 197, [8, 8, 4]), (8, 197, [8]), (3, 2000, [1, 1, 1]), (5, 1, [5]), (0, 197, [0])], ids=str)
+def test_a_cpu_gets_a_few_images_at_a_time(n_images, n_tokens, parts):
+    sizes, images = [], torch.randn(n_images, 3)
+    assert torch.equal(in_parts(lambda part: (sizes.append(len(part)), 2*part)[1], images, n_tokens), 2*images)
+    assert sizes == parts
+
+
+def test_another_device_gets_all_at_once():
+    assert in_parts(len, torch.empty(20, 3, device="meta"), 1600) == 20
+
+
+@pytest.mark.parametrize("precision, width, half, faster", [("fp32", 768, False, True), ("fp32", 192, False, False), ("bf16", 768, True, False)])
+def test_arithmetic_of_a_tower(used, precision, width, half, faster):
+    layer, x = nn.Linear(8, 8), torch.randn(3, 8)
+    with torch.no_grad(), tower_arithmetic(torch.device("cpu"), precision, width): found = layer(x)
+    assert found.dtype == (torch.bfloat16 if half else torch.float32)
+    assert len(used) == (faster and can_use_onednn(x, layer.weight))

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from qks import linear
 from qks.core import ASSETS, QKSError
 from qks.vlp import VLP, fingerprint, load_vlp, preprocess_images
 
@@ -352,6 +353,16 @@ def test_pocket(pocket):
     tokens = pocket.image_tokens(torch.rand(2, 3, size, size))
     assert tokens.shape[1] - pocket.n_prefix >= 36 and tokens.shape[2] == pocket.width
     assert tokens.isfinite().all() and pocket.text_features(["cat", "a photo of a bridge."]).shape == (2, pocket.embed_dim)
+
+
+def test_a_large_batch_goes_through_the_tower_in_parts(pocket, monkeypatch):
+    images = torch.rand(11, 3, pocket.image_size, pocket.image_size)
+    expected = pocket.image_tokens(images)
+    monkeypatch.setattr(linear, "CPU_TOKENS", 4*pocket.n_tokens)
+    sizes, forward = [], pocket.model.visual.trunk.forward_features
+    monkeypatch.setattr(pocket.model.visual.trunk, "forward_features", lambda part: (sizes.append(len(part)), forward(part))[1])
+    close(pocket.image_tokens(images), expected)
+    assert sizes == [4, 4, 3] and pocket.n_tokens == expected.shape[1]
 
 
 def test_pocket_is_what_open_clip_builds(pocket):
