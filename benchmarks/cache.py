@@ -1,33 +1,29 @@
 """What the token cache costs and brings on this machine: writing it, and reading it back in shuffled order.
 
-    python benchmarks/cache.py                          # ViT-B/16 sizes, 2,000 synthetic images, 600 MB of disk
-    python benchmarks/cache.py --images 200 --out benchmarks/results/cache.json
+    python benchmarks/cache.py                          # ViT-B/16 sizes, 1,000 synthetic images, 300 MB of disk
+    python benchmarks/cache.py --out benchmarks/results/cache.json
 
-Reading is measured from memory (fp32, as before), from a memory-mapped file whose pages are in memory (warm) and from one whose
+Reading is measured from memory (fp32), from a memory-mapped file whose pages are in memory (warm) and from one whose
 pages were given back to the system (cold), each with and without the thread that reads ahead. The reader alone is one case; a
-device that computes while the processor waits (a pause a batch) is another; a head that trains on the processor a third.
+device that computes while the processor waits (a pause of --pause milliseconds a batch) is another; a head that trains on the processor a third.
 Every number is the best of --repeats, images a second.
 """
-import argparse
-import json
 import os
-import platform
-import sys
 import tempfile
 import time
 from pathlib import Path
 
+import common
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from qks.batchfile import BatchFile, missing_batches, sound_batches  # noqa: E402
-from qks.cache import cache_tokens  # noqa: E402
-from qks.data import read_nuswide  # noqa: E402
-from qks.losses import AsymmetricLoss  # noqa: E402
-from qks.model import HeadConfig, QKSHead  # noqa: E402
-from qks.pocket import PocketConfig, write_pocket  # noqa: E402
-from qks.stream import stream  # noqa: E402
-from qks.vlp import load_vlp  # noqa: E402
+from qks.batchfile import BatchFile, missing_batches, sound_batches
+from qks.cache import cache_tokens
+from qks.data import read_nuswide
+from qks.losses import AsymmetricLoss
+from qks.model import HeadConfig, QKSHead
+from qks.pocket import PocketConfig, write_pocket
+from qks.stream import stream
+from qks.vlp import load_vlp
 
 
 def timed(function, images, repeats):
@@ -110,15 +106,13 @@ def pocket(folder, images, repeats):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    sizes = {"images": 2000, "tokens": 197, "width": 768, "batch-size": 64, "queries": 12, "layers": 7, "labels": 925, "repeats": 3,
-             "train-images": 128, "pocket-images": 256}
-    for name, default in sizes.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
-    parser.add_argument("--pause", type=float, default=10, help="milliseconds that the device computes a batch (default: %(default)s)")
-    parser.add_argument("--folder", type=Path, help="where the files are written for the time of the run (default: the system's temporary folder)")
-    parser.add_argument("--out", type=Path, help="JSON file for the numbers")
-    args = parser.parse_args()
+    sizes = {"images": 1000, "tokens": 197, "width": 768, "batch-size": 64, "queries": 12, "layers": 7, "labels": 925, "repeats": 3,
+             "train-images": 64, "pocket-images": 256, "pause": 10}
+    command = common.parser(__doc__, sizes, {"images": 8, "tokens": 9, "width": 64, "batch-size": 4, "queries": 2, "layers": 1, "labels": 20,
+                                             "repeats": 1, "train-images": 8, "pocket-images": 8, "pause": 1})
+    command.add_argument("--folder", type=Path, help="where the files are written for the time of the run (default: the system's temporary folder)")
+    args = command.parse_args()
+    sizes = common.settings(args)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         folder = Path(folder)
         (folder / "synthetic").mkdir()
@@ -129,12 +123,7 @@ def main():
         checked = round(args.images / (time.perf_counter() - start), 1)
         print(f"comparing every digest: {checked:,.1f} images/s, {checked * file.item_bytes / 1e6:,.0f} MB/s", flush=True)
         results = {"write": speed, "verify": checked, "read": read(args, file), "pocket": pocket(folder, args.pocket_images, args.repeats)}
-    settings = {name.replace("-", "_"): getattr(args, name.replace("-", "_")) for name in [*sizes, "pause"]}
-    results |= {"settings": settings, "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count(),
-                                                  "threads": torch.get_num_threads(), "torch": torch.__version__}}
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    common.write(args.out, results, sizes)
 
 
 if __name__ == "__main__":

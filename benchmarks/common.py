@@ -3,6 +3,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import statistics
 import sys
 import time
@@ -14,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 def parser(doc, sizes, quick):
-    """A command line with one whole number a size; --quick takes small sizes, for tests."""
+    """A command line with one whole number a size; --quick takes those of `quick` instead, for tests."""
     command = argparse.ArgumentParser(description=doc.splitlines()[0])
     for name, default in sizes.items():
         command.add_argument(f"--{name}", type=int, help=f"default: {default}, with --quick {quick.get(name, default)}")
@@ -41,6 +42,11 @@ def seconds(function):
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
+
+
+def peak_memory():
+    """The most memory this process ever held, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def in_turn(ways, rounds):

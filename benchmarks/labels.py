@@ -7,15 +7,13 @@ Label embeddings are random, so no text tower runs, and the image tower is a tin
 labels of each out. The bare product multiplies the same query features with the same label embeddings, part by part into one buffer,
 and keeps nothing. Peak memory is that of the process with the interpreter, the names and the embeddings, read before the bare product runs.
 """
-import resource
-import sys
 import time
 from statistics import median
 
 import numpy as np
 import open_clip
 import torch
-from common import in_turn, parser, settings, speedups, write
+from common import in_turn, parser, peak_memory, settings, speedups, write
 from PIL import Image
 
 from qks.fast_query import extract
@@ -41,11 +39,6 @@ def tiny_qks(embedding, queries):
     return QKS(vlp, QKSHead(vlp.projection, HeadConfig(queries, 1)), RandomPool())
 
 
-def peak():
-    """The most memory this process ever held, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def main():
     sizes = {"labels": 1_000_000, "images": 32, "embedding": 512, "queries": 12, "top": 10, "rounds": 5}
     args = parser(__doc__, sizes, {"labels": 3000, "images": 3, "embedding": 32, "rounds": 2}).parse_args()
@@ -58,7 +51,7 @@ def main():
         return model.tag(images, names, top_k=args.top, batch_size=args.images)
     start = time.perf_counter()
     tag()
-    peak_bytes = peak()
+    peak_bytes = peak_memory()
     print(f"first call {time.perf_counter() - start:.1f} s; peak memory of the process {peak_bytes / 1e9:.2f} GB", flush=True)
     embeddings = model.pool.known
     with torch.no_grad():

@@ -1,6 +1,6 @@
 """Does quality pay for speed? One head trained the plain way, and the ways that are fast, on the same scenes and seeds.
 
-    python benchmarks/quality.py                                      # Pocket-WIDE with 4,000 training scenes, 3 seeds; 20 minutes
+    python benchmarks/quality.py                                      # Pocket-WIDE with 4,000 training scenes, 6 seeds; 40 minutes
     python benchmarks/quality.py --out benchmarks/results/quality.json
 
 The plain way reads images and runs the image tower in every step, without augmentation, and computes the head in the plain order, all in
@@ -45,7 +45,7 @@ def run(make, tokens, benchmark, config, recipe):
 
 
 def main():
-    sizes = {"train": 4000, "test": 2000, "seeds": 3, "epochs": 14}
+    sizes = {"train": 4000, "test": 2000, "seeds": 6, "epochs": 14}
     args = parser(__doc__, sizes, {"train": 40, "test": 40, "seeds": 1, "epochs": 1}).parse_args()
     sizes, config, rows = settings(args), ReproduceConfig(), []
     with tempfile.TemporaryDirectory() as folder:

@@ -2,7 +2,7 @@
 
     python benchmarks/score.py                                # 107,859 images, 1,006 labels
     python benchmarks/score.py --images 20000 --labels 300    # smaller
-    python benchmarks/score.py --bootstrap 1000               # the intervals as well
+    python benchmarks/score.py --bootstrap 1000               # the intervals of 1,000 resamples as well
     python benchmarks/score.py --out benchmarks/results/score.json
 
 Scores and labels are synthetic: most labels are rare, 81 are unseen. Every way runs in a process of its own, on the same
@@ -10,16 +10,13 @@ data, so that its peak memory is its own. Memory is told above the scores themse
 """
 import argparse
 import json
-import os
-import platform
-import resource
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
+from common import parser, peak_memory, settings, write
 
 N_UNSEEN, TOPK = 81, (3, 5)
 
@@ -76,25 +73,21 @@ def measure(way, images, labels, resamples):
     start, cpu = time.perf_counter(), time.process_time()
     result = function(*data, TOPK)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    print(json.dumps({"seconds": seconds, "cpu": cpu, "above": (peak - data[0].nbytes) / 1e6, "result": result}))
+    print(json.dumps({"seconds": seconds, "cpu": cpu, "above": (peak_memory() - data[0].nbytes) / 1e6, "result": result}))
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--images", type=int, default=107_859)
-    parser.add_argument("--labels", type=int, default=1_006)
-    parser.add_argument("--bootstrap", type=int, default=0, metavar="R", help="also time intervals of R resamples")
-    parser.add_argument("--out", type=Path, help="JSON file for the numbers")
-    parser.add_argument("--way", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    command = parser(__doc__, {"images": 107_859, "labels": 1_006, "bootstrap": 0}, {"images": 200, "labels": 30, "bootstrap": 10})
+    command.add_argument("--way", help=argparse.SUPPRESS)
+    options = command.parse_args()
+    sizes = settings(options)
     if options.way:
         return measure(options.way, options.images, options.labels, options.bootstrap)
     print(f"{options.images:,} images, {options.labels:,} labels, top-k {TOPK}, {torch.get_num_threads()} threads")
     done = {}
     for way in ("textbook", "ours", *(["bootstrap"] if options.bootstrap else [])):
         command = [sys.executable, __file__, "--way", way, "--images", options.images, "--labels", options.labels,
-                   "--bootstrap", options.bootstrap]
+                   "--bootstrap", options.bootstrap, "--threads", torch.get_num_threads()]
         output = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, text=True, check=True).stdout
         done[way] = json.loads(output.splitlines()[-1])
         print(f"{way:9} {done[way]['seconds']:8.2f} s ({done[way]['cpu']:.2f} s of processor), peak memory {done[way]['above']:7,.0f} MB above the scores", flush=True)
@@ -102,15 +95,10 @@ def main():
     furthest = max(abs(results[0][part][name] - results[1][part][name]) for part in results[0] for name in results[0][part])
     clock, cpu = (done["textbook"][name] / done["ours"][name] for name in ("seconds", "cpu"))
     print(f"ratio {clock:.1f} by the clock, {cpu:.1f} of processor; largest difference between the numbers {furthest:.1e}")
-    if options.out:
-        ways = {way: {"seconds": round(found["seconds"], 2), "processor_seconds": round(found["cpu"], 2), "megabytes_above_scores": round(found["above"])}
-                for way, found in done.items()}
-        results = {"settings": {"images": options.images, "labels": options.labels, "topk": TOPK, "resamples": options.bootstrap}, "ways": ways,
-                   "ratio": round(clock, 1), "ratio_of_processor": round(cpu, 1), "largest_difference": furthest,
-                   "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count(),
-                               "threads": torch.get_num_threads(), "torch": torch.__version__}}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    ways = {way: {"seconds": round(found["seconds"], 2), "processor_seconds": round(found["cpu"], 2), "megabytes_above_scores": round(found["above"])}
+            for way, found in done.items()}
+    write(options.out, {"ways": ways, "ratio": round(clock, 1), "ratio_of_processor": round(cpu, 1), "largest_difference": furthest},
+          {"images": options.images, "labels": options.labels, "topk": TOPK, "resamples": sizes["bootstrap"]})
 
 
 if __name__ == "__main__":

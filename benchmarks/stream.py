@@ -6,18 +6,12 @@
 
 Scores and sparse labels are synthetic; making them is not counted in the time, but it is in the memory.
 """
-import argparse
-import json
-import os
-import platform
-import resource
-import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
+from common import parser, peak_memory, settings, write
 
 from qks.streaming import StreamingScores
 
@@ -35,11 +29,9 @@ def sparse_labels(images, n_labels, entries, seed=0):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    for name, default in (("images", 125_456), ("seen", 7_186), ("unseen", 400), ("entries", 12), ("batch", 256)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--out", type=Path, help="JSON file for the numbers")
-    options = parser.parse_args()
+    sizes = {"images": 125_456, "seen": 7_186, "unseen": 400, "entries": 12, "batch": 256}
+    options = parser(__doc__, sizes, {"images": 500, "seen": 60, "unseen": 20}).parse_args()
+    sizes = settings(options)
     n_labels = options.seen + options.unseen
     generator, labels = np.random.default_rng(1), sparse_labels(options.images, n_labels, options.entries)
     print(f"{options.images:,} images, {n_labels:,} labels, {len(labels.values):,} annotations, top-k {TOPK}, "
@@ -53,19 +45,13 @@ def main():
         stream.update(scores)
     result = stream.result()
     seconds = time.perf_counter() - start - making
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = peak_memory()
     print(f"{seconds:.1f} s, and {making:.1f} s for making the scores; peak memory of the process {peak / 1e6:,.0f} MB")
     for part, metrics in result.items():
         print(f"{part:5}", "  ".join(f"{name} {100 * value:.2f}" for name, value in metrics.items()))
-    if options.out:
-        sizes = {name: getattr(options, name) for name in ("images", "seen", "unseen", "entries", "batch")}
-        results = {"settings": sizes | {"topk": TOPK, "annotations": len(labels.values)}, "seconds": round(seconds, 1),
-                   "seconds_for_making_scores": round(making, 1), "peak_megabytes": round(peak / 1e6),
-                   "megabytes_of_dense_scores": round(4e-6 * options.images * n_labels),
-                   "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count(),
-                               "threads": torch.get_num_threads(), "torch": torch.__version__}}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write(options.out, {"seconds": round(seconds, 1), "seconds_for_making_scores": round(making, 1), "peak_megabytes": round(peak / 1e6),
+                        "megabytes_of_dense_scores": round(4e-6 * options.images * n_labels)},
+          sizes | {"topk": TOPK, "annotations": len(labels.values)})
 
 
 if __name__ == "__main__":

@@ -1,29 +1,25 @@
 """What augmented views cost and bring: a head trained on plain tokens, on V cached views of each image, and without a cache.
 
-    python benchmarks/views.py                                        # Pocket-WIDE with 4,000 training scenes, 3 seeds
-    python benchmarks/views.py --train 2000 --test 1000 --kinds plain V=2 V=8 live --out benchmarks/results/views.json
+    python benchmarks/views.py                                        # Pocket-WIDE with 4,000 training scenes, 3 seeds; 20 minutes
+    python benchmarks/views.py --out benchmarks/results/views.json
 
 Everything but the training tokens is the same: the scenes, the recipe of `qks reproduce`, the validation and test tokens (plain).
 """
-import argparse
-import json
-import sys
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
-import torch
+from common import parser, settings, write
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from qks.augment import Augmentation, LiveTokens  # noqa: E402
-from qks.cache import cache_size, cache_tokens  # noqa: E402
-from qks.core import progress  # noqa: E402
-from qks.evaluation import evaluate, summarise  # noqa: E402
-from qks.pocket import PocketConfig, write_pocket  # noqa: E402
-from qks.reproduce import ReproduceConfig, load_benchmark, train_head  # noqa: E402
-from qks.stream import ViewSampler  # noqa: E402
-from qks.vlp import load_vlp  # noqa: E402
+from qks.augment import Augmentation, LiveTokens
+from qks.cache import cache_size, cache_tokens
+from qks.core import progress
+from qks.evaluation import evaluate, summarise
+from qks.pocket import PocketConfig, write_pocket
+from qks.reproduce import ReproduceConfig, load_benchmark, train_head
+from qks.stream import ViewSampler
+from qks.vlp import load_vlp
 
 
 def training_tokens(kind, benchmark, folder):
@@ -37,13 +33,11 @@ def training_tokens(kind, benchmark, folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in {"train": 4000, "test": 2000, "seeds": 3, "epochs": 14}.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
-    parser.add_argument("--kinds", nargs="+", default=["plain", "V=2", "V=4", "V=8", "live"], help="ways to train (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="JSON file for the numbers")
-    args = parser.parse_args()
-    config, rows = ReproduceConfig(), []
+    sizes = {"train": 4000, "test": 2000, "seeds": 3, "epochs": 14}
+    command = parser(__doc__, sizes, {"train": 40, "test": 40, "seeds": 1, "epochs": 1})
+    command.add_argument("--kinds", nargs="+", default=["plain", "V=2", "V=8", "live"], help="ways to train (default: %(default)s)")
+    args = command.parse_args()
+    sizes, config, rows = settings(args), ReproduceConfig(), []
     with tempfile.TemporaryDirectory() as folder:
         root = write_pocket(Path(folder) / "pocket", PocketConfig(n_train=args.train, n_test=args.test))
         benchmark = load_benchmark(root, load_vlp())
@@ -60,10 +54,7 @@ def main():
                          **{part: metrics[part]["mAP"] for part in ("seen", "zsl")}})
             print(f"{kind:6s} {size / 1e6:7.1f} MB, {seconds:6.1f} s to cache, {rows[-1]['seconds_an_epoch']:6.2f} s an epoch; mAP "
                   + ", ".join(f"{part} {100 * rows[-1][part]['mean']:.1f} ± {100 * rows[-1][part]['std']:.1f}" for part in ("seen", "zsl")), flush=True)
-    if args.out:
-        settings = {name: getattr(args, name) for name in ("train", "test", "seeds", "epochs")} | {"threads": torch.get_num_threads()}
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    write(args.out, {"rows": rows}, sizes)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from conftest import random_clip
+from kill_child import in_child
 from PIL import Image
 
 import open_clip
@@ -75,24 +76,6 @@ def watch(steps):
         file = builtins.open(path, mode, *args, **kwargs)
         return file if mode == "rb" else WatchedFile(file, steps)
     os.fsync, os.replace, batchfile.open = around(os.fsync), around(os.replace), watched_open
-
-
-def in_child(action, kill_after=None):
-    "Run an action in a forked process; returns whether it was killed."
-    child = os.fork()
-    if child == 0:
-        try:
-            action()
-            os._exit(0)
-        except BaseException as error:
-            print(repr(error), file=sys.stderr, flush=True)
-            os._exit(1)
-    if kill_after is not None:
-        time.sleep(kill_after)
-        os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the child failed by itself"
-    return os.WIFSIGNALED(status)
 
 
 def make_data(root):

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import torch
+from kill_child import in_child
 
 from qks import checkpoint, engine, training
 from qks.checkpoint import list_checkpoints, read_checkpoint
@@ -75,24 +76,6 @@ def train(folder):
     rows = [{name: value for name, value in row.items() if name != "seconds"} for row in history]
     steps = [line.split(",")[:4] for line in (folder / "steps.csv").read_text().splitlines()]
     return {name: tensor.numpy().tobytes().hex() for name, tensor in head.state_dict().items()}, rows, steps
-
-
-def in_child(action, kill_after=None):
-    "Run an action in a forked process; returns whether it was killed."
-    child = os.fork()
-    if child == 0:
-        try:
-            action()
-            os._exit(0)
-        except BaseException as error:
-            print(repr(error), file=sys.stderr, flush=True)
-            os._exit(1)
-    if kill_after is not None:
-        time.sleep(kill_after)
-        os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the child failed by itself"
-    return os.WIFSIGNALED(status)
 
 
 def main(root):

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-@pytest.mark.parametrize("name", ["head", "sizes", "labels", "prompts", "evaluate"])
+@pytest.mark.parametrize("name", ["head", "sizes", "labels", "prompts", "evaluate", "cache", "views", "score", "stream"])
 def test_runs_quickly(name, tmp_path):
     out = tmp_path / "numbers.json"
     command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--quick", "--threads", "1", "--out", str(out)]
