@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from .core import QKSError, check_count, load_image
-from .model import HeadConfig, QKSHead, head_scores
+from .model import QKSHead, head_scores
 from .training import TrainConfig, fit
 from .vlp import VLP
 

@@ -8,7 +8,6 @@ __all__ = ['SCENE_TEMPLATES', 'DEFAULT_TEMPLATES', 'SENTENCES', 'sorted_features
 # %% ../nbs/05_prompts.ipynb #9664adc4
 import hashlib
 import json
-from pathlib import Path
 
 import torch
 from open_clip import OPENAI_IMAGENET_TEMPLATES

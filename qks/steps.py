@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from .core import QKSError
-from .devices import batch_pieces, make_accelerator, release_accelerator
+from .devices import make_accelerator, release_accelerator
 from .index import Index
 from .stream import stream
 

@@ -22,8 +22,8 @@ from .index import Index
 from .logs import RunConfig, RunLog
 from .metrics import check_scores, evaluate_part, evaluate_scores
 from .model import QKSHead
-from .recipe import LOSSES, TrainConfig, make_schedule
-from .steps import Targets, train_epoch
+from .recipe import TrainConfig
+from .steps import Targets
 
 # %% ../nbs/11_training.ipynb #5ce1af2d
 def selection_score(

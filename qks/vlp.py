@@ -119,8 +119,8 @@ class VLP:
     def image_tokens(self,
         images, # preprocessed images [B, 3, image_size, image_size]
     ) -> torch.Tensor: # visual tokens [B, N, D], CLS first, after the tower's last norm, before its projection
-        def tower(part): return self._run(_tokens, self.model.visual, part)[:, self.first_token:]
-        return in_parts(tower, images.to(self.device), self.n_tokens)
+        def tokens(part): return self._run(_tokens, self.model.visual, part)[:, self.first_token:]
+        return in_parts(tokens, images.to(self.device), self.n_tokens)
 
     def image_features(self,
         image_tokens, # what `image_tokens` gave [B, N, D], with CLS where the tower has one

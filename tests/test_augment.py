@@ -10,7 +10,7 @@ from qks.core import QKSError
 from qks.data import LabelledImages
 from qks.losses import bce_loss
 from qks.model import HeadConfig, QKSHead
-from qks.training import train_epoch
+from qks.steps import train_epoch
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from qks.data import LabelledImages
 from qks.evaluation import best_patch_scores, zero_shot_scores
 from qks.losses import bce_loss
 from qks.model import HeadConfig, QKSHead, head_scores
-from qks.training import train_epoch
+from qks.steps import train_epoch
 
 TESTS = Path(__file__).parent
 N_IMAGES = 9

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_formats import CLASSES, coco, write_coco
+from test_formats import coco, write_coco
 from test_openimages import write_tree
 
 from qks.core import QKSError

@@ -8,8 +8,10 @@ import torch
 from qks.core import QKSError
 from qks.losses import bce_loss
 from qks.model import HeadConfig, QKSHead
+from qks.recipe import TrainConfig
+from qks.steps import train_epoch
 from qks.stream import ViewSampler, stream, to_device_if_it_fits
-from qks.training import TrainConfig, fit, train_epoch
+from qks.training import fit
 
 N, V = 12, 3
 

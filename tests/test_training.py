@@ -9,7 +9,9 @@ from qks import training
 from qks.core import QKSError
 from qks.losses import AsymmetricLoss, bce_loss, ranking_loss
 from qks.model import HeadConfig, QKSHead, head_scores
-from qks.training import LOSSES, TrainConfig, fit, make_schedule, selection_score, train_epoch
+from qks.recipe import LOSSES, TrainConfig, make_schedule
+from qks.steps import train_epoch
+from qks.training import fit, selection_score
 from qks.vlp import fingerprint
 
 DATA = Path(__file__).parent / "data"
