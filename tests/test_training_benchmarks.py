@@ -40,4 +40,4 @@ def test_training_is_eight_times_faster():
 
 def test_quality_does_not_pay_for_speed():
     plain, *fast = (row["zsl"] for row in committed("quality").values())
-    assert len(fast) == 3 and all(row["mean"] >= plain["mean"] - plain["std"] for row in fast)
+    assert len(fast) == 3 and all(abs(row["mean"] - plain["mean"]) <= plain["std"] for row in fast)
