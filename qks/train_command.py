@@ -97,19 +97,20 @@ def claim_folder(
     resume: bool = False, # go on with it
 ) -> Path: # the folder
     "Make a run's folder, or find it again; raises `QKSError` where it holds another run, or a finished one."
+    if force and resume: raise QKSError("--resume goes on with a run, and --force deletes it: pass one of the two")
     folder, config = Path(out), json.loads(json.dumps(config))
     mark, finished = folder/RUN_MARK, (folder/"results.json").exists()
     if mark.is_file() and not force:
         if resume and finished: raise QKSError(f"the run in {folder} is finished: its table is in table.md, its model in model/; name another folder for a new run")
         if not resume and not finished: raise QKSError(f"{folder} holds a run that was not finished: pass --resume to go on, or --force to replace it")
         if resume:
-            try: found = json.loads(mark.read_text(encoding="utf-8")) or config                # empty: killed before anything began
+            try: found = json.loads(mark.read_text(encoding="utf-8").strip() or "{}")
             except ValueError as error: raise QKSError(f"{mark} is damaged: pass --force to begin again") from error
-            check_identity(flat(found), flat(config), folder)
+            if found: check_identity(flat(found), flat(config), folder)
+            else: write_whole(mark, json.dumps(config, indent=1) + "\n")                       # killed before it said what it is
+            for part in folder.glob(".*.part"): part.unlink()                                  # what a kill left of a file
             return folder
-    prepare_run(folder, force)
-    write_whole(mark, json.dumps(config, indent=1) + "\n")
-    return folder
+    return prepare_run(folder, force, config)
 
 # %% ../nbs/15_train_command.ipynb #9af238cd
 def run_train(args):

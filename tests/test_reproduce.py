@@ -1,6 +1,7 @@
 """The whole path on a tiny Pocket-WIDE: same seed, same numbers."""
 
 import json
+import shutil
 
 import pytest
 
@@ -64,3 +65,18 @@ def test_run_folders_are_safe(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(QKSError, match="is a file"):
         prepare_run(tmp_path / "file")
+
+
+def test_a_replaced_run_keeps_its_tokens(tmp_path, monkeypatch):
+    "Hours of caching outlive --force; and a kill in the middle of the deletion leaves a folder that can be replaced again."
+    run = prepare_run(tmp_path / "run", config={"a": 1})
+    for name in ("tokens", "model", "training"): (run / name).mkdir()
+    for name in ("results.json", "tokens/tokens.bin", "model/head.safetensors"): (run / name).write_text("x")
+    remove, removed = shutil.rmtree, []
+    monkeypatch.setattr("qks.reproduce.shutil.rmtree", lambda path: removed.append(path) or remove(path) if len(removed) < 1 else 1/0)
+    with pytest.raises(ZeroDivisionError): prepare_run(run, force=True)  # killed
+    assert (run / "config.json").is_file() and not (run / "results.json").exists()
+    monkeypatch.undo()
+    prepare_run(run, force=True, config={"a": 2})
+    assert {path.name for path in run.iterdir()} == {"config.json", "tokens"} and (run / "tokens" / "tokens.bin").is_file()
+    assert json.loads((run / "config.json").read_text()) == {"a": 2}

@@ -3,12 +3,14 @@ import argparse
 import json
 import os
 import signal
+import sys
 from functools import partial
 
 import pytest
 import torch
+from kill_child import in_child
 
-from qks import engine
+from qks import engine, model, reproduce
 from qks.checkpoint import list_checkpoints
 from qks.cli import main
 from qks.core import QKSError
@@ -85,6 +87,39 @@ def test_interrupted_and_resumed(pocket, tmp_path, monkeypatch, capsys):
     assert train(pocket, out, "--resume") == 2 and "is finished" in said(capsys)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
+def test_killed_while_results_are_written(pocket, tmp_path, monkeypatch):
+    "Killed before any file of the results is opened, renamed or written: the run is never taken for finished, and --resume ends with the same files."
+    monkeypatch.setattr(reproduce, "save_figures", lambda folder, *args: (folder.mkdir(exist_ok=True), (folder / "scenes.png").write_bytes(b"drawn")))  # what takes seconds
+    monkeypatch.setattr("qks.train_command.load_benchmark", partial(load_benchmark, pool=PromptPool.single("a photo of {}")))
+    saved, save, out = [], reproduce.save_run, tmp_path / "run"
+    monkeypatch.setattr("qks.train_command.save_run", lambda *args: saved.append(args) or save(*args))
+    assert train(pocket, tmp_path / "whole") == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("qks.train_command.save_run", lambda *args: os._exit(0))  # as if killed just before
+        assert not in_child(lambda: train(pocket, out))
+    _, config, *rest = saved[0]
+
+    def save_until(number, seen):
+        def reach(event, *args):
+            if event == "written" or (event == "os.rename" and str(out) in str(args[0])) or (event == "open" and str(out) in str(args[0]) and "r" not in str(args[1])):
+                seen.append(event)
+                if len(seen) > number: os.kill(os.getpid(), signal.SIGKILL)
+        write = model.save_file
+        model.save_file = lambda *args: (reach("written"), write(*args))  # safetensors opens its files by itself
+        sys.addaudithook(lambda event, given: reach(event, *given))
+        save(out, config, *rest)
+    events = 0
+    while in_child(lambda: save_until(events, [])):
+        assert not (out / "results.json").exists() and claim_folder(out, config, resume=True) == out, events
+        events += 1
+    assert events >= 6 and (out / "results.json").is_file()  # table, head, its configuration, a figure, results and their name
+    (out / "results.json").unlink()  # killed before its name was there
+    assert train(pocket, out, "--resume") == 0
+    assert numbers(out) == numbers(tmp_path / "whole") and (out / "config.json").read_bytes() == (tmp_path / "whole" / "config.json").read_bytes()
+    assert {path.name for path in out.iterdir()} >= {"results.json", "table.md", "model", "figures"} and not list(out.glob(".*.part"))
+
+
 @pytest.mark.parametrize("words, told", [(["--log-with", "nothing"], "tracker 'nothing' is not known"), (["--views", "2", "--no-cache"], "leave one of them out"),
                                          (["--ema", "2"], "ema is 2.0"), (["--keep", "0"], "keep"),
                                          (["--warmup", "3"], "warmup belongs to the cosine schedule")], ids=str)
@@ -102,8 +137,15 @@ def test_claiming_a_folder(tmp_path):
     assert claim_folder(folder, config, resume=True) == folder
     (folder / "config.json").write_text("{")
     with pytest.raises(QKSError, match="config.json is damaged: pass --force to begin again"): claim_folder(folder, config, resume=True)
-    (folder / "config.json").write_text("{}")  # killed before anything began
-    assert claim_folder(folder, config, resume=True) == folder
+    written = json.dumps({"train": {"lr": 0.1, "topk": [3, 5]}, "seeds": 1}, indent=1) + "\n"
+    for empty in ("{}", "", "{}\n"):  # killed before anything began
+        (folder / "config.json").write_text(empty)
+        assert claim_folder(folder, config, resume=True) == folder and (folder / "config.json").read_text() == written
+    with pytest.raises(QKSError, match="pass one of the two"): claim_folder(folder, config, force=True, resume=True)
+    assert (folder / "config.json").read_text() == written
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / ".config.json.123.part").write_text('{"tra')  # killed while the very first file was written
+    assert claim_folder(tmp_path / "begun", config) == tmp_path / "begun"
     assert claim_folder(tmp_path / "new", config, resume=True) == tmp_path / "new"  # nothing there yet: a run begins
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")
