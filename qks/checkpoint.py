@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NAME', 'pack', 'unpack', 'random_states', 'set_random_states', 'state_digest', 'save_checkpoint', 'read_checkpoint',
-           'list_checkpoints', 'last_checkpoint', 'prune_checkpoints']
+           'list_checkpoints', 'take_checkpoint', 'last_checkpoint', 'prune_checkpoints']
 
 # %% ../nbs/11_checkpoint.ipynb #fbf21905
 import hashlib
@@ -124,7 +124,7 @@ def read_checkpoint(
         if header["digest"] != state_digest(tensors, text): raise ValueError("its digest is wrong")
         return unpack(json.loads(text), tensors)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise QKSError(f"checkpoint {path} is damaged ({type(error).__name__}: {str(error)[:80]}): the run goes on from the one before") from error
+        raise QKSError(f"checkpoint {path} is damaged ({type(error).__name__}: {str(error)[:80]}): another one has to take its place") from error
 
 # %% ../nbs/11_checkpoint.ipynb #3de19789
 def list_checkpoints(
@@ -134,16 +134,24 @@ def list_checkpoints(
     found = {int(match[1]): path for path in Path(folder).glob("step-*") if (match := re.fullmatch(r"step-(\d{12})\.safetensors", path.name))}
     return dict(sorted(found.items()))
 
+# %% ../nbs/11_checkpoint.ipynb #c083da35
+def take_checkpoint(
+    path: Path, # one file
+): # the state that was saved; None where the file is damaged or gone
+    "Read a checkpoint; a damaged one gets another name, with a warning. Raises `QKSError` where that name cannot be given."
+    if not path.exists(): return None
+    try: return read_checkpoint(path)
+    except QKSError as error: warnings.warn(str(error), stacklevel=3)
+    try: path.replace(path.with_suffix(".damaged"))
+    except OSError as error:
+        raise QKSError(f"damaged checkpoint {path} cannot be renamed ({error.strerror or error}): rename or delete it, and run again") from error
+
 # %% ../nbs/11_checkpoint.ipynb #f551ef09
 def last_checkpoint(
     folder: Path, # of the run
 ): # the newest state that is whole; None where there is none
-    "Where to go on; damaged checkpoints get another name, with a warning."
-    for path in reversed(list_checkpoints(folder).values()):
-        try: return read_checkpoint(path)
-        except QKSError as error:
-            warnings.warn(str(error), stacklevel=2)
-            path.replace(path.with_suffix(".damaged"))
+    "Where to go on: the newest checkpoint that is not damaged."
+    return next((state for path in reversed(list_checkpoints(folder).values()) if (state := take_checkpoint(path)) is not None), None)
 
 # %% ../nbs/11_checkpoint.ipynb #47ee8122
 def prune_checkpoints(

@@ -111,7 +111,7 @@ def close_epoch(
 ):
     "Write the epoch into the history, keep the weights if they are the best so far, and turn to the next epoch."
     if trainer.config.schedule == "plateau": trainer.schedule.step(judged["score"])
-    if trainer.best is None or judged["score"] > max(row["score"] for row in trainer.history):
+    if trainer.best is None or judged["score"] > trainer.history[trainer.best_step//trainer.steps_per_epoch - 1]["score"]:
         trainer.best, trainer.best_step = {name: tensor.clone() for name, tensor in trainer.judged.state_dict().items()}, trainer.steps_done
     trainer.history.append({"epoch": trainer.epoch, "loss": trainer.total/len(trainer.targets), "lr": trainer.lr, "seconds": trainer.seconds, **judged})
     trainer.epoch, trainer.step, trainer.total, trainer.seconds = trainer.epoch + 1, 0, 0., 0.

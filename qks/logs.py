@@ -74,12 +74,18 @@ class RunLog:
         if not self.main: return
         self._try(self.folder.mkdir, parents=True, exist_ok=True)
         self._try(cut_lines, self.folder/"steps.csv", step)
-        if run.log_with: accelerator.init_trackers("qks", {name: value if isinstance(value, (int, float, str)) else str(value) for name, value in config.items()})
+        if run.log_with: self._track(accelerator.init_trackers, "qks", {name: value if isinstance(value, (int, float, str)) else str(value) for name, value in config.items()})
 
     def _try(self, write, *args, **kwargs):
         try: return write(*args, **kwargs)
         except OSError as error:
             raise QKSError(f"the log in {self.folder} cannot be written ({error.strerror or error}): make room, or mend the disk; checkpoints are kept") from error
+
+    def _track(self, tell, *args, **kwargs):
+        try: self._try(tell, *args, **kwargs)
+        except QKSError: raise
+        except Exception as error: # each tracker fails in its own way: not logged in, no network
+            raise QKSError(f"a tracker cannot be written ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:100]}): mend it, or leave it out of log_with") from error
 
     def step(self, row: dict): # a line of steps.csv, its first entry the step
         if not self.main: return
@@ -87,12 +93,14 @@ class RunLog:
         def write():
             with open(path, "a", encoding="utf-8", newline="") as file: file.write(csv_lines([row], header=not path.stat().st_size))
         self._try(write)
-        self.accelerator.log({name: value for name, value in row.items() if name not in ("step", "epoch")}, step=row["step"])
+        self._track(self.accelerator.log, {name: value for name, value in row.items() if name not in ("step", "epoch")}, step=row["step"])
 
-    def epoch(self, history: list, step: int): # all of epochs.csv
-        if not self.main: return
-        self._try(write_whole, self.folder/"epochs.csv", csv_lines(history))
-        self.accelerator.log({f"epoch/{name}": value for name, value in history[-1].items()}, step=step)
+    def epochs(self, history: list): # all of epochs.csv
+        if self.main and history: self._try(write_whole, self.folder/"epochs.csv", csv_lines(history))
 
-    def close(self):
-        for tracker in self.accelerator.trackers: tracker.finish()                        # end_training() would part the processes as well
+    def epoch(self, history: list, step: int): # the same, and its last line for the trackers
+        self.epochs(history)
+        if self.main: self._track(self.accelerator.log, {f"epoch/{name}": value for name, value in history[-1].items()}, step=step)
+
+    def close(self): # trackers hold back their last events until then
+        for tracker in self.accelerator.trackers: self._track(tracker.finish)             # end_training() would part the processes as well

@@ -47,13 +47,13 @@ def add_training_arguments(parser):
     numbers = {name: (getattr(recipe, name), text) for name, text in RECIPE.items()}
     numbers |= {"queries": (sizes.n_queries, "query tokens K"), "layers": (sizes.n_layers, "blocks L"),
                 "seed": (0, "first seed"), "seeds": (1, "training runs, for mean ± deviation"),
-                "keep": (RunConfig.keep, "last checkpoints that stay"), "log_steps": (RunConfig.log_steps, "steps between lines of the log")}
+                "keep": (RunConfig.keep, "last checkpoints that stay"), "log_steps": (RunConfig.log_steps, "steps between lines of the log; on a GPU at least 50")}
     for name, (default, text) in numbers.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"{text} (default: %(default)s)")
     for name, text in CHOSEN.items():
         parser.add_argument(f"--{name}", choices=CHOICES[name], default=getattr(recipe, name), help=f"{text} (default: %(default)s)")
     parser.add_argument("--warmup", type=int, metavar="STEPS", help="steps that the cosine rises (default: one epoch, at most 100)")
-    parser.add_argument("--save-steps", type=int, metavar="STEPS", help="a checkpoint every so many steps, besides one an epoch")
+    parser.add_argument("--save-steps", type=int, metavar="STEPS", help="a checkpoint every so many steps, besides one an epoch; on a GPU at least 50")
     parser.add_argument("--topk", type=int, nargs="+", default=list(recipe.topk), metavar="K", help="k of F1 (default: 3 5, the authors' for NUS-WIDE; 10 20 for Open Images)")
     parser.add_argument("--fused", action="store_true", help="AdamW in one kernel")
     parser.add_argument("--compile", action="store_true", help="torch.compile")

@@ -251,6 +251,57 @@ def test_the_best_outlives_the_last(data, tmp_path, monkeypatch):
     assert all(torch.equal(value, best[name]) for name, value in head.state_dict().items())
 
 
+@pytest.mark.parametrize("damage", ["one bit", "gone"])
+@pytest.mark.parametrize("left, kept", [([3, 12, 15], 12), ([3, 14], None)], ids=str)
+@pytest.mark.filterwarnings("ignore:checkpoint .* is damaged")
+def test_the_best_checkpoint_is_damaged(data, tmp_path, monkeypatch, damage, left, kept):
+    "The run goes on with one sentence, trains as if nothing had happened, and keeps the best of what is left, or of what comes."
+    given = [9., 1., 2., 1., 3., 2., 4., 1.]  # after the damage, 4 is the best that can be had
+
+    def judge(scores):
+        remaining = iter(scores)
+        monkeypatch.setattr(training, "selection_score", lambda *args: {"mAP": 0., "score": next(remaining)})
+    judge(given)
+    expected = run(data, config(epochs=8, seed=4), tmp_path / "whole", keep=9)
+    judge(given)
+    begun, step, stopped_after = engine.train_step, [], max(left)
+
+    def stops(*args, **kwargs):
+        step.append(1)
+        if len(step) == stopped_after: os.kill(os.getpid(), signal.SIGINT)
+        return begun(*args, **kwargs)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "train_step", stops)
+        with pytest.raises(Interrupted): run(data, config(epochs=8, seed=4), tmp_path / "run", keep=2)
+    for number, path in list_checkpoints(tmp_path / "run").items():
+        if number not in left: path.unlink()
+    best = list_checkpoints(tmp_path / "run")[3]
+    if damage == "gone": best.unlink()
+    else: best.write_bytes(best.read_bytes()[:-3] + bytes([best.read_bytes()[-3] ^ 1]) + best.read_bytes()[-2:])
+    judge(given[4:])  # four epochs are judged, of the fifth the steps are done at most
+    with pytest.warns(UserWarning, match=f"best epoch .step 3.*{f'step {kept}' if kept else 'the next epoch'} takes its place"): found = run(data, config(epochs=8, seed=4), tmp_path / "run", keep=2)
+    assert found[0] == expected[0]
+    good = read_checkpoint(list_checkpoints(tmp_path / "whole")[21])["trainer"]["head"]  # the epoch of 4
+    assert all(torch.equal(value, good[name]) for name, value in found[1].state_dict().items())
+    assert best.with_suffix(".damaged").exists() == (damage == "one bit")
+    again = run(data, config(epochs=8, seed=4), tmp_path / "run", keep=2)  # finished, and told again
+    assert again[0] == found[0] and same(again[1], found[1])
+
+
+def test_a_damaged_checkpoint_that_cannot_be_renamed(tmp_path, monkeypatch):
+    path = tmp_path / checkpoint.NAME.format(3)
+    path.write_bytes(b"x")
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.warns(UserWarning, match="is damaged"): refused("cannot be renamed .No space left on device.: rename or delete it", checkpoint.last_checkpoint, tmp_path)
+
+
+def test_machines_without_a_common_disk(data, tmp_path, monkeypatch):
+    "One process finds a checkpoint and another none: all stop with one sentence, where they would wait for one another for ever."
+    run(data, config(), tmp_path)
+    monkeypatch.setattr(training, "gather_object", lambda mine: [*mine, None])
+    refused(f"not every process finds the same checkpoints in {tmp_path}: name a folder on a disk that all machines share", run, data, config(), tmp_path)
+
+
 @pytest.mark.parametrize("change, told", [({"lr": 2e-3}, "lr 0.001 there, 0.002 here"), ({"seed": 1}, "seed 0 there, 1 here"), ({"epochs": 3}, "epochs 2 there, 3 here")], ids=str)
 def test_another_recipe(data, tmp_path, change, told):
     run(data, config(), tmp_path)
@@ -316,6 +367,41 @@ def test_a_disk_that_fills_up_under_the_log(data, tmp_path, monkeypatch):
     found = run(data, config(), tmp_path, save_steps=1, log_steps=1)
     assert found[0] == expected[0] and same(found[1], expected[1])
     assert [row["step"] for row in csv.DictReader((tmp_path / "steps.csv").open())] == [str(step) for step in range(1, 7)]
+
+
+def test_a_log_disk_that_fills_up_costs_no_epoch(data, tmp_path, monkeypatch):
+    expected = run(data, config(), tmp_path / "whole")
+    monkeypatch.setattr("qks.logs.write_whole", full)
+    refused("the log in .* cannot be written .No space left on device.*keeps the run up to step 3", run, data, config(), tmp_path / "run")
+    monkeypatch.undo()
+    found = run(data, config(), tmp_path / "run")
+    assert found[0] == expected[0] and same(found[1], expected[1])
+    assert [row["epoch"] for row in csv.DictReader((tmp_path / "run" / "epochs.csv").open())] == ["1", "2"]
+
+
+def test_the_line_of_an_epoch_that_a_kill_left_out(data, tmp_path):
+    "Killed between the last checkpoint and its line: the line is written when the run is taken up."
+    run(data, config(), tmp_path)
+    lines = (tmp_path / "epochs.csv").read_text()
+    (tmp_path / "epochs.csv").write_text("".join(lines.splitlines(keepends=True)[:2]))
+    run(data, config(), tmp_path)
+    assert (tmp_path / "epochs.csv").read_text() == lines
+
+
+@pytest.mark.parametrize("where", ["init_trackers", "log"])
+@pytest.mark.parametrize("trouble, told", [(full, "the log in .* cannot be written .No space left on device."), (lambda *args, **kwargs: 1/0, "a tracker cannot be written .ZeroDivisionError.*leave it out of log_with")], ids=["disk", "else"])
+def test_a_tracker_that_fails(data, tmp_path, monkeypatch, where, trouble, told):
+    "Whatever a tracker cannot do is told as its own, not as that of the training data; no error hides behind another."
+    monkeypatch.setattr("accelerate.Accelerator." + where, trouble)
+    monkeypatch.setattr("qks.logs.check_trackers", lambda names: None)
+    if where == "log": monkeypatch.setattr("accelerate.Accelerator.init_trackers", lambda *args, **kwargs: None)
+    monkeypatch.setattr(training, "make_accelerator", lambda device, precision, **kwargs: make_accelerator(device, precision))
+    refused(told, run, data, config(), tmp_path, log_with=("tensorboard",))
+
+
+def test_a_folder_that_is_a_file(data, tmp_path):
+    (tmp_path / "file").write_text("")
+    refused("file cannot be written", run, data, config(), tmp_path / "file")
 
 
 class Failing:
@@ -412,6 +498,30 @@ def test_trackers(tmp_path, monkeypatch):
     refused("tracker 'tensorbored' is not known: give one of .*tensorboard", check_trackers, ["tensorbored"])
     monkeypatch.setattr("qks.logs.get_available_trackers", lambda: [])
     refused("tracker 'wandb' is not installed: install it, or leave it out", RunConfig, tmp_path, log_with=("wandb",))
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_events_of_tensorboard(data, tmp_path, monkeypatch, stopped):
+    "Real events, read back: those of every step up to the last one, after Ctrl-C too."
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    step, calls = engine.train_step, []
+
+    def stops(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 5 and stopped: os.kill(os.getpid(), signal.SIGINT)
+        return step(*args, **kwargs)
+    monkeypatch.setattr(engine, "train_step", stops)
+    try: run(data, config(), tmp_path, log_steps=1, log_with=("tensorboard",))
+    except Interrupted: assert stopped
+    last = 5 if stopped else 6
+    lines = {int(row["step"]): row for row in csv.DictReader((tmp_path / "steps.csv").open())}
+    events = EventAccumulator(str(next(tmp_path.rglob("events.out.tfevents.*")).parent))
+    events.Reload()
+    found = {event.step: event.value for event in events.Scalars("loss")}
+    assert [*found] == [*lines] == list(range(1, last + 1))
+    for number, value in found.items(): assert value == pytest.approx(float(lines[number]["loss"]), rel=1e-6)
+    assert [event.step for event in events.Scalars("epoch/mAP")] == ([3] if stopped else [3, 6])
 
 
 @pytest.mark.parametrize("wrong", [{"keep": 0}, {"save_steps": 0}, {"log_steps": 0}], ids=str)
