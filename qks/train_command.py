@@ -24,7 +24,7 @@ from .reproduce import RUN_MARK, load_benchmark, prepare_run, save_run, train_an
 from .splits import open_splits
 from .stream import ViewSampler
 from .training import check_identity
-from .vlp import load_vlp
+from .vlp import fingerprint, load_vlp
 
 # %% ../nbs/15_train_command.ipynb #db2e78a5
 RECIPE = {"epochs": "passes over the training images", "batch_size": "images a step, over all devices", "lr": "learning rate",
@@ -123,7 +123,7 @@ def run_train(args):
     splits = open_splits(args.root)
     cache = args.cache or (args.out/"tokens" if many else None)
     place = "every step" if args.no_cache else "disk" if cache else "memory"
-    config = {"root": str(args.root), "vlp": vlp.source, "head": asdict(head), "train": asdict(recipe), "seeds": args.seeds, "tokens": place, "views": args.views}
+    config = {"root": str(args.root), "vlp": vlp.source | {"fingerprint": fingerprint(vlp)}, "head": asdict(head), "train": asdict(recipe), "seeds": args.seeds, "tokens": place, "views": args.views}
     in_turns(lambda: claim_folder(args.out, config, args.force, args.resume) if state.is_main_process else None)
     tokens = partial(training_tokens, workers=args.workers, cache=cache, views=args.views, live=args.no_cache)
     benchmark = in_turns(lambda: load_benchmark(args.root, vlp, workers=args.workers, splits=splits, cache=cache, train_tokens=tokens))

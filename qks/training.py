@@ -27,6 +27,7 @@ from .metrics import check_scores, evaluate_part, evaluate_scores
 from .model import QKSHead
 from .recipe import TrainConfig
 from .steps import Targets
+from .stream import token_digest
 
 # %% ../nbs/11_training.ipynb #5ce1af2d
 def selection_score(
@@ -54,7 +55,7 @@ def run_identity(
     trainer: Trainer, # new
 ) -> dict: # name -> number or word
     "What makes a run the one it is."
-    trainer_parts = {"images": len(trainer.targets), "labels": trainer.targets.digest(), "processes": trainer.accelerator.num_processes,
+    trainer_parts = {"images": len(trainer.targets), "labels": trainer.targets.digest(), "tokens": token_digest(trainer.tokens), "processes": trainer.accelerator.num_processes,
                      "embeddings": hashlib.blake2b(trainer.embeddings.cpu().numpy().tobytes(), digest_size=8).hexdigest()}
     recipe = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(trainer.config).items()}
     return recipe | {f"head {name}": value for name, value in asdict(trainer.head.config).items()} | trainer_parts
@@ -65,8 +66,9 @@ def check_identity(
     wanted: dict, # of this one
     folder, # for the message
 ):
-    "Raise `QKSError` where a folder holds a run of another configuration."
-    differs = [f"{name} {found.get(name)} there, {wanted.get(name)} here" for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
+    "Raise `QKSError` where a folder holds a run of another configuration; tokens without a digest are not compared."
+    def same(name): return found.get(name) == wanted.get(name) or (name == "tokens" and None in (found.get(name), wanted.get(name)))
+    differs = [f"{name} {found.get(name)} there, {wanted.get(name)} here" for name in {**found, **wanted} if not same(name)]
     if differs: raise QKSError(f"{folder} holds a run of another configuration ({'; '.join(differs)}): use the same one to go on, or name another folder")
 
 # %% ../nbs/11_training.ipynb #d6cc7286

@@ -25,6 +25,7 @@ from qks.logs import RunConfig, check_trackers, csv_lines, cut_lines
 from qks.model import HeadConfig, QKSHead
 from qks.recipe import LOSSES, TrainConfig
 from qks.steps import Targets, check_loss
+from qks.stream import ViewSampler, token_digest
 from qks.training import fit
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -314,6 +315,33 @@ def test_other_labels_and_another_head(data, tmp_path):
     run(data, config(), tmp_path)
     refused("another configuration .labels", run, data, config(), tmp_path, labels=-data[2][:N])
     refused("another configuration .head dropout 0.0 there, 0.1 here", run, data, config(), tmp_path, head=new_head(0.1))
+
+
+@pytest.mark.parametrize("kind", ["tensor", "mapped", "views"])
+def test_other_tokens(data, tmp_path, kind):
+    "The same folder with other tokens is refused; the same numbers in another type, or in another place, are the same tokens."
+    half = data[0][:N].half()
+    if kind == "mapped": (tmp_path / "tokens.bin").write_bytes(half.numpy().tobytes())
+    given = {"tensor": half, "mapped": torch.from_file(str(tmp_path / "tokens.bin"), size=half.numel(), dtype=half.dtype).view(half.shape) if kind == "mapped" else None,
+             "views": ViewSampler(half[:, None])}[kind]
+    other, same_numbers = (ViewSampler(tokens[:, None]) if kind == "views" else tokens for tokens in (half * -5, half.float()))
+    torch.manual_seed(5)
+    drawn = torch.rand(1)
+    torch.manual_seed(5)
+    assert token_digest(given) == token_digest(same_numbers) != token_digest(other) and torch.equal(torch.rand(1), drawn)
+    first = run(data, config(), tmp_path / "run", tokens=given)
+    refused("another configuration .tokens [0-9a-f]{16}.* there, [0-9a-f]{16}.* here.", run, data, config(), tmp_path / "run", tokens=other)
+    assert run(data, config(), tmp_path / "run", tokens=same_numbers)[0] == first[0]
+    if kind == "views": refused("another configuration .tokens .*, seed 0 there, .*, seed 1 here.", run, data, config(), tmp_path / "run", tokens=ViewSampler(half[:, None], seed=1))
+
+
+@pytest.mark.parametrize("n", [2, 7, 8, 9, 1000])
+def test_rows_of_a_digest(n):
+    "The first and the last row are among them, and the number of rows counts; what must be computed is left alone."
+    tokens = torch.arange(n * 2.).view(n, 2)
+    others = tokens, torch.cat([tokens[:-1], tokens[:1]]), torch.cat([tokens[1:2], tokens[1:]]), tokens[:-1]
+    assert len({token_digest(given) for given in others}) == 4 and len(token_digest(tokens[:1])) == 16
+    assert token_digest(Failing(tokens)) is None
 
 
 # ---- trouble

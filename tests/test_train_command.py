@@ -81,6 +81,9 @@ def test_interrupted_and_resumed(pocket, tmp_path, monkeypatch, capsys):
     assert max(list_checkpoints(out / "training" / "seed0")) == 5 and not (out / "results.json").exists()
     assert train(pocket, out) == 2 and "not finished: pass --resume to go on, or --force to replace it" in said(capsys)
     assert train(pocket, out, "--resume", "--clip", "1") == 2 and "another configuration (clip 0.0 there, 1.0 here)" in said(capsys)
+    with monkeypatch.context() as patch:
+        patch.setattr("qks.train_command.fingerprint", lambda vlp: "another")  # other weights under the same name
+        assert train(pocket, out, "--resume") == 2 and "there, another here" in said(capsys)
     assert train(pocket, out, "--resume") == 0
     assert numbers(out) == numbers(tmp_path / "whole")
     capsys.readouterr()
