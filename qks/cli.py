@@ -8,6 +8,7 @@ __all__ = ['read_label_arguments', 'run_tag', 'run_reproduce', 'add_tag_argument
 # %% ../nbs/15_cli.ipynb #f11c19dc
 import argparse
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -84,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     whole.set_defaults(run=run_reproduce)
     add_tag_arguments(tag := command("tag", "Tag pictures with your own labels."))
     add_training_arguments(train := command("train", "Train a head on a data set, then evaluate it."))
+    train.set_defaults(many=True) # the one command for many processes
     add_evaluate_arguments(evaluate := command("evaluate", "Score a model on the test split of a data set, under named protocols."))
     add_data_commands(command("data", "Fetch, check and prepare data sets; write Pocket-WIDE."))
     for sub in (tag, train, evaluate): sub.add_argument("--device", help="cpu, cuda, cuda:1 … (default: CUDA where there is one)")
@@ -95,6 +97,10 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv=None) -> int: # 0; 1 where a command found something wrong; 2 after a user's mistake; 130 after Ctrl-C
     "Entry point of the `qks` command: a user's mistake ends in one sentence and a non-zero status."
     args = build_parser().parse_args(argv)
+    processes, first = int(os.environ.get("WORLD_SIZE", 1)), os.environ.get("RANK", "0") == "0"  # as a launcher says
+    if processes > 1 and not getattr(args, "many", False): # each would do all of it, into the same files
+        if first: print(f"qks: only qks train shares its work out, and a launcher started {processes} processes: start this command without a launcher", file=sys.stderr)
+        return 2
     try: return args.run(args) or 0
     except QKSError as error:
         print(f"qks: {error}", file=sys.stderr)
@@ -102,10 +108,9 @@ def main(argv=None) -> int: # 0; 1 where a command found something wrong; 2 afte
     except OSError as error: # a place that cannot be written, a full disk
         print(f"qks: {error.filename or 'a file'} cannot be used ({error.strerror or error}): check the path, its permissions and free space", file=sys.stderr)
         return 2
-    except KeyboardInterrupt as stopped: # training says what it kept
-        print(f"qks: {str(stopped) or 'stopped by the user'}", file=sys.stderr)
+    except KeyboardInterrupt as stopped: # training says what it kept; all processes stop, and one tells
+        if first: print(f"qks: {str(stopped) or 'stopped by the user'}", file=sys.stderr)
         return 130
-
 
 # %% ../nbs/15_cli.ipynb #52a90f73
 #| eval: false

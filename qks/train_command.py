@@ -17,6 +17,7 @@ from .batchfile import write_whole
 from .cache import cache_tokens
 from .core import QKSError
 from .devices import in_turns, process_state
+from .engine import Interrupted
 from .logs import RunConfig
 from .model import HeadConfig
 from .recipe import CHOICES, TrainConfig
@@ -126,7 +127,10 @@ def run_train(args):
     config = {"root": str(args.root), "vlp": vlp.source | {"fingerprint": fingerprint(vlp)}, "head": asdict(head), "train": asdict(recipe), "seeds": args.seeds, "tokens": place, "views": args.views}
     in_turns(lambda: claim_folder(args.out, config, args.force, args.resume) if state.is_main_process else None)
     tokens = partial(training_tokens, workers=args.workers, cache=cache, views=args.views, live=args.no_cache)
-    benchmark = in_turns(lambda: load_benchmark(args.root, vlp, workers=args.workers, splits=splits, cache=cache, train_tokens=tokens))
+    try: benchmark = in_turns(lambda: load_benchmark(args.root, vlp, workers=args.workers, splits=splits, cache=cache, train_tokens=tokens))
+    except KeyboardInterrupt as stopped:
+        kept = f"{cache} keeps what is finished" if cache else "none of them is kept without --cache"
+        raise Interrupted(f"stopped while image tokens were computed, and {kept}: run the same with --resume to go on") from stopped
     runs = train_and_score(benchmark, head, recipe, seeds, lambda seed: logs(args.out/"training"/f"seed{seed}"))
     if state.is_main_process:
         print(save_run(args.out, config, benchmark, runs, recipe.topk, {"all": round(time.time() - clock, 1)}))

@@ -3,15 +3,21 @@
     python -m torch.distributed.run --standalone --nproc-per-node 2 spread_training.py FOLDER
 
 Each process notes which images it was asked for; the first one notes losses, metrics, scores and weights. There is no dropout: its
-noise would differ between the processes.
+noise would differ between the processes. The same is trained twice more: with every share in two parts, and stopped in the middle by a signal
+that only the last process receives.
 """
 import json
+import os
+import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from qks import engine
 from qks.devices import gather_rows, in_turns, process_state, score_images
+from qks.engine import Interrupted
 from qks.logs import RunConfig
 from qks.model import HeadConfig, QKSHead
 from qks.recipe import TrainConfig
@@ -31,9 +37,24 @@ class Watched:
         return self.tokens[rows]
 
 
+def stopped(train, process):
+    "Train until a signal comes in the eighth step of one process, and go on."
+    step, calls = engine.train_step, []
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 8 and process: os.kill(os.getpid(), signal.SIGINT)
+        return step(*args, **kwargs)
+    engine.train_step = interrupted
+    try: train()
+    except Interrupted: return train()
+    finally: engine.train_step = step
+
+
 def main(folder):
     torch.set_num_threads(1)
     state = process_state()
+    process, processes = state.process_index, state.num_processes
     torch.manual_seed(0)
     tokens, names = torch.randn(N + M, 4, D), torch.randn(S + U, E)
     labels = torch.where(torch.rand(N + M, S + U) < 0.4, 1, -1)
@@ -46,6 +67,15 @@ def main(folder):
     results["two"] = score_images(head, tokens[N:N + 2], names)[0].tolist()  # perhaps fewer images than processes
     results["rows"] = gather_rows(torch.arange(5).tensor_split(state.num_processes)[state.process_index], 5).tolist()
     results["weights"] = {name: tensor.tolist() for name, tensor in head.state_dict().items()}
+    data = (tokens[:N], labels[:N, :S]), names, (tokens[N:], labels[N:, :S])
+
+    def again(**changes):
+        torch.manual_seed(process)
+        head = QKSHead(torch.randn(D, E) * 0.3, HeadConfig(n_queries=3, n_layers=1, dropout=0.))
+        history = fit(head, *data, replace(config, **changes), None if changes else RunConfig(folder / "stopped", save_steps=4, log_steps=2))
+        return {"history": history, "weights": {name: tensor.tolist() for name, tensor in head.state_dict().items()}}
+    results["parts"], results["stopped"] = again(accumulate=2), stopped(again, process == processes - 1)
+    state = process_state()
     (folder / f"asked{state.process_index}.json").write_text(json.dumps(watched.asked))
     in_turns(lambda: (folder / "turns.txt").open("a").write(f"{state.process_index}\n"))
     print(f"process {state.process_index} is done")

@@ -1,4 +1,5 @@
 """Two processes do what one does: the same images in the same order, the same losses, the same metrics, the same files."""
+import argparse
 import csv
 import json
 import os
@@ -14,17 +15,23 @@ from qks import devices
 from qks.cli import main
 from qks.core import QKSError
 from qks.devices import batch_pieces, gather_rows, in_turns, make_accelerator, process_state, release_accelerator, score_images
+from qks.logs import RunConfig
 from qks.model import QKS, HeadConfig, QKSHead, head_scores
+from qks.recipe import TrainConfig
+from qks.training import fit
 
 TESTS = Path(__file__).parent
 TOLERANCE = 1e-5  # relative: the same sums in fp32, added up in another order
 
 
-def launch(script, *arguments, processes=2):
-    "Run a script in as many processes as asked for; returns what they printed."
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), str(TESTS / script), *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+TORCHRUN = "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"
+ACCELERATE = "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"
+
+
+def launch(launcher, *arguments, path=()):
+    "Start two processes and wait for them; returns what they printed."
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*path, TESTS.parent, TESTS])), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "yes"}
+    done = subprocess.run([sys.executable, *launcher, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -34,7 +41,7 @@ def spread(tmp_path_factory):
     "The same small run in one process and in two: their folders."
     alone, pair = tmp_path_factory.mktemp("alone"), tmp_path_factory.mktemp("pair")
     spread_training.main(alone)
-    launch("spread_training.py", pair)
+    launch(TORCHRUN, TESTS / "spread_training.py", pair)
     return alone, pair
 
 
@@ -81,6 +88,37 @@ def test_the_same_weights(spread):
         if not name.endswith("key.bias"): torch.testing.assert_close(torch.tensor(pair[name]), torch.tensor(alone[name]), rtol=1e-3, atol=1e-4)
 
 
+def near(one, two):
+    "Histories and weights of two runs that added up the same sums in another order."
+    for a, b in zip(one["history"], two["history"], strict=True):
+        for name in a.keys() - {"seconds"}: assert b[name] == pytest.approx(a[name], rel=TOLERANCE), name
+    for name in one["weights"]:
+        if not name.endswith("key.bias"): torch.testing.assert_close(torch.tensor(two["weights"][name]), torch.tensor(one["weights"][name]), rtol=1e-3, atol=1e-4)
+
+
+def test_shares_in_parts(spread):
+    "Two processes with two parts each: gradients are averaged with the last part only, and are those of the whole batch."
+    alone, pair = map(results, spread)
+    for run in (alone["parts"], pair["parts"], pair): near(alone, run)
+
+
+def test_stopped_in_two_processes(spread):
+    "A signal that one process received stops both after the same step, and they go on to the same bits."
+    for found in map(results, spread):
+        for name, value in found["stopped"]["weights"].items(): assert value == found["weights"][name], name
+        for a, b in zip(found["history"], found["stopped"]["history"], strict=True): assert {**a, "seconds": 0} == {**b, "seconds": 0}
+
+
+def test_another_number_of_processes(spread):
+    torch.manual_seed(0)
+    tokens, names = torch.randn(28, 4, 64), torch.randn(9, 8)
+    labels = torch.where(torch.rand(28, 9) < 0.4, 1, -1)
+    config = TrainConfig(epochs=3, lr=1e-3, batch_size=4, topk=(1, 2), schedule="cosine", ema=0.5, clip=50.)
+    with pytest.raises(QKSError, match="another configuration .processes 2 there, 1 here.: use the same one to go on") as caught:
+        fit(QKSHead(torch.randn(64, 8), HeadConfig(n_queries=3, n_layers=1, dropout=0.)), (tokens[:21], labels[:21, :6]), names, (tokens[21:], labels[21:, :6]), config, RunConfig(spread[1] / "run"))
+    assert "\n" not in str(caught.value)
+
+
 def test_every_image_is_scored_once_and_in_its_place(spread):
     alone, pair = map(results, spread)
     for name, images in (("scores", spread_training.M), ("two", 2)):
@@ -96,9 +134,15 @@ def test_only_the_first_process_writes(spread):
 
 # ---- the command
 
+NO_DROPOUT = """import torch
+make = torch.nn.Dropout.__init__
+torch.nn.Dropout.__init__ = lambda module, p=0.5, inplace=False: make(module, 0.0, inplace)
+"""
+
+
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory):
-    "`qks train` in one process and in two: their folders, and what the two printed."
+    "`qks train` in one process and, by accelerate's launcher, in two: their folders, and what the two printed. No dropout: its noise would differ."
     folder = tmp_path_factory.mktemp("command")
     options = ["--epochs", "2", "--lr", "1e-3", "--layers", "1", "--queries", "3", "--batch-size", "16", "--schedule", "cosine", "--log-steps", "1"]
     assert main(["data", "pocket", str(folder / "data"), "--n-train", "60", "--n-test", "30"]) == 0
@@ -106,7 +150,8 @@ def commands(tmp_path_factory):
         make = torch.nn.Dropout.__init__
         patch.setattr(torch.nn.Dropout, "__init__", lambda module, p=0.5, inplace=False: make(module, 0.0, inplace))
         assert main(["train", str(folder / "data"), "--out", str(folder / "one"), "--cache", str(folder / "one" / "tokens"), *options]) == 0
-    return folder / "one", folder / "two", launch("spread_command.py", "train", folder / "data", "--out", folder / "two", *options)
+    (folder / "sitecustomize.py").write_text(NO_DROPOUT)  # Python runs it at its start, whatever it is asked to do then
+    return folder / "one", folder / "two", launch(ACCELERATE, "-m", "qks.cli", "train", folder / "data", "--out", folder / "two", *options, path=[folder])
 
 
 def test_the_command_prints_and_writes_once(commands):
@@ -128,6 +173,25 @@ def test_the_command_gives_the_same_numbers(commands):
     (width, embed_dim), generator = one.projection.shape, torch.Generator().manual_seed(0)
     tokens, names = torch.randn(8, 37, width, generator=generator), torch.randn(50, embed_dim, generator=generator)
     with torch.no_grad(): torch.testing.assert_close(two(tokens, names).logits, one(tokens, names).logits, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("words", [["reproduce"], ["evaluate", "pocket", "data"], ["tag", "x.jpg", "--labels", "cat"], ["data", "pocket", "data"]], ids=str)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_other_commands_are_not_for_many(monkeypatch, capsys, words, rank):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", str(rank))
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert told == ("" if rank else "qks: only qks train shares its work out, and a launcher started 2 processes: start this command without a launcher\n")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ctrl_c_is_told_once(monkeypatch, capsys, rank):
+    def stop(args): raise KeyboardInterrupt("stopped after step 5")
+    monkeypatch.setattr("qks.cli.build_parser", lambda: argparse.Namespace(parse_args=lambda argv: argparse.Namespace(run=stop, many=True)))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", str(rank))
+    assert main([]) == 130 and capsys.readouterr().err == ("" if rank else "qks: stopped after step 5\n")
 
 
 # ---- one process

@@ -10,6 +10,7 @@ import pytest
 import torch
 from kill_child import in_child
 
+from qks import cache as tokens_cache
 from qks import engine, model, reproduce
 from qks.checkpoint import list_checkpoints
 from qks.cli import main
@@ -88,6 +89,25 @@ def test_interrupted_and_resumed(pocket, tmp_path, monkeypatch, capsys):
     assert numbers(out) == numbers(tmp_path / "whole")
     capsys.readouterr()
     assert train(pocket, out, "--resume") == 2 and "is finished" in said(capsys)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_stopped_while_tokens_are_cached(pocket, tmp_path, monkeypatch, capsys, cache):
+    "Ctrl-C in the third split: one sentence says what is kept and how to go on; what was finished is not computed again."
+    monkeypatch.setattr("qks.reproduce.save_figures", lambda *args: None)
+    monkeypatch.setattr("qks.train_command.load_benchmark", partial(load_benchmark, pool=PromptPool.single("a photo of {}")))
+    loaded, load, more = [], tokens_cache.load_batches, ["--cache", str(tmp_path / "tokens")] if cache else []
+
+    def stops(*args):
+        loaded.append(len(args[0]))
+        if len(loaded) == 3: raise KeyboardInterrupt
+        yield from load(*args)
+    monkeypatch.setattr(tokens_cache, "load_batches", stops)
+    assert train(pocket, tmp_path / "run", *more) == 130
+    kept = f"{tmp_path / 'tokens'} keeps what is finished" if cache else "none of them is kept without --cache"
+    assert said(capsys) == f"qks: stopped while image tokens were computed, and {kept}: run the same with --resume to go on\n"
+    assert train(pocket, tmp_path / "run", "--resume", *more) == 0
+    assert sum(loaded[3:]) == (loaded[2] if cache else sum(loaded[:3]))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
