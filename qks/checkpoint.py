@@ -68,7 +68,7 @@ def set_random_states(
     random.setstate(states["python"])
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(states["torch"])
-    if "cuda" in states and torch.cuda.is_available(): torch.cuda.set_rng_state_all(states["cuda"])
+    for number, state in enumerate(states.get("cuda", [])[:torch.cuda.device_count()]): torch.cuda.set_rng_state(state, number)
 
 # %% ../nbs/11_checkpoint.ipynb #0866ea2e
 def state_digest(

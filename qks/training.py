@@ -26,7 +26,7 @@ from .logs import RunConfig, RunLog
 from .metrics import check_scores, evaluate_part, evaluate_scores
 from .model import QKSHead
 from .recipe import TrainConfig
-from .steps import Targets
+from .steps import Targets, check_finite
 from .stream import token_digest
 
 # %% ../nbs/11_training.ipynb #5ce1af2d
@@ -198,6 +198,7 @@ def train_on(
             for _ in epoch_steps(trainer):
                 trainer.seconds = time.time() - start
                 keeper.after_step()
+            if weights: check_finite(list(trainer.head.parameters()), "the weights are", trainer.epoch, trainer.step)
         except QKSError: # on a device the weights may be spoilt before a loss is looked at
             if weights: trainer.head.load_state_dict(weights)
             raise

@@ -100,6 +100,16 @@ def test_random_states_come_back():
     assert draw() == first
 
 
+@pytest.mark.parametrize("visible", [0, 1, 2, 3])
+def test_another_number_of_graphics_cards(monkeypatch, visible):
+    "The states of two cards, where fewer or more are visible now: each card that is there goes back to its own."
+    given, states = {}, random_states() | {"cuda": [torch.tensor([1]), torch.tensor([2])]}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, number: given.update({number: state.item()}))
+    set_random_states(states)
+    assert given == {number: number + 1 for number in range(min(visible, 2))}
+
+
 # ---- damaged
 
 DAMAGE = {"half": lambda content: content[:len(content) // 2], "cut by a byte": lambda content: content[:-1], "longer": lambda content: content + b"x",

@@ -24,7 +24,7 @@ from qks.index import Index, sort_entries
 from qks.logs import RunConfig, check_trackers, csv_lines, cut_lines
 from qks.model import HeadConfig, QKSHead
 from qks.recipe import LOSSES, TrainConfig
-from qks.steps import Targets, check_loss
+from qks.steps import Targets, check_finite, check_loss
 from qks.stream import ViewSampler, token_digest
 from qks.training import fit
 
@@ -233,6 +233,17 @@ def test_a_restored_trainer_takes_the_same_steps(data, stop, recipe):
     assert all(torch.equal(value, weights[name]) for name, value in second.head.state_dict().items())
 
 
+def test_compiled(data, monkeypatch):
+    "The whole recipe through torch.compile, with a backend that needs no compiler: the same losses and weights but for rounding."
+    plain, compiles, made = run(data, config()), torch.compile, []
+    monkeypatch.setattr(torch, "compile", lambda model: made.append(model) or compiles(model, backend="aot_eager"))
+    found = run(data, config(compile=True))
+    assert any(isinstance(model, engine.HeadLoss) for model in made)
+    for a, b in zip(plain[0], found[0], strict=True): assert {name: pytest.approx(value, rel=1e-4) for name, value in a.items()} == b
+    for name, value in plain[1].state_dict().items():
+        if not name.endswith("key.bias"): torch.testing.assert_close(found[1].state_dict()[name], value, rtol=1e-3, atol=1e-4)
+
+
 def test_a_finished_run_is_told_again(data, tmp_path):
     one, two = (run(data, config(), tmp_path) for _ in range(2))
     assert one[0] == two[0] and same(one[1], two[1])
@@ -362,6 +373,47 @@ def test_a_loss_that_is_nan(data, tmp_path, monkeypatch, step):
     assert len(kept) == step - 1 and all(weight.isfinite().all() for weight in head.parameters())
     assert step == 1 or all(torch.equal(value, kept[-1][name]) for name, value in head.state_dict().items())
     assert max(list_checkpoints(tmp_path), default=0) == step - 1
+
+
+@pytest.mark.parametrize("step", [1, 5, 6])  # 6: the last of an epoch, after which only the judge would notice
+@pytest.mark.parametrize("clip", [0., 1.])
+def test_a_gradient_that_is_nan(data, tmp_path, monkeypatch, step, clip):
+    "The loss is finite and its gradient is not: the step is named, and the weights are those before it."
+    calls, kept = [], []
+
+    def loss(logits, targets):
+        calls.append(1)
+        return LOSSES["bce"](logits, targets) + ((logits * 0).sum().sqrt() * 0 if len(calls) == step else 0)
+    monkeypatch.setitem(engine.LOSSES, "asl", loss)
+    head = new_head()
+    monkeypatch.setattr(training, "epoch_steps", lambda found: (kept.append(copy.deepcopy(head.state_dict())) or done for done in epoch_steps(found)))
+    refused(f"the gradient is not finite at step {(step - 1) % 3 + 1} of epoch {(step - 1) // 3 + 1}: lower the learning rate", run, data, config(clip=clip), tmp_path, head=head, save_steps=1)
+    assert len(kept) == step - 1 and all(weight.isfinite().all() for weight in head.parameters())
+    assert step == 1 or all(torch.equal(value, kept[-1][name]) for name, value in head.state_dict().items())
+    assert max(list_checkpoints(tmp_path), default=0) == step - 1
+
+
+def test_weights_that_are_not_finite_after_an_epoch(data, monkeypatch):
+    "On a GPU gradients are not looked at; the weights are, before the judge. A GPU is played by a device of another name."
+    class Elsewhere:
+        type = "cuda"
+    head, found = new_head(), trainer(data, config())
+    found.head, found.device, before = head, Elsewhere, copy.deepcopy(head.state_dict())
+
+    def spoilt(trainer):
+        trainer.step = 3
+        with torch.no_grad(): head.projection.fill_(float("nan"))
+        yield 3
+    monkeypatch.setattr(training, "epoch_steps", spoilt)
+    refused("the weights are not finite at step 3 of epoch 1", training.train_on, found, None, data[1], training.Keeper(None, found, StopSignals()))
+    assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
+
+
+@pytest.mark.parametrize("tensors, fine", [([], True), ([torch.tensor([3e38, -3e38])], True), ([torch.zeros(2), torch.tensor([1., float("nan"), 2.])], False),
+                                           ([torch.tensor([float("-inf"), 0.])], False), ([torch.tensor([float("nan")], dtype=torch.bfloat16)], False)], ids=str)
+def test_finite_numbers(tensors, fine):
+    if fine: check_finite(tensors, "they are", 2, 3)
+    else: refused("they are not finite at step 3 of epoch 2", check_finite, tensors, "they are", 2, 3)
 
 
 def test_the_words_for_a_loss_that_is_not_finite():
