@@ -584,6 +584,7 @@ def test_trackers(tmp_path, monkeypatch):
 def test_events_of_tensorboard(data, tmp_path, monkeypatch, stopped):
     "Real events, read back: those of every step up to the last one, after Ctrl-C too."
     pytest.importorskip("tensorboard")
+    from accelerate.tracking import TensorBoardTracker
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     step, calls = engine.train_step, []
 
@@ -592,8 +593,11 @@ def test_events_of_tensorboard(data, tmp_path, monkeypatch, stopped):
         if len(calls) == 5 and stopped: os.kill(os.getpid(), signal.SIGINT)
         return step(*args, **kwargs)
     monkeypatch.setattr(engine, "train_step", stops)
+    finish, closed = TensorBoardTracker.finish, []
+    monkeypatch.setattr(TensorBoardTracker, "finish", lambda tracker: closed.append(1) or finish(tracker))
     try: run(data, config(), tmp_path, log_steps=1, log_with=("tensorboard",))
     except Interrupted: assert stopped
+    assert closed == [1]
     last = 5 if stopped else 6
     lines = {int(row["step"]): row for row in csv.DictReader((tmp_path / "steps.csv").open())}
     events = EventAccumulator(str(next(tmp_path.rglob("events.out.tfevents.*")).parent))

@@ -3,15 +3,16 @@ import argparse
 import json
 import os
 import signal
+import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
-from kill_child import in_child
 
 from qks import cache as tokens_cache
-from qks import engine, model, reproduce
+from qks import engine
 from qks.checkpoint import list_checkpoints
 from qks.cli import main
 from qks.core import QKSError
@@ -20,6 +21,7 @@ from qks.recipe import TrainConfig
 from qks.reproduce import load_benchmark
 from qks.train_command import add_training_arguments, claim_folder, flat, read_recipe, training_tokens
 
+TESTS = Path(__file__).parent
 OPTIONS = ["--epochs", "2", "--lr", "1e-3", "--layers", "1", "--queries", "2", "--batch-size", "12", "--save-steps", "2"]
 
 
@@ -111,36 +113,14 @@ def test_stopped_while_tokens_are_cached(pocket, tmp_path, monkeypatch, capsys, 
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
-def test_killed_while_results_are_written(pocket, tmp_path, monkeypatch):
-    "Killed before any file of the results is opened, renamed or written: the run is never taken for finished, and --resume ends with the same files."
-    monkeypatch.setattr(reproduce, "save_figures", lambda folder, *args: (folder.mkdir(exist_ok=True), (folder / "scenes.png").write_bytes(b"drawn")))  # what takes seconds
-    monkeypatch.setattr("qks.train_command.load_benchmark", partial(load_benchmark, pool=PromptPool.single("a photo of {}")))
-    saved, save, out = [], reproduce.save_run, tmp_path / "run"
-    monkeypatch.setattr("qks.train_command.save_run", lambda *args: saved.append(args) or save(*args))
-    assert train(pocket, tmp_path / "whole") == 0
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qks.train_command.save_run", lambda *args: os._exit(0))  # as if killed just before
-        assert not in_child(lambda: train(pocket, out))
-    _, config, *rest = saved[0]
-
-    def save_until(number, seen):
-        def reach(event, *args):
-            if event == "written" or (event == "os.rename" and str(out) in str(args[0])) or (event == "open" and str(out) in str(args[0]) and "r" not in str(args[1])):
-                seen.append(event)
-                if len(seen) > number: os.kill(os.getpid(), signal.SIGKILL)
-        write = model.save_file
-        model.save_file = lambda *args: (reach("written"), write(*args))  # safetensors opens its files by itself
-        sys.addaudithook(lambda event, given: reach(event, *given))
-        save(out, config, *rest)
-    events = 0
-    while in_child(lambda: save_until(events, [])):
-        assert not (out / "results.json").exists() and claim_folder(out, config, resume=True) == out, events
-        events += 1
-    assert events >= 6 and (out / "results.json").is_file()  # table, head, its configuration, a figure, results and their name
-    (out / "results.json").unlink()  # killed before its name was there
-    assert train(pocket, out, "--resume") == 0
-    assert numbers(out) == numbers(tmp_path / "whole") and (out / "config.json").read_bytes() == (tmp_path / "whole" / "config.json").read_bytes()
-    assert {path.name for path in out.iterdir()} >= {"results.json", "table.md", "model", "figures"} and not list(out.glob(".*.part"))
+def test_killed_while_results_are_written(tmp_path):
+    "Killed before any file of the results is opened, written or renamed: the run is never taken for finished, and --resume ends with the same files."
+    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, str(TESTS / "kill_results.py"), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["kills"] >= 6 and found["same"]  # table, head, its configuration, a figure, results and their name
+    assert not any(found["finished"])
 
 
 @pytest.mark.parametrize("words, told", [(["--log-with", "nothing"], "tracker 'nothing' is not known"), (["--views", "2", "--no-cache"], "leave one of them out"),

@@ -1,0 +1,78 @@
+"""Kill `qks train` while it writes its results, before each file is opened, written or renamed; run by test_train_command.py.
+
+    python kill_results.py FOLDER    # prints one line of JSON: the events, what was found after each kill, and whether the end is the same
+
+The parent trains once to the end, and once up to the results. A child a kill then writes the results and ends itself with SIGKILL at the k-th
+event. After each kill the folder must be one to go on with; after the last one, `--resume` must end with the files of the run that was never killed.
+"""
+import json
+import os
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+from kill_child import in_child
+from tqdm import tqdm
+
+from qks import model, reproduce, train_command
+from qks.cli import main
+from qks.prompts import PromptPool
+
+OPTIONS = "--epochs 2 --lr 1e-3 --layers 1 --queries 2 --batch-size 12 --save-steps 2".split()
+
+
+def draw(folder, *args):
+    "Stands for the figures, which take seconds."
+    folder.mkdir(exist_ok=True)
+    (folder / "scenes.png").write_bytes(b"drawn")
+
+
+def written(run):
+    "All that a run leaves besides its clock and its logs."
+    results = json.loads((run / "results.json").read_text())
+    for row in results["runs"][0]["history"]: row.pop("seconds")
+    return {"results": {name: value for name, value in results.items() if name not in ("seconds", "code")},
+            "files": {name: (run / name).read_bytes().hex() for name in ("config.json", "table.md", "model/config.json", "model/head.safetensors", "figures/scenes.png")},
+            "names": sorted(path.name for path in run.iterdir())}
+
+
+def killed_at(number, folder, save):
+    "Write results until the event of that number."
+    seen = []
+
+    def reach(event, path="", mode=""):
+        if event == "saved" or (str(folder) in str(path) and (event == "os.rename" or (event == "open" and "r" not in str(mode)))):
+            seen.append(event)
+            if len(seen) > number: os.kill(os.getpid(), signal.SIGKILL)
+    write = model.save_file
+    model.save_file = lambda *args: (reach("saved"), write(*args))  # safetensors opens its files by itself, unseen by Python
+    sys.addaudithook(lambda event, given: reach(event, *given[:2]) if event in ("open", "os.rename") else None)
+    save()
+
+
+def run(root):
+    torch.set_num_threads(1)
+    tqdm.monitor_interval = 0  # no thread beside the one that forks
+    reproduce.save_figures, train_command.load_benchmark = draw, partial(reproduce.load_benchmark, pool=PromptPool.single("a photo of {}"))
+    saved, save, out = [], reproduce.save_run, root / "run"
+
+    def train(folder, *more): return main(["train", str(root / "data"), "--out", str(folder), *OPTIONS, *more])
+    assert main(["data", "pocket", str(root / "data"), "--n-train", "40", "--n-test", "20"]) == train(root / "whole") == 0
+    train_command.save_run = lambda *args: saved.append(args) or "not yet"
+    assert train(out) == 0
+    (_, config, *rest), finished, number = saved[0], [], 0
+    while in_child(lambda: killed_at(number, out, lambda: save(out, config, *rest))):
+        finished.append((out / "results.json").exists())
+        train_command.claim_folder(out, config, resume=True)  # raises where there is nothing to go on with
+        number += 1
+    (out / "results.json").unlink()  # as if the last kill had come before its name was there
+    (out / ".results.json.1.part").write_text('{"proto')
+    train_command.save_run = save
+    assert train(out, "--resume") == 0
+    print(json.dumps({"kills": number, "finished": finished, "same": written(out) == written(root / "whole")}))
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]))
