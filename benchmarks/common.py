@@ -13,6 +13,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from qks.linear import product_rate  # noqa: E402
+
 
 def parser(doc, sizes, quick):
     """A command line with one whole number a size; --quick takes those of `quick` instead, for tests."""
@@ -62,11 +64,21 @@ def speedups(times, reference):
     return {name: statistics.median(slow / fast for slow, fast in zip(times[reference], own)) for name, own in times.items()}
 
 
+def machine():
+    """What decides how fast it is: processor, threads, torch, and how fast products of both kinds of numbers are."""
+    try:
+        described = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if ":" in line)
+    except OSError:
+        described = {}
+    named = {key.strip(): value.strip() for key, value in described.items()}
+    rates = {str(dtype).removeprefix("torch."): round(product_rate(dtype) / 1e9) for dtype in (torch.float32, torch.bfloat16)}
+    return {"system": platform.system(), "processor": platform.machine(), "maker": named.get("vendor_id", platform.processor()), "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(), "torch": torch.__version__, "billion_operations_a_second": rates}
+
+
 def write(path, results, sizes):
     """Numbers, settings and the kind of machine, as JSON."""
-    results = results | {"settings": sizes, "machine": {
-        "system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-        "torch": torch.__version__}}
+    results = results | {"settings": sizes, "machine": machine()}
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -6,7 +6,7 @@
 The images are JPEG files of noise. The reference reads a batch, runs open_clip's tower, the plain head and sharing, all in fp32. Ours is
 `token_batches` and `head_scores`, in fp32 and with the towers in bf16. The tower alone is open_clip's as it is, on images that are read
 already, in each of the two precisions; "our tower alone" is `VLP.image_tokens` on the same, then with the whole batch at once. The ways
-take turns on the same images.
+take turns on the same images. Freed memory is kept, as `qks evaluate` keeps it, for all ways alike.
 """
 import tempfile
 from pathlib import Path
@@ -44,6 +44,7 @@ def main():
     sizes = {"images": 32, "side": 96, "batch-size": 16, "layers": 7, "queries": 12, "labels": 925, "rounds": 8}
     args = parser(__doc__, sizes, {"images": 4, "batch-size": 2, "layers": 1, "labels": 20, "rounds": 1}).parse_args()
     sizes = settings(args)
+    linear.keep_freed_memory()
     torch.manual_seed(0)
     vlp = load_vlp() if args.quick else load_vlp("ViT-B-16", False)
     head, embeddings = QKSHead(vlp.projection, HeadConfig(args.queries, args.layers)).eval(), torch.randn(args.labels, vlp.embed_dim)

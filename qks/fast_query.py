@@ -45,8 +45,8 @@ def drop(
     if not dropout.training or p == 0: return x
     if x.device.type != "cpu" or p == 1 or torch.compiler.is_compiling(): return F.dropout(x, p)
     draws = torch.empty((x.numel() + 1)//2, dtype=torch.int64).random_(-2**63, None)
-    stays = draws.view(torch.int32)[:x.numel()].view(x.shape) < min(2**31 - 1, round((1 - p)*2**32) - 2**31)
-    return x*(stays.to(x.dtype)*(1/(1 - p)))
+    draws, limit = draws.view(torch.int32)[:x.numel()].view(x.shape), min(2**31 - 1, round((1 - p)*2**32) - 2**31)
+    return x*torch.lt(draws, limit, out=torch.empty_like(x)).mul_(1/(1 - p))                 # compared and written as numbers in one go
 
 # %% ../nbs/03_fast_query.ipynb #190dfa61
 def self_attention(

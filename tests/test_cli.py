@@ -6,8 +6,10 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from qks import cli
 from qks.cli import main
 
 SMALL = ["--n-train", "60", "--n-test", "30"]
@@ -137,3 +139,18 @@ def test_help(command, capsys):
 def test_module_runs_as_a_command():
     done = subprocess.run([sys.executable, "-m", "qks.cli", "tag", "missing.jpg", "--labels", "cat"], capture_output=True, text=True)
     assert done.returncode == 2 and "missing.jpg" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments, kept, told", [
+    (["train", "data", "--out", "run"], True, False), (["train", "data", "--out", "run", "--precision", "bf16", "--device", "cpu"], True, True),
+    (["train", "data", "--out", "run", "--precision", "bf16", "--device", "cuda"], True, False),
+    (["evaluate", "pocket", "data", "--precision", "bf16", "--device", "cpu"], True, True),
+    (["reproduce"], True, False), (["tag", "a.jpg", "--labels", "cat"], False, False)])
+@pytest.mark.parametrize("rate", [0.5, 2.0])
+def test_long_commands_suit_the_processor(arguments, kept, told, rate, monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(cli, "keep_freed_memory", lambda: calls.append(1))
+    monkeypatch.setattr(cli, "product_rate", lambda dtype: rate if dtype == torch.bfloat16 else 1.0)
+    cli.suit_processor(cli.build_parser().parse_args(arguments))
+    assert bool(calls) is kept
+    assert ("--precision fp32 is faster here" in capsys.readouterr().err) is (told and rate < 1)

@@ -1,4 +1,6 @@
 """The linear map by oneDNN: the same numbers and gradients, only where it may be used, and invisible to what surrounds it."""
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -8,9 +10,15 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qks import linear as module
-from qks.linear import FastLinears, InOnePiece, can_use_onednn, in_parts, linear, onednn_agrees, tower_arithmetic
+from qks.linear import FastLinears, InOnePiece, can_use_onednn, in_parts, keep_freed_memory, linear, mkl_is_at_home, onednn_agrees, tower_arithmetic
 
-needs_onednn = pytest.mark.skipif(not can_use_onednn(torch.zeros(2, 2), torch.zeros(2, 2)), reason="this torch has no oneDNN linear")
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available() or not onednn_agrees(), reason="this torch has no oneDNN linear")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch):
+    "On a processor that is not MKL's, whatever the tests run on."
+    monkeypatch.setattr(module, "mkl_is_at_home", lambda: False)
 
 
 @pytest.fixture
@@ -88,7 +96,7 @@ def test_inside_the_context_every_linear_map_is_ours(used):
     with torch.no_grad():
         expected = tower(tokens)
         assert not used
-        with FastLinears(): found = tower(tokens)
+        with InOnePiece(), FastLinears(): found = tower(tokens)
     assert len(used) == 4  # in and out of the attention, in and out of the feed-forward
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
@@ -98,11 +106,39 @@ def test_the_context_leaves_everything_as_it_was(used, shortcut):
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(shortcut)
     try:
-        with torch.no_grad(), pytest.raises(ZeroDivisionError), FastLinears(): 1/0
+        with torch.no_grad(), pytest.raises(ZeroDivisionError), InOnePiece(), FastLinears(): 1/0
         assert torch.backends.mha.get_fastpath_enabled() is shortcut
         F.linear(torch.zeros(2, 2), torch.zeros(2, 2))
         assert not used
     finally: torch.backends.mha.set_fastpath_enabled(before)
+
+
+# ---- which library
+
+@pytest.mark.parametrize("described, mkl, home", [("vendor_id\t: GenuineIntel", True, True), ("vendor_id\t: AuthenticAMD", True, False),
+                                                  ("CPU implementer : 0x41", False, False), ("vendor_id\t: GenuineIntel", False, False)])
+def test_mkl_is_at_home_on_intels_processors(monkeypatch, described, mkl, home):
+    monkeypatch.setattr(module.Path, "read_text", lambda *args, **options: f"processor\t: 0\n{described}\n")
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
+    assert mkl_is_at_home.__wrapped__() is home
+
+
+def test_without_a_list_of_processors_the_system_is_asked(monkeypatch):
+    def absent(*args, **options): raise FileNotFoundError
+    monkeypatch.setattr(module.Path, "read_text", absent)
+    monkeypatch.setattr(module.platform, "processor", lambda: "Intel64 Family 6 Model 85 Stepping 7, GenuineIntel")
+    assert mkl_is_at_home.__wrapped__() is torch.backends.mkl.is_available()
+
+
+@needs_onednn
+def test_at_home_mkl_multiplies(monkeypatch, used):
+    layer, x = nn.Linear(8, 8), torch.randn(3, 8)
+    linear(x, layer.weight, layer.bias)
+    assert len(used) == 1
+    monkeypatch.setattr(module, "mkl_is_at_home", lambda: True)
+    assert torch.equal(linear(x, layer.weight, layer.bias), layer(x))
+    with torch.no_grad(), tower_arithmetic(torch.device("cpu"), "fp32", 768): layer(x)
+    assert len(used) == 1
 
 
 # ---- the operator is not promised to stay
@@ -175,10 +211,9 @@ def test_the_first_product_is_one(precision):
     attention, x = nn.MultiheadAttention(16, 2, batch_first=True).eval().requires_grad_(False), torch.randn(3, 5, 16)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         torch.backends.mha.set_fastpath_enabled(False)
-        try:
-            assert (5, 3, 16) in rows_multiplied(attention, x, x, x)  # five small products
-            with InOnePiece(): assert rows_multiplied(attention, x, x, x)[0] == (15, 16)
+        try: assert (5, 3, 16) in rows_multiplied(attention, x, x, x)  # five small products
         finally: torch.backends.mha.set_fastpath_enabled(True)
+        with InOnePiece(): assert rows_multiplied(attention, x, x, x)[0] == (15, 16)
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
@@ -192,9 +227,13 @@ def test_one_piece_changes_no_number(batch_first, masked):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_fast_linears_bring_it_along():
+@pytest.mark.parametrize("home", [True, False])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_large_tower_on_a_cpu_gets_it(monkeypatch, home, precision):
+    monkeypatch.setattr(module, "mkl_is_at_home", lambda: home)
     attention, x = nn.MultiheadAttention(16, 2, batch_first=True).eval().requires_grad_(False), torch.randn(3, 5, 16)
-    with FastLinears(): assert not [shape for shape in rows_multiplied(attention, x, x, x) if len(shape) == 3]
+    with tower_arithmetic(torch.device("cpu"), precision, 768):
+        assert not [shape for shape in rows_multiplied(attention, x, x, x) if len(shape) == 3]
 
 
 # ---- a few images at a time
@@ -216,3 +255,29 @@ def test_arithmetic_of_a_tower(used, precision, width, half, faster):
     with torch.no_grad(), tower_arithmetic(torch.device("cpu"), precision, width): found = layer(x)
     assert found.dtype == (torch.bfloat16 if half else torch.float32)
     assert len(used) == (faster and can_use_onednn(x, layer.weight))
+
+
+# ---- memory that is kept
+
+PAGES = """
+import resource, torch
+from qks.linear import keep_freed_memory
+def pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5): torch.ones(10_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(pages(), int(keep_freed_memory()), pages() - pages(), pages())
+"""
+
+
+def test_memory_is_kept_where_the_c_library_can():
+    before, kept, _, after = map(int, subprocess.run([sys.executable, "-c", PAGES], capture_output=True, text=True, check=True).stdout.split())
+    if not kept: pytest.skip("another C library")
+    assert before > 1000 and after < 100
+
+
+@pytest.mark.parametrize("system, library", [("darwin", None), ("linux", SimpleNamespace()), ("linux", SimpleNamespace(mallopt=lambda name, value: 0))])
+def test_elsewhere_nothing_happens(monkeypatch, system, library):
+    monkeypatch.setattr(module.sys, "platform", system)
+    monkeypatch.setattr(module.ctypes, "CDLL", lambda name: library)
+    assert keep_freed_memory() is False
