@@ -88,7 +88,6 @@ def build_parser() -> argparse.ArgumentParser:
     whole.set_defaults(run=run_reproduce)
     add_tag_arguments(tag := command("tag", "Tag pictures with your own labels."))
     add_training_arguments(train := command("train", "Train a head on a data set, then evaluate it."))
-    train.set_defaults(many=True) # the one command for many processes
     add_evaluate_arguments(evaluate := command("evaluate", "Score a model on the test split of a data set, under named protocols."))
     add_data_commands(command("data", "Fetch, check and prepare data sets; write Pocket-WIDE."))
     for sub in (tag, train, evaluate): sub.add_argument("--device", help="cpu, cuda, cuda:1 … (default: CUDA where there is one)")
@@ -104,16 +103,16 @@ def suit_processor(
     if args.command not in ("reproduce", "train", "evaluate"): return
     keep_freed_memory()
     device = getattr(args, "device", None) or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device != "cpu" or getattr(args, "precision", "fp32") != "bf16": return
+    if device != "cpu" or getattr(args, "precision", "fp32") != "bf16" or os.environ.get("RANK", "0") != "0": return
     pays = product_rate(torch.bfloat16)/product_rate(torch.float32)
-    if pays < 1 and os.environ.get("RANK", "0") == "0": print(f"qks: this processor multiplies numbers of 16 bits at {pays:.1f} times the rate of 32 bits: --precision fp32 is faster here", file=sys.stderr)
+    if pays < 1: print(f"qks: this processor multiplies numbers of 16 bits at {pays:.1f} times the rate of 32 bits: --precision fp32 is faster here", file=sys.stderr)
 
 # %% ../nbs/15_cli.ipynb #b75fa7c9
 def main(argv=None) -> int: # 0; 1 where a command found something wrong; 2 after a user's mistake; 130 after Ctrl-C
     "Entry point of the `qks` command: a user's mistake ends in one sentence and a non-zero status."
     args = build_parser().parse_args(argv)
     processes, first = int(os.environ.get("WORLD_SIZE", 1)), os.environ.get("RANK", "0") == "0"  # as a launcher says
-    if processes > 1 and not getattr(args, "many", False): # each would do all of it, into the same files
+    if processes > 1 and args.command != "train": # each would do all of it, into the same files
         if first: print(f"qks: only qks train shares its work out, and a launcher started {processes} processes: start this command without a launcher", file=sys.stderr)
         return 2
     try:

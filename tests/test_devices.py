@@ -188,7 +188,7 @@ def test_the_other_commands_are_not_for_many(monkeypatch, capsys, words, rank):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_ctrl_c_is_told_once(monkeypatch, capsys, rank):
     def stop(args): raise KeyboardInterrupt("stopped after step 5")
-    monkeypatch.setattr("qks.cli.build_parser", lambda: argparse.Namespace(parse_args=lambda argv: argparse.Namespace(run=stop, many=True)))
+    monkeypatch.setattr("qks.cli.build_parser", lambda: argparse.Namespace(parse_args=lambda argv: argparse.Namespace(run=stop, command="train")))
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", str(rank))
     assert main([]) == 130 and capsys.readouterr().err == ("" if rank else "qks: stopped after step 5\n")
