@@ -189,20 +189,19 @@ def cache_tokens(
     seed: int = 0, # of the augmentation
     identify: str = "stat", # how an image is known: "stat" (path, size, time of change) or "content" (its bytes)
     verify: bool = False, # compare the digest of every batch on disk; otherwise of eight
-) -> torch.Tensor: # [n, N, D], or [n, V, N, D]; from a folder it is memory-mapped: read from disk when touched
+): # tokens [n, N, D], or [n, V, N, D]: a tensor; from a folder `DiskTokens`, whose rows are read when they are asked for
     "Run the VLP over every image once; raises `QKSError` for an image that cannot be read and for a disk that is too small."
     if not len(data): raise QKSError(f"there is no image in this split of {getattr(data, 'root', 'the data')}: nothing to cache")
     batch_size, views = check_count("batch_size", batch_size), check_count("views", views)
     images = ImageViews(data, vlp.preprocess, views, Augmentation(vlp.preprocess, seed) if views > 1 else None)
     if folder is not None:
         cache_size(vlp, len(data), dtype, views)                                               # refuses a dtype that no cache has
-        cached = open_cache(folder, vlp, images, batch_size, workers, dtype, identify, verify).tensor()
-    else:
-        batches, cached = missing_batches([], len(images), batch_size), None
-        for batch, pixels in zip(progress(batches, "Caching image tokens"), load_batches(images, batches, workers)):
-            tokens = vlp.image_tokens(pixels).cpu()                                            # [B, N, D]
-            if cached is None: cached = torch.empty(len(images), *tokens.shape[1:])            # [n·V, N, D]
-            cached[batch.start:batch.stop] = tokens
+        return open_cache(folder, vlp, images, batch_size, workers, dtype, identify, verify).tensor(views)
+    batches, cached = missing_batches([], len(images), batch_size), None
+    for batch, pixels in zip(progress(batches, "Caching image tokens"), load_batches(images, batches, workers)):
+        tokens = vlp.image_tokens(pixels).cpu()                                                # [B, N, D]
+        if cached is None: cached = torch.empty(len(images), *tokens.shape[1:])                # [n·V, N, D]
+        cached[batch.start:batch.stop] = tokens
     return cached.unflatten(0, (len(data), views)) if views > 1 else cached
 
 # %% ../nbs/11_cache.ipynb #d5f47d85

@@ -40,7 +40,7 @@ class Trainer:
     "A head in training: its optimiser, schedule, order of images, and how far it is."
     def __init__(self,
         head: nn.Module, # trained in place
-        image_tokens, # [n, N, D]: a tensor, ViewSampler or LiveTokens
+        image_tokens, # [n, N, D]: a tensor, DiskTokens, ViewSampler or LiveTokens
         targets: Targets, # of n images
         label_embeddings: torch.Tensor, # [S, E]
         config: TrainConfig, # the recipe
@@ -51,7 +51,7 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(config.seed)                               # and all the same order
         if accelerator.num_processes > 1: head.to(accelerator.device)
         self.device = head.projection.device
-        self.tokens = to_device_if_it_fits(image_tokens, self.device) if isinstance(image_tokens, torch.Tensor) else image_tokens
+        self.tokens = to_device_if_it_fits(image_tokens, self.device) if hasattr(image_tokens, "nbytes") else image_tokens
         self.targets, self.embeddings = targets.to(getattr(self.tokens, "device", "cpu")), label_embeddings.to(self.device)
         self.average = AveragedModel(head, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
         optimizer, self.steps_per_epoch = make_optimizer(head.parameters(), config), math.ceil(len(targets)/config.batch_size)

@@ -98,7 +98,7 @@ def token_batches(
     if cache is None:
         tokens = map(vlp.image_tokens, load_batches(ImageViews(data, vlp.preprocess), batches, workers))
     else:
-        rows = [slice(batch.start, batch.stop) for batch in batches]
+        rows = [list(batch) for batch in batches]  # named one by one: read by the thread that reads ahead
         tokens = stream(cache_tokens(vlp, data, batch_size, workers, cache), rows, ahead=0 if vlp.device.type == "cpu" else 2)
     for batch, _ in zip(tokens, progress(batches, "Evaluating")): yield batch.float()
 

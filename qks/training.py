@@ -172,7 +172,7 @@ def train_on(
 # %% ../nbs/11_training.ipynb #703ded3c
 def fit(
     head: QKSHead, # trained in place; ends with the weights of its best epoch
-    train, # (image_tokens [n, N, D]: a tensor, ViewSampler or LiveTokens; labels [n, S] in {-1, 0, +1}, or an Index)
+    train, # (image_tokens [n, N, D]: a tensor, DiskTokens, ViewSampler or LiveTokens; labels [n, S] in {-1, 0, +1}, or an Index)
     label_embeddings, # [S+U, E], seen labels first; only the first S take part in training
     validation, # (image_tokens [m, N, D], labels [m, S], or [m, S+U] for selection="official")
     config: TrainConfig = TrainConfig(), # the recipe
@@ -191,7 +191,8 @@ def fit(
             if run: keeper.log.close()
     except QKSError as error: raise keeper.explain(error) if keeper else error
     except OSError as error: # tokens that cannot be read
-        raise keeper.explain(QKSError(f"the training data cannot be read ({error.strerror or error}): check the disk they lie on")) from error
+        told = QKSError(f"the training data cannot be read ({f'{error.filename}: ' if error.filename else ''}{error.strerror or error}): check the disk they lie on")
+        raise (keeper.explain(told) if keeper else told) from error
     finally: release_accelerator()
     head.load_state_dict(trainer.best)
     head.eval()

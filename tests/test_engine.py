@@ -340,11 +340,57 @@ def test_tokens_that_cannot_be_read(data, tmp_path):
     assert found[0] == again[0] and same(found[1], again[1]) and len(expected[0]) == 2
 
 
-def test_a_shard_that_was_cut_short(data, tmp_path):
-    "A memory-mapped file that is too short is not opened: reading behind its end would kill the process."
+@pytest.fixture
+def on_disk(data, tmp_path):
+    "The training tokens in a file, as the token cache keeps them."
     file = BatchFile(tmp_path, (N, 4, D), torch.float32, [bytes(16)] * N)
-    file.numbers.write_bytes(data[0][:N].numpy().tobytes()[:-1])
-    with pytest.raises((QKSError, OSError, ValueError, RuntimeError)): file.tensor()
+    file.numbers.touch()
+    file.write(0, data[0][:N])
+    return file
+
+
+def test_a_shard_that_was_cut_short(on_disk):
+    "A file that is too short is not opened."
+    os.truncate(on_disk.numbers, on_disk.n_bytes - 1)
+    refused(f"tokens.bin holds {on_disk.n_bytes - 1:,} of {on_disk.n_bytes:,} bytes: compute its tokens again", on_disk.tensor)
+
+
+@pytest.mark.parametrize("size", [0, N // 2 * 4 * D * 4 + 3], ids=["nothing is left", "half is left"])
+def test_a_file_cut_short_in_the_middle_of_an_epoch(data, on_disk, tmp_path, monkeypatch, size):
+    "Had the file been mapped into memory, the process would die of SIGBUS."
+    def cut(keeper, after=training.Keeper.after_step):
+        after(keeper)
+        if keeper.trainer.steps_done == 3: os.truncate(on_disk.numbers, size)
+    monkeypatch.setattr(training.Keeper, "after_step", cut)
+    refused(r"the training data cannot be read \(.*tokens.bin: the file ends at byte .*\): check the disk they lie on; .* keeps the run up to step", run, data,
+            config(batch_size=1), tmp_path / "run", tokens=on_disk.tensor(), save_steps=1)
+    kept = list_checkpoints(tmp_path / "run")
+    assert kept and max(kept) >= 3
+    monkeypatch.undo()
+    expected = run(data, config(batch_size=1))
+    on_disk.write(0, data[0][:N])  # the disk is mended: the run goes on to the same bits
+    found = run(data, config(batch_size=1), tmp_path / "run", tokens=on_disk.tensor(), save_steps=1)
+    assert found[0] == expected[0] and same(found[1], expected[1])
+
+
+def test_a_disk_that_fails_in_the_middle_of_an_epoch(data, on_disk, monkeypatch):
+    tokens, calls, preadv = on_disk.tensor(), [], os.preadv
+
+    def failing(*args):
+        calls.append(args)
+        if len(calls) == 13: raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return preadv(*args)
+    monkeypatch.setattr(os, "preadv", failing)
+    refused("the training data cannot be read .*tokens.bin: Input/output error.: check the disk they lie on$", run, data, config(), tokens=tokens)
+
+
+def test_tokens_that_cannot_be_brought_to_the_device(data, on_disk, monkeypatch):
+    "The first read may be before the first step."
+    def unreadable(tokens, device): return tokens[:].read()
+    monkeypatch.setattr(engine, "to_device_if_it_fits", unreadable)
+    tokens = on_disk.tensor()
+    os.truncate(on_disk.numbers, 0)
+    refused("the training data cannot be read", run, data, config(), tokens=tokens)
 
 
 # ---- signals
