@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from .augment import Augmentation, ImageViews, load_batches
+from .augment import Augmentation, ImageViews, load_batches, worker_errors
 from .batchfile import BatchFile, missing_batches, read_batches, sound_batches, write_whole
 from .core import QKSError, check_count, progress
 from .vlp import fingerprint
@@ -117,6 +117,7 @@ def check_room(
         raise QKSError(f"the token cache needs {n_bytes/1e9:,.2f} GB more in {folder}, but {free/1e9:,.2f} GB are free: make room, or name a folder on a larger disk")
 
 # %% ../nbs/11_cache.ipynb #d7c10c57
+@worker_errors()
 def fill(
     file: BatchFile, # the file; what is finished in it stays
     vlp, # a frozen VLP
@@ -178,6 +179,7 @@ def open_cache(
     return file
 
 # %% ../nbs/11_cache.ipynb #622fabd2
+@worker_errors()
 def cache_tokens(
     vlp, # a frozen VLP
     data, # n images: anything with a length and path(index), such as LabelledImages

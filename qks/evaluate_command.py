@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .augment import ImageViews, load_batches
+from .augment import ImageViews, load_batches, worker_errors
 from .batchfile import missing_batches
 from .cache import cache_tokens
 from .core import QKSError, progress
@@ -134,6 +134,7 @@ class ScoreMatrix:
         self.done += len(batch)
 
 # %% ../nbs/15_evaluate_command.ipynb #fa758cb8
+@worker_errors()
 def evaluate_model(
     qks: QKS,
     index: Index,  # n images, C labels

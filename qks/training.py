@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from .augment import worker_errors
 from .checkpoint import NAME, last_checkpoint, list_checkpoints, prune_checkpoints, read_checkpoint, save_checkpoint
 from .core import QKSError, progress
 from .devices import in_turns, make_accelerator, release_accelerator, score_images
@@ -184,7 +185,7 @@ def fit(
     accelerator = make_accelerator(head.projection.device, config.precision, **({"log_with": list(run.log_with), "project_dir": str(run.folder)} if run and run.log_with else {}))
     keeper = None
     try:
-        with StopSignals(run is not None) as stop:
+        with StopSignals(run is not None) as stop, worker_errors():
             trainer = Trainer(head, tokens, targets, label_embeddings[:targets.n_seen], config, accelerator)
             keeper = Keeper(run, trainer, stop)
             train_on(trainer, validation, label_embeddings.to(trainer.device), keeper)
