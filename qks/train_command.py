@@ -125,7 +125,8 @@ def run_train(args):
     config = {"root": str(args.root), "vlp": vlp.source, "head": asdict(head), "train": asdict(recipe), "seeds": args.seeds, "tokens": place, "views": args.views}
     in_turns(lambda: claim_folder(args.out, config, args.force, args.resume) if state.is_main_process else None)
     tokens = partial(training_tokens, workers=args.workers, cache=cache, views=args.views, live=args.no_cache)
-    benchmark = in_turns(lambda: load_benchmark(args.root, vlp, workers=args.workers, splits=splits, cache=cache, train_tokens=tokens))
+    benchmark = in_turns(lambda: load_benchmark(args.root, vlp, workers=args.workers, splits=splits, cache=cache, train_tokens=tokens,
+                                                train_views=0 if args.no_cache else args.views))
     runs = train_and_score(benchmark, head, recipe, seeds, lambda seed: logs(args.out/"training"/f"seed{seed}"))
     if state.is_main_process:
         print(save_run(args.out, config, benchmark, runs, recipe.topk, {"all": round(time.time() - clock, 1)}))

@@ -18,7 +18,7 @@ from PIL import Image
 
 from qks import batchfile, cache
 from qks.batchfile import BatchFile, DiskTokens, OpenFile, batch_line, missing_batches, read_batches, sound_batches
-from qks.cache import cache_ingredients, cache_key, cache_shape, cache_size, cache_tokens, list_caches
+from qks.cache import cache_ingredients, cache_key, cache_shape, cache_size, cache_tokens, list_caches, missing_bytes
 from qks.augment import Augmentation, ImageViews
 from qks.core import QKSError
 from qks.data import LabelledImages
@@ -371,6 +371,28 @@ def test_an_unreadable_image_in_the_middle(counted, pictures, kept, workers):
 
 
 # ---- disk and numbers
+
+def test_too_little_memory_is_told_beforehand(counted, pictures, monkeypatch):
+    vlp, calls = counted
+    need = cache_size(vlp, N_IMAGES, torch.float32, 2)
+    monkeypatch.setattr(cache, "available_memory", lambda: need - 1)
+    refused(r"need 0.00 GB of memory, but 0.00 GB are available: keep them on disk .*--cache FOLDER", cache_tokens, vlp, pictures, views=2)
+    assert calls == [] and len(cache_tokens(vlp, pictures)) == N_IMAGES
+    nuswide = SimpleNamespace(image_size=224, preprocess=None, image_tokens=lambda images: torch.zeros(1, 197, 768))
+    monkeypatch.setattr(cache, "available_memory", lambda: 32e9)
+    refused("need 97.91 GB of memory, but 32.00 GB are available", cache_tokens, nuswide, range(161_789))
+
+
+@pytest.mark.parametrize("arguments", [{}, {"views": 3}, {"dtype": torch.float32}, {"identify": "content"}], ids=str)
+def test_room_that_is_still_needed(tiny_vlp, pictures, kept, arguments):
+    whole = cache_size(tiny_vlp, N_IMAGES, arguments.get("dtype", torch.float16), arguments.get("views", 1))
+    assert missing_bytes(tiny_vlp, pictures, kept, **arguments) == whole
+    cache_tokens(tiny_vlp, pictures, folder=kept, **arguments)
+    assert missing_bytes(tiny_vlp, pictures, kept, **arguments) == 0
+    os.truncate(only(kept) / "tokens.bin", ITEM)
+    assert missing_bytes(tiny_vlp, pictures, kept, **arguments) == whole - ITEM
+    assert missing_bytes(tiny_vlp, pictures) == cache_size(tiny_vlp, N_IMAGES, torch.float32) and missing_bytes(tiny_vlp, pictures.subset([]), kept) == 0
+
 
 def test_too_little_room_is_told_beforehand(counted, pictures, kept, monkeypatch):
     vlp, calls = counted

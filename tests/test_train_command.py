@@ -4,11 +4,13 @@ import json
 import os
 import signal
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from qks import engine
+from qks.cache import cache_size
 from qks.checkpoint import list_checkpoints
 from qks.cli import main
 from qks.core import QKSError
@@ -16,6 +18,7 @@ from qks.prompts import PromptPool
 from qks.recipe import TrainConfig
 from qks.reproduce import load_benchmark
 from qks.train_command import add_training_arguments, claim_folder, flat, read_recipe, training_tokens
+from qks.vlp import load_vlp
 
 OPTIONS = ["--epochs", "2", "--lr", "1e-3", "--layers", "1", "--queries", "2", "--batch-size", "12", "--save-steps", "2"]
 
@@ -92,6 +95,27 @@ def test_mistakes(pocket, tmp_path, monkeypatch, capsys, words, told):
     monkeypatch.setattr("qks.train_command.load_benchmark", lambda root, vlp, train_tokens, **kwargs: train_tokens(vlp, None))  # what costs seconds
     assert main(["train", str(pocket), "--out", str(tmp_path / "new"), "--device", "cpu", *words]) == 2
     assert told in said(capsys)
+
+
+@pytest.mark.parametrize("words, n_tokens", [([], 36 + 4 + 20), (["--no-cache"], 4 + 20)], ids=["all three splits", "no-cache: two"])
+def test_too_little_memory_is_told_before_anything_is_computed(pocket, tmp_path, monkeypatch, capsys, words, n_tokens):
+    need = cache_size(load_vlp("pocket", device="cpu"), n_tokens, torch.float32)
+    monkeypatch.setattr("qks.cache.available_memory", lambda: need - 1)
+    monkeypatch.setattr("qks.cache.load_batches", lambda *args: pytest.fail("began to compute"))
+    assert train(pocket, tmp_path / "new", *words) == 2
+    assert "the tokens need" in (told := said(capsys)) and "--cache FOLDER" in told
+    monkeypatch.setattr("qks.cache.available_memory", lambda: need)
+    monkeypatch.setattr("qks.reproduce.cache_tokens", lambda *args, **kwargs: (_ for _ in ()).throw(QKSError("there is room")))
+    monkeypatch.setattr("qks.train_command.cache_tokens", lambda *args, **kwargs: (_ for _ in ()).throw(QKSError("there is room")))
+    assert train(pocket, tmp_path / "room", *words) == 2 and "there is room" in said(capsys)
+
+
+def test_too_small_a_disk_is_told_before_anything_is_computed(pocket, tmp_path, monkeypatch, capsys):
+    need = cache_size(load_vlp("pocket", device="cpu"), 2 * 36 + 4 + 20)
+    monkeypatch.setattr("qks.cache.shutil.disk_usage", lambda folder: SimpleNamespace(free=need - 1))
+    monkeypatch.setattr("qks.cache.load_batches", lambda *args: pytest.fail("began to compute"))
+    assert train(pocket, tmp_path / "new", "--views", "2", "--cache", str(tmp_path / "tokens")) == 2
+    assert "the token cache needs" in said(capsys)
 
 
 # ---- the folder
