@@ -6,14 +6,18 @@ import signal
 from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+import torchvision
+from PIL import Image
 
 from qks import engine
+from qks.augment import LiveTokens
 from qks.cache import cache_size
 from qks.checkpoint import list_checkpoints
 from qks.cli import main
-from qks.core import QKSError
+from qks.core import QKSError, load_image
 from qks.prompts import PromptPool
 from qks.recipe import TrainConfig
 from qks.reproduce import load_benchmark
@@ -63,8 +67,12 @@ def test_every_choice_reaches_the_recipe():
                                                               selection="official", seed=4, warmup=7, topk=(1, 2), fused=True, compile=True)
 
 
-def test_interrupted_and_resumed(pocket, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("words", [[], ["--no-cache"], ["--cache", "tokens", "--views", "2"]], ids=["in memory", "no cache", "views on disk"])
+def test_interrupted_and_resumed(pocket, tmp_path, monkeypatch, capsys, words):
     "Stopped by Ctrl-C in the middle of the second epoch: status 130, a sentence, and with --resume the run that was never stopped."
+    def train(pocket, out, *more):
+        return main(["train", str(pocket), "--out", str(out), *OPTIONS, *words, *more])
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("qks.reproduce.save_figures", lambda *args: None)  # takes seconds, and is tested elsewhere
     monkeypatch.setattr("qks.train_command.load_benchmark", partial(load_benchmark, pool=PromptPool.single("a photo of {}")))
     assert train(pocket, tmp_path / "whole") == 0
@@ -84,6 +92,7 @@ def test_interrupted_and_resumed(pocket, tmp_path, monkeypatch, capsys):
     assert train(pocket, out, "--resume", "--clip", "1") == 2 and "another configuration (clip 0.0 there, 1.0 here)" in said(capsys)
     assert train(pocket, out, "--resume") == 0
     assert numbers(out) == numbers(tmp_path / "whole")
+    assert json.loads((out / "config.json").read_text())["tokens"] == {"--no-cache": "every step", "--cache": "disk"}.get(words and words[0] or None, "memory")
     capsys.readouterr()
     assert train(pocket, out, "--resume") == 2 and "is finished" in said(capsys)
 
@@ -147,3 +156,69 @@ def test_tokens_come_from_three_places(tiny_vlp, tmp_path, monkeypatch):
     assert len(training_tokens(tiny_vlp, None, cache=tmp_path, views=2)) == 4
     assert [kwargs["folder"] for kwargs in made] == [None, tmp_path]
     with pytest.raises(QKSError, match="leave one of them out"): training_tokens(tiny_vlp, None, views=2, live=True)
+
+
+# ---- no cache: the paper's pipeline, written down a second time
+
+class Photographs:
+    "Five pictures of changing shape, of colours that no rectangle hits by chance."
+    def __init__(self, folder):
+        self.folder, rng = folder, np.random.default_rng(0)
+        for i, size in enumerate([(40, 50), (50, 40), (64, 64), (33, 90), (32, 41)]): Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(self.path(i))
+
+    def __len__(self): return 5
+
+    def path(self, index): return self.folder / f"{index}.png"
+
+
+def papers_pipeline(image, index, epoch, side):
+    "Resize (bicubic), centre crop, cutout, flip, RandAugment, normalise: with PIL and numpy, and the same random numbers in the same order."
+    short = min(image.size)
+    image = image.resize(tuple(side * length // short for length in image.size), Image.BICUBIC)
+    left, top = (round((length - side) / 2) for length in image.size)
+    pixels, rng = np.array(image.crop((left, top, left + side, top + side))), np.random.default_rng([0, index, epoch])
+    x, y = int(rng.integers(side)) - side // 4, int(rng.integers(side)) - side // 4
+    pixels[max(y, 0):max(y + side // 2, 0), max(x, 0):max(x + side // 2, 0)] = rng.integers(256, size=3)
+    flipped = rng.random() < 0.5
+    if flipped: pixels = pixels[:, ::-1].copy()
+    torch.manual_seed(int(rng.integers(2**63)))
+    pixels = np.asarray(torchvision.transforms.v2.RandAugment(num_ops=2, magnitude=9, num_magnitude_bins=31)(Image.fromarray(pixels)))
+    mean, std = np.float32([0.48145466, 0.4578275, 0.40821073]), np.float32([0.26862954, 0.26130258, 0.27577711])  # CLIP's
+    return flipped, torch.from_numpy(((np.float32(pixels) / 255 - mean) / std).transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_no_cache_feeds_the_tower_the_papers_pipeline(tiny_vlp, tmp_path, monkeypatch, workers):
+    data, tower, fed = Photographs(tmp_path), tiny_vlp.image_tokens, []
+    monkeypatch.setattr(tiny_vlp, "image_tokens", lambda images: fed.append(images) or tower(images))
+    tokens, flips = training_tokens(tiny_vlp, data, workers, live=True), []
+    for epoch in (1, 7):
+        tokens.set_epoch(epoch)
+        rows = torch.tensor([4, 1, 0, 3, 2])
+        found = torch.cat(list(tokens.stream(rows.split(3))))
+        flipped, expected = zip(*(papers_pipeline(Image.open(data.path(i)), i, epoch, 32) for i in rows.tolist()))
+        torch.testing.assert_close(torch.cat(fed), torch.stack(expected), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found, torch.cat([tower(part) for part in torch.stack(expected).split(3)]), rtol=1e-4, atol=1e-4)
+        flips += flipped
+        fed.clear()
+    assert set(flips) == {False, True}
+
+
+def test_no_cache_trains_on_other_pixels_every_epoch(pocket, tmp_path, monkeypatch):
+    "In the command, too: each training image once an epoch, never the same twice, and never as it is in the file."
+    monkeypatch.setattr("qks.reproduce.save_figures", lambda *args: None)
+    monkeypatch.setattr("qks.train_command.load_benchmark", partial(load_benchmark, pool=PromptPool.single("a photo of {}")))
+    fed, plain, live = [], set(), LiveTokens._tokens
+
+    def watched(self, batches, workers):
+        tower, images = self.vlp.image_tokens, []
+        plain.update(self.vlp.preprocess(load_image(self.images.data.path(i))).numpy().tobytes() for i in range(len(self)))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(self.vlp, "image_tokens", lambda pixels: images.append(pixels) or tower(pixels))
+            for tokens in live(self, batches, workers):
+                fed.extend(images.pop())
+                yield tokens
+    monkeypatch.setattr(LiveTokens, "_tokens", watched)
+    assert train(pocket, tmp_path / "run", "--no-cache") == 0
+    seen = {pixels.numpy().tobytes() for pixels in fed}
+    assert len(fed) == len(seen) == 2 * 36 and len(plain) == 36 and not seen & plain
