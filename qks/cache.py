@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from .augment import Augmentation, ImageViews, load_batches, worker_errors
+from .augment import Augmentation, ImageViews, load_batches, preprocess_digest, worker_errors
 from .batchfile import BatchFile, missing_batches, read_batches, sound_batches, write_whole
 from .core import QKSError, available_memory, check_count, progress
 from .vlp import fingerprint
@@ -78,7 +78,8 @@ def cache_ingredients(
     paths = [Path(images.data.path(index)) for index in range(len(images.data))]
     names = "\0".join(path.name if identify == "content" else str(path.absolute()) for path in paths)
     return {"format": FORMAT, "vlp": fingerprint(vlp), "precision": vlp.precision, "leading_tokens_dropped": vlp.first_token,
-            "preprocess": re.sub(r" at 0x[0-9a-fA-F]+", "", repr(vlp.preprocess)), "image_size": vlp.image_size, # no addresses: they differ each run
+            "preprocess": re.sub(r" at 0x[0-9a-fA-F]+", "", repr(vlp.preprocess)), "preprocess_digest": preprocess_digest(vlp.preprocess), # no addresses: they differ each run
+            "image_size": vlp.image_size,
             "augmentation": repr(images.augmentation), "views": images.views, "dtype": DTYPES[dtype], "images": len(paths),
             "first_image": paths[0].name, "images_by": identify, "images_digest": hashlib.sha256(os.fsencode(names)).hexdigest()[:32]}
 

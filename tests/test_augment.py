@@ -7,10 +7,10 @@ import time
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.transforms import Compose
 
-from qks.augment import Augmentation, ImageViews, LiveTokens, cutout, load_batches, split_preprocess, stack_images, worker_errors
+from qks.augment import Augmentation, ImageViews, LiveTokens, cutout, load_batches, preprocess_digest, split_preprocess, stack_images, worker_errors
 from qks.cache import cache_tokens
 from qks.checkpoint import list_checkpoints
 from qks.core import QKSError
@@ -107,6 +107,20 @@ def test_bad_seeds(tiny_vlp, seed):
 @pytest.mark.parametrize("preprocess", [None, lambda image: image, Compose([])])
 def test_a_preprocessing_that_cannot_be_parted(preprocess):
     with pytest.raises(QKSError, match="use views=1"): Augmentation(preprocess)
+
+
+def test_a_preprocessing_is_known_by_what_it_does(tiny_vlp, make_vlp):
+    (before, after), again = split_preprocess(tiny_vlp.preprocess), make_vlp(3).preprocess
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    digest = preprocess_digest(tiny_vlp.preprocess)
+    assert digest == preprocess_digest(again) == preprocess_digest(lambda image: after(before(image))) and len(digest) == 32
+    others = [lambda image: after(before(image)) * (1 + 1e-6), lambda image: after(before(image))[[2, 1, 0]], lambda image: after(image.crop((0, 0, 32, 32))),
+              lambda image: after(before(ImageOps.mirror(image))), lambda image: after(image.resize((32, 32))), lambda image: after(before(image)).double(), lambda image: after(before(image)).bfloat16(),
+              lambda image: after(before(image)) + torch.rand(1)]
+    digests = [preprocess_digest(other) for other in others]
+    assert len({digest, *digests}) == 9 and digests == [preprocess_digest(other) for other in others]
+    assert torch.equal(torch.get_rng_state(), state) and preprocess_digest(object()) == preprocess_digest(None) == ""
 
 
 def test_items_are_views_of_images_in_order(tiny_vlp, augmentation, pictures):

@@ -199,6 +199,26 @@ def test_the_key_holds_no_address(tiny_vlp, pictures, monkeypatch):
     assert "object" in one and "0x" not in one
 
 
+class Silent:
+    "A preprocessing that prints like any other of its kind."
+    def __init__(self, scale): self.scale = scale
+
+    def __call__(self, image): return torch.from_numpy(np.asarray(image.resize((32, 32)), np.float32).transpose(2, 0, 1) * self.scale)
+
+
+def test_preprocessings_that_look_alike(make_vlp, pictures, kept):
+    "Lambdas and objects without a repr differ in what they do; the same again has the same key."
+    def keyed(preprocess):
+        vlp = make_vlp()
+        vlp.preprocess = preprocess
+        return key(vlp, pictures), cache_tokens(vlp, pictures, folder=kept, dtype=torch.float32)
+    half, whole = Silent(0.5 / 255), Silent(1 / 255)
+    found = [keyed(preprocess) for preprocess in (half, whole, lambda image: half(image), lambda image: whole(image))]
+    assert len({name for name, _ in found}) == 4
+    assert torch.equal(found[0][1], found[2][1]) and torch.equal(found[1][1], found[3][1]) and not torch.equal(found[0][1], found[1][1])
+    assert keyed(Silent(0.5 / 255))[0] == found[0][0] and len(list(kept.glob("tokens-*"))) == 4
+
+
 def test_a_changed_image_costs_its_batch(counted, pictures, kept):
     vlp, calls = counted
     cache_tokens(vlp, pictures, 3, folder=kept)
