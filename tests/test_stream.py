@@ -65,6 +65,28 @@ def test_fit_tells_the_epoch(views):
     assert told == [0, 1, 2, 3]  # 0 by the constructor
 
 
+@pytest.mark.parametrize("seeds", [(0, 1, 2), (-1, 5, 2**40)], ids=str)
+def test_every_seed_draws_its_own_views(views, seeds):
+    "Seed 0 draws epoch by epoch; the same seed draws the same again."
+    labels, names, drawn = torch.where(torch.arange(N)[:, None] % 3 == torch.arange(3), 1, -1), torch.randn(3, 8), []
+
+    class Watched(ViewSampler):
+        def __getitem__(self, rows):
+            drawn[-1].add(tuple(self.view.tolist()))
+            return super().__getitem__(rows)
+    tokens = torch.randn(N, V, 4, 64)
+    for seed in (*seeds, seeds[0]):
+        drawn.append(set())
+        fit(QKSHead(torch.randn(64, 8), HeadConfig(2, 1)), (Watched(tokens), labels), names, (tokens[:, 0], labels), TrainConfig(epochs=3, topk=(1,), seed=seed))
+    assert len(set.union(*drawn)) == 9 and drawn[3] == drawn[0]
+    if seeds[0] == 0:
+        sampler, first = ViewSampler(tokens), set()
+        for epoch in (1, 2, 3):
+            sampler.set_epoch(epoch)
+            first.add(tuple(sampler.view.tolist()))
+        assert drawn[0] == first
+
+
 def test_training_sees_the_drawn_views(views):
     sampler = ViewSampler(torch.randn(N, V, 4, 64))
     sampler.set_epoch(5)

@@ -205,7 +205,7 @@ def test_no_cache_feeds_the_tower_the_papers_pipeline(tiny_vlp, tmp_path, monkey
 
 
 def test_no_cache_trains_on_other_pixels_every_epoch(pocket, tmp_path, monkeypatch):
-    "In the command, too: each training image once an epoch, never the same twice, and never as it is in the file."
+    "In the command, too: each training image once an epoch, never the same twice, nor for two seeds, and never as it is in the file."
     monkeypatch.setattr("qks.reproduce.save_figures", lambda *args: None)
     monkeypatch.setattr("qks.train_command.load_benchmark", partial(load_benchmark, pool=PromptPool.single("a photo of {}")))
     fed, plain, live = [], set(), LiveTokens._tokens
@@ -219,6 +219,6 @@ def test_no_cache_trains_on_other_pixels_every_epoch(pocket, tmp_path, monkeypat
                 fed.extend(images.pop())
                 yield tokens
     monkeypatch.setattr(LiveTokens, "_tokens", watched)
-    assert train(pocket, tmp_path / "run", "--no-cache") == 0
+    assert train(pocket, tmp_path / "run", "--no-cache", "--seeds", "2") == 0
     seen = {pixels.numpy().tobytes() for pixels in fed}
-    assert len(fed) == len(seen) == 2 * 36 and len(plain) == 36 and not seen & plain
+    assert len(fed) == len(seen) == 2 * 2 * 36 and len(plain) == 36 and not seen & plain
