@@ -21,7 +21,7 @@ from qks.core import QKSError
 from qks.devices import make_accelerator
 from qks.engine import Interrupted, StopSignals, Trainer, compiled, epoch_steps, restore_trainer, trainer_state
 from qks.index import Index, sort_entries
-from qks.logs import RunConfig, check_trackers, csv_lines, cut_lines
+from qks.logs import RunConfig, RunLog, check_trackers, csv_lines, cut_lines
 from qks.model import HeadConfig, QKSHead
 from qks.recipe import LOSSES, TrainConfig
 from qks.steps import Targets, check_loss
@@ -452,6 +452,21 @@ def test_lines_a_kill_left(tmp_path):
     assert path.read_text() == csv_lines(rows[:3])
     cut_lines(tmp_path / "none.csv", 3)
     assert not (tmp_path / "none.csv").exists()
+
+
+@pytest.mark.parametrize("left, stays", [("step,epoch,lo", False), ("", False), ("\0" * 40, False), ("\0" * 40 + "\n", False), ("{rows}" + "\0" * 40 + "\n", True), ("{rows}" + "\0" * 40, True),
+                                         ("{rows}4,0.54,0.5\n", True), ("{rows}4,\n", True), ("{rows}4\n", True), ("{rows}\n", True), ("{rows}\udcff,1\n", True), ("{rows}2.5,1.0\n", True)], ids=repr)
+def test_a_log_after_a_power_cut(data, tmp_path, left, stays):
+    "A torn header, a stretch of zeros, two rows in one: a run goes on, and its log is whole."
+    rows = csv_lines([{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}])
+    path = tmp_path / "steps.csv"
+    path.write_bytes(left.replace("{rows}", rows).encode("utf-8", "surrogateescape"))
+    cut_lines(path, 9)
+    assert path.read_text() == (rows if stays else "")
+    log = RunLog(RunConfig(tmp_path), make_accelerator(torch.device("cpu")), {}, step=2)
+    log.step({"step": 3, "loss": 0.125})
+    found = list(csv.DictReader(path.open()))
+    assert [row["step"] for row in found] == (["1", "2", "3"] if stays else ["3"]) and float(found[-1]["loss"]) == 0.125
 
 
 def test_trackers(tmp_path, monkeypatch):
