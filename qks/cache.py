@@ -155,7 +155,7 @@ def fill(
         tokens = vlp.image_tokens(pixels).to(file.dtype)                                       # [b, N, D]
         if not tokens.isfinite().all():
             raise QKSError(f"the tokens of {images.data.path(batch[0]//images.views)} or one of the {len(batch) - 1} items after it are not finite in "
-                           f"{DTYPES[file.dtype]}: use dtype=torch.bfloat16, or check the VLP's weights")
+                           f"{DTYPES[file.dtype]}: use dtype=torch.bfloat16 (--cache-dtype bf16 on the command line), or check the VLP's weights")
         try: file.write(batch[0], tokens.cpu())
         except OSError as error:
             raise QKSError(f"{error.filename or file.numbers} cannot be written ({error.strerror}); {done:,} of {len(images):,} items are finished "

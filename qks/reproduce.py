@@ -64,6 +64,7 @@ def load_benchmark(
     cache=None, # folder for the tokens; None: in memory
     train_tokens=None, # (vlp, training images) -> their tokens; None: as the others'
     train_views: int = 1, # that `train_tokens` keeps of an image; 0: it keeps none
+    dtype: torch.dtype = torch.float16, # of the tokens in the cache
 ) -> Benchmark: # with everything that training needs
     "Read labels, embed prompts, cache tokens; raises `QKSError` where the folder is not complete."
     pool, splits = pool or PromptPool(), splits or open_splits(root)
@@ -72,8 +73,8 @@ def load_benchmark(
     if train.absent: train = train.dense()                                                    # labels that are mostly not annotated stay sparse
     splits = {"train": train, "validation": validation, "test": test}
     kept = {name: train_views if name == "train" else 1 for name in splits}                   # told for all of them before the first is computed
-    check_room(cache, sum(missing_bytes(vlp, splits[name], cache, views=views) for name, views in kept.items() if views))
-    tokens = {name: train_tokens(vlp, data) if train_tokens and name == "train" else cache_tokens(vlp, data, workers=workers, folder=cache)
+    check_room(cache, sum(missing_bytes(vlp, splits[name], cache, dtype, views) for name, views in kept.items() if views))
+    tokens = {name: train_tokens(vlp, data) if train_tokens and name == "train" else cache_tokens(vlp, data, workers=workers, folder=cache, dtype=dtype)
               for name, data in splits.items()}
     return Benchmark(vlp, pool, pool.embed(vlp, test.label_names), train, validation, test, tokens)
 

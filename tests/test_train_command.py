@@ -14,7 +14,7 @@ from PIL import Image
 
 from qks import engine
 from qks.augment import LiveTokens
-from qks.cache import cache_size
+from qks.cache import cache_size, list_caches
 from qks.checkpoint import list_checkpoints
 from qks.cli import main
 from qks.core import QKSError, load_image
@@ -22,7 +22,7 @@ from qks.prompts import PromptPool
 from qks.recipe import TrainConfig
 from qks.reproduce import load_benchmark
 from qks.train_command import add_training_arguments, claim_folder, flat, read_recipe, training_tokens
-from qks.vlp import load_vlp
+from qks.vlp import VLP, load_vlp
 
 OPTIONS = ["--epochs", "2", "--lr", "1e-3", "--layers", "1", "--queries", "2", "--batch-size", "12", "--save-steps", "2"]
 
@@ -98,7 +98,7 @@ def test_interrupted_and_resumed(pocket, tmp_path, monkeypatch, capsys, words):
 
 
 @pytest.mark.parametrize("words, told", [(["--log-with", "nothing"], "tracker 'nothing' is not known"), (["--views", "2", "--no-cache"], "leave one of them out"),
-                                         (["--ema", "2"], "ema is 2.0"), (["--keep", "0"], "keep"),
+                                         (["--ema", "2"], "ema is 2.0"), (["--cache-dtype", "bf16"], "name its folder with --cache"), (["--keep", "0"], "keep"),
                                          (["--warmup", "3"], "warmup belongs to the cosine schedule")], ids=str)
 def test_mistakes(pocket, tmp_path, monkeypatch, capsys, words, told):
     monkeypatch.setattr("qks.train_command.load_benchmark", lambda root, vlp, train_tokens, **kwargs: train_tokens(vlp, None))  # what costs seconds
@@ -125,6 +125,21 @@ def test_too_small_a_disk_is_told_before_anything_is_computed(pocket, tmp_path, 
     monkeypatch.setattr("qks.cache.load_batches", lambda *args: pytest.fail("began to compute"))
     assert train(pocket, tmp_path / "new", "--views", "2", "--cache", str(tmp_path / "tokens")) == 2
     assert "the token cache needs" in said(capsys)
+
+
+@pytest.mark.parametrize("views", ["1", "2"])
+def test_other_numbers_in_the_cache(pocket, tmp_path, monkeypatch, capsys, views):
+    "Tokens beyond half precision: the sentence names an option, and with it all three splits are kept."
+    tower, stop = VLP.image_tokens, QKSError("all is cached")
+    monkeypatch.setattr(VLP, "image_tokens", lambda self, images: tower(self, images) + 70_000.)
+    monkeypatch.setattr("qks.train_command.train_and_score", lambda *args: (_ for _ in ()).throw(stop))
+    monkeypatch.setattr("qks.train_command.load_benchmark", partial(load_benchmark, pool=PromptPool.single("a photo of {}")))
+    words = ["--cache", str(tmp_path / "tokens"), "--views", views]
+    assert train(pocket, tmp_path / "one", *words) == 2 and "--cache-dtype bf16" in said(capsys)
+    assert train(pocket, tmp_path / "two", *words, "--cache-dtype", "bf16") == 2 and said(capsys) == f"qks: {stop}\n"
+    kept = [row for row in list_caches(tmp_path / "tokens") if row["finished"] == 1]
+    assert sorted((row["images"], row["views"], row["dtype"]) for row in kept) == [(4, 1, "bfloat16"), (20, 1, "bfloat16"), (36, int(views), "bfloat16")]
+    assert json.loads((tmp_path / "two" / "config.json").read_text())["tokens"] == "disk, bf16"
 
 
 # ---- the folder
