@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 
+from qks.batchfile import DiskTokens, OpenFile
 from qks.core import QKSError
 from qks.losses import bce_loss
 from qks.model import HeadConfig, QKSHead
@@ -109,6 +110,23 @@ def test_tokens_stay_where_there_is_no_room(monkeypatch):
     to_device_if_it_fits(tokens, "cuda", spare=60)
     to_device_if_it_fits(tokens, "cuda", spare=61)
     assert moved == [torch.device("cuda")]
+
+
+def test_tokens_of_a_file_go_to_the_device_in_parts(tmp_path, monkeypatch):
+    values = torch.randn(10, 3, 4)
+    (tmp_path / "tokens").write_bytes(values.numpy().tobytes())
+    tokens, read, items = DiskTokens(OpenFile(tmp_path / "tokens"), values.shape, torch.float32), [], DiskTokens.items
+    assert to_device_if_it_fits(tokens, "cpu") is tokens
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (values.nbytes + 10, 0))
+    monkeypatch.setattr(DiskTokens, "items", lambda self, rows, axes=1: read.append(len(rows)) or items(self, rows, axes))
+    assert to_device_if_it_fits(tokens, "cuda", spare=11) is tokens and read == []
+    monkeypatch.setattr("qks.batchfile.AT_ONCE", 4)
+    moved = tokens.to("meta")  # stands for a GPU
+    assert moved.device.type == "meta" and moved.shape == values.shape and read == [1, 4, 4, 2]
+    to = DiskTokens.to
+    monkeypatch.setattr(DiskTokens, "to", lambda self, device: (device.type, to(self, "cpu")))
+    device, found = to_device_if_it_fits(tokens, "cuda", spare=10)
+    assert device == "cuda" and torch.equal(found, values)
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 2, 100])
