@@ -3,7 +3,7 @@
     python benchmarks/cache.py                          # ViT-B/16 sizes, 1,000 synthetic images, 300 MB of disk
     python benchmarks/cache.py --out benchmarks/results/cache.json
 
-Reading is measured from memory (fp32), from a memory-mapped file whose pages are in memory (warm) and from one whose
+Reading is measured from memory (fp32), from a file whose pages are in memory (warm) and from one whose
 pages were given back to the system (cold), each with and without the thread that reads ahead. The reader alone is one case; a
 device that computes while the processor waits (a pause of --pause milliseconds a batch) is another; a head that trains on the processor a third.
 Every number is the best of --repeats, images a second.
@@ -81,7 +81,7 @@ def read(args, file):
     for place in ("memory, fp32", "disk, warm", "disk, cold"):
         held = {"memory, fp32": lambda: file.tensor().float(), "disk, warm": file.tensor, "disk, cold": lambda: None}[place]()
         if held is not None:
-            held.sum()  # touches every page
+            held.sum()  # reads every page
         for consumer, consume in consumers(args).items():
             training = consumer.startswith("head")
             batches = (order[:args.train_images] if training else order).split(args.batch_size)

@@ -4,7 +4,7 @@
     python benchmarks/train.py --out benchmarks/results/train.json
 
 The reference is the textbook pipeline, fp32: open_clip's tower, the plain head, the loss, AdamW, on images that are read and preprocessed
-already. Ours is `qks.engine`'s epoch over the same images' tokens in a cache on disk (fp16, memory-mapped), as `qks train` runs it, then with
+already. Ours is `qks.engine`'s epoch over the same images' tokens in a cache on disk (fp16), as `qks train` runs it, then with
 `--fused`, then with `--precision bf16` too. "cache, plain head" shows what the cache alone brings. Freed memory is kept, as `qks train` keeps
 it, for all ways alike. The ways take turns; a speedup is the median over rounds of the ratio within a round. "apart" is the relative
 difference of an epoch's loss to the reference's, without dropout, at a rate that changes nothing.
@@ -72,7 +72,7 @@ def ways(args, dropout, lr):
     images = torch.randn(args.images, 3, vlp.image_size, vlp.image_size)
     embeddings, targets = torch.randn(args.labels, vlp.embed_dim), torch.where(torch.rand(args.images, args.labels) < 0.01, 1., -1.)
     with tempfile.TemporaryDirectory() as folder:
-        tokens = cached(vlp, images, Path(folder))  # stays mapped when its name is gone
+        tokens = cached(vlp, images, Path(folder))  # stays open when its name is gone
 
     def head():
         torch.manual_seed(1)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DTYPES', 'FORMAT', 'LOCK_SECONDS', 'cache_shape', 'cache_size', 'image_marks', 'cache_ingredients', 'cache_key',
-           'check_meta', 'check_room', 'fill', 'open_cache', 'cache_tokens', 'list_caches']
+           'missing_bytes', 'check_meta', 'check_room', 'fill', 'open_cache', 'cache_tokens', 'list_caches']
 
 # %% ../nbs/11_cache.ipynb #ce577d80
 import hashlib
@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from .augment import Augmentation, ImageViews, load_batches
+from .augment import Augmentation, ImageViews, load_batches, preprocess_digest, worker_errors
 from .batchfile import BatchFile, missing_batches, read_batches, sound_batches, write_whole
-from .core import QKSError, check_count, progress
+from .core import QKSError, available_memory, check_count, progress
 from .vlp import fingerprint
 
 # %% ../nbs/11_cache.ipynb #2dac2c6f
@@ -78,7 +78,8 @@ def cache_ingredients(
     paths = [Path(images.data.path(index)) for index in range(len(images.data))]
     names = "\0".join(path.name if identify == "content" else str(path.absolute()) for path in paths)
     return {"format": FORMAT, "vlp": fingerprint(vlp), "precision": vlp.precision, "leading_tokens_dropped": vlp.first_token,
-            "preprocess": re.sub(r" at 0x[0-9a-fA-F]+", "", repr(vlp.preprocess)), "image_size": vlp.image_size, # no addresses: they differ each run
+            "preprocess": re.sub(r" at 0x[0-9a-fA-F]+", "", repr(vlp.preprocess)), "preprocess_digest": preprocess_digest(vlp.preprocess), # no addresses: they differ each run
+            "image_size": vlp.image_size,
             "augmentation": repr(images.augmentation), "views": images.views, "dtype": DTYPES[dtype], "images": len(paths),
             "first_image": paths[0].name, "images_by": identify, "images_digest": hashlib.sha256(os.fsencode(names)).hexdigest()[:32]}
 
@@ -88,6 +89,23 @@ def cache_key(
 ) -> str: # 24 hexadecimal digits
     "The name of a cache: a digest of its ingredients."
     return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()[:24]
+
+# %% ../nbs/11_cache.ipynb #ccad5aff
+def missing_bytes(
+    vlp, # a frozen VLP
+    data, # images
+    folder=None, # where caches are kept on disk; None: in memory
+    dtype: torch.dtype = torch.float16, # of the numbers on disk
+    views: int = 1, # V
+    seed: int = 0, # of the augmentation
+    identify: str = "stat", # how an image is known
+) -> int: # bytes
+    "How much room `cache_tokens` would still take with the same arguments."
+    if not len(data): return 0
+    if folder is None: return cache_size(vlp, len(data), torch.float32, views)
+    images = ImageViews(data, vlp.preprocess, views, Augmentation(vlp.preprocess, seed) if views > 1 else None)
+    numbers = Path(folder)/f"tokens-{cache_key(cache_ingredients(vlp, images, dtype, identify))}"/"tokens.bin"
+    return max(0, cache_size(vlp, len(data), dtype, views) - (numbers.stat().st_size if numbers.exists() else 0))
 
 # %% ../nbs/11_cache.ipynb #5b3f9609
 def check_meta(
@@ -108,15 +126,21 @@ def check_meta(
 
 # %% ../nbs/11_cache.ipynb #7f55e76e
 def check_room(
-    folder: Path, # an existing folder
+    folder, # where it will be written; None: in memory
     n_bytes: int, # still to be written
 ):
-    "Compare what will be written with the free space; raises `QKSError` naming both."
-    free = shutil.disk_usage(folder).free
-    if n_bytes > free:
+    "Compare what will be kept with the free space or memory; raises `QKSError` naming both."
+    if folder is None:
+        if n_bytes > (free := available_memory()):
+            raise QKSError(f"the tokens need {n_bytes/1e9:,.2f} GB of memory, but {free/1e9:,.2f} GB are available: keep them on disk in a cache folder "
+                           "(--cache FOLDER on the command line; in Python folder= of cache_tokens, cache= of load_benchmark)")
+        return
+    there = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
+    if n_bytes > (free := shutil.disk_usage(there).free):
         raise QKSError(f"the token cache needs {n_bytes/1e9:,.2f} GB more in {folder}, but {free/1e9:,.2f} GB are free: make room, or name a folder on a larger disk")
 
 # %% ../nbs/11_cache.ipynb #d7c10c57
+@worker_errors()
 def fill(
     file: BatchFile, # the file; what is finished in it stays
     vlp, # a frozen VLP
@@ -131,7 +155,7 @@ def fill(
         tokens = vlp.image_tokens(pixels).to(file.dtype)                                       # [b, N, D]
         if not tokens.isfinite().all():
             raise QKSError(f"the tokens of {images.data.path(batch[0]//images.views)} or one of the {len(batch) - 1} items after it are not finite in "
-                           f"{DTYPES[file.dtype]}: use dtype=torch.bfloat16, or check the VLP's weights")
+                           f"{DTYPES[file.dtype]}: use dtype=torch.bfloat16 (--cache-dtype bf16 on the command line), or check the VLP's weights")
         try: file.write(batch[0], tokens.cpu())
         except OSError as error:
             raise QKSError(f"{error.filename or file.numbers} cannot be written ({error.strerror}); {done:,} of {len(images):,} items are finished "
@@ -178,6 +202,7 @@ def open_cache(
     return file
 
 # %% ../nbs/11_cache.ipynb #622fabd2
+@worker_errors()
 def cache_tokens(
     vlp, # a frozen VLP
     data, # n images: anything with a length and path(index), such as LabelledImages
@@ -189,20 +214,20 @@ def cache_tokens(
     seed: int = 0, # of the augmentation
     identify: str = "stat", # how an image is known: "stat" (path, size, time of change) or "content" (its bytes)
     verify: bool = False, # compare the digest of every batch on disk; otherwise of eight
-) -> torch.Tensor: # [n, N, D], or [n, V, N, D]; from a folder it is memory-mapped: read from disk when touched
-    "Run the VLP over every image once; raises `QKSError` for an image that cannot be read and for a disk that is too small."
+): # tokens [n, N, D], or [n, V, N, D]: a tensor; from a folder `DiskTokens`, whose rows are read when they are asked for
+    "Run the VLP over every image once; raises `QKSError` for an image that cannot be read, a disk or a memory that is too small."
     if not len(data): raise QKSError(f"there is no image in this split of {getattr(data, 'root', 'the data')}: nothing to cache")
     batch_size, views = check_count("batch_size", batch_size), check_count("views", views)
     images = ImageViews(data, vlp.preprocess, views, Augmentation(vlp.preprocess, seed) if views > 1 else None)
     if folder is not None:
         cache_size(vlp, len(data), dtype, views)                                               # refuses a dtype that no cache has
-        cached = open_cache(folder, vlp, images, batch_size, workers, dtype, identify, verify).tensor()
-    else:
-        batches, cached = missing_batches([], len(images), batch_size), None
-        for batch, pixels in zip(progress(batches, "Caching image tokens"), load_batches(images, batches, workers)):
-            tokens = vlp.image_tokens(pixels).cpu()                                            # [B, N, D]
-            if cached is None: cached = torch.empty(len(images), *tokens.shape[1:])            # [n·V, N, D]
-            cached[batch.start:batch.stop] = tokens
+        return open_cache(folder, vlp, images, batch_size, workers, dtype, identify, verify).tensor(views)
+    check_room(None, cache_size(vlp, len(data), torch.float32, views))
+    batches, cached = missing_batches([], len(images), batch_size), None
+    for batch, pixels in zip(progress(batches, "Caching image tokens"), load_batches(images, batches, workers)):
+        tokens = vlp.image_tokens(pixels).cpu()                                                # [B, N, D]
+        if cached is None: cached = torch.empty(len(images), *tokens.shape[1:])                # [n·V, N, D]
+        cached[batch.start:batch.stop] = tokens
     return cached.unflatten(0, (len(data), views)) if views > 1 else cached
 
 # %% ../nbs/11_cache.ipynb #d5f47d85

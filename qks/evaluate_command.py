@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .augment import ImageViews, load_batches
+from .augment import ImageViews, load_batches, worker_errors
 from .batchfile import missing_batches
-from .cache import cache_tokens
+from .cache import DTYPES, cache_tokens
 from .core import QKSError, progress
 from .data import missing_images
 from .evaluation import best_patch_scores, zero_shot_scores
@@ -31,6 +31,7 @@ from .reproduce import ONE_PROMPT, provenance
 from .splits import open_split
 from .stream import stream
 from .streaming import SparseLabels
+from .train_command import CACHE_DTYPES, read_dtype
 from .vlp import VLP, load_vlp
 
 # %% ../nbs/15_evaluate_command.ipynb #26b39ec7
@@ -92,14 +93,15 @@ def token_batches(
     batch_size: int = 64,  # images per forward pass
     workers: int = 0,  # processes that read and preprocess images
     cache=None,  # folder of the token cache; None: tokens are not kept
+    dtype: torch.dtype = torch.float16,  # of the tokens in that folder
 ):
     "Yield the tokens of all images, [B, N, D] at a time, in order; QKSError for an image that cannot be read."
     batches = missing_batches([], len(data), batch_size)
     if cache is None:
         tokens = map(vlp.image_tokens, load_batches(ImageViews(data, vlp.preprocess), batches, workers))
     else:
-        rows = [slice(batch.start, batch.stop) for batch in batches]
-        tokens = stream(cache_tokens(vlp, data, batch_size, workers, cache), rows, ahead=0 if vlp.device.type == "cpu" else 2)
+        rows = [list(batch) for batch in batches]  # named one by one: read by the thread that reads ahead
+        tokens = stream(cache_tokens(vlp, data, batch_size, workers, cache, dtype), rows, ahead=0 if vlp.device.type == "cpu" else 2)
     for batch, _ in zip(tokens, progress(batches, "Evaluating")): yield batch.float()
 
 # %% ../nbs/15_evaluate_command.ipynb #9b72aeff
@@ -134,6 +136,7 @@ class ScoreMatrix:
         self.done += len(batch)
 
 # %% ../nbs/15_evaluate_command.ipynb #fa758cb8
+@worker_errors()
 def evaluate_model(
     qks: QKS,
     index: Index,  # n images, C labels
@@ -142,6 +145,7 @@ def evaluate_model(
     workers: int = 0,  # processes that read images
     cache=None,  # folder of the token cache; None: tokens are not kept
     streamed: bool = None,  # scores never exist at once; None: where labels are ternary
+    dtype: torch.dtype = torch.float16,  # of the tokens in the cache
 ) -> dict:  # of `qks.report.report`
     "Score a model on a split and report; QKSError, before the first image, for what cannot be measured."
     streamed = index.absent == 0 if streamed is None else streamed
@@ -153,7 +157,7 @@ def evaluate_model(
     check_images(index)
     scorers = make_scorers(qks, names, baselines)
     sinks = {method: open_streams(index, n_seen, config, names) if streamed else {"matrix": ScoreMatrix(*shape)} for method in scorers}
-    for tokens in token_batches(qks.vlp, index, workers=workers, cache=cache):
+    for tokens in token_batches(qks.vlp, index, workers=workers, cache=cache, dtype=dtype):
         for method, scorer in scorers.items():
             scores = scorer(tokens)  # [B, C]
             for sink in sinks[method].values(): sink.update(scores)
@@ -183,10 +187,11 @@ def run_evaluate(args):
     config = ReportConfig(read_protocols(args.protocol), tuple(args.topk), args.bootstrap, args.seed)
     for path in filter(None, (args.json, args.per_label)): check_new_file(path, args.force)
     model = load_model(args.model, args.vlp, args.pretrained, args.heads, args.precision, args.device)
+    dtype = read_dtype(args.cache_dtype, args.cache)
     index, trained = open_split(args.root, "test"), training_facts(args.model)
     found = {"model": str(args.model), "head": asdict(model.head.config), **trained, "prompts": pool_facts(model.pool), "code": code_version(),
-             "tokens": "float16, from a cache" if args.cache else "float32", **provenance(model.vlp)}
-    found |= evaluate_model(model, index, config, args.baselines, args.workers, args.cache)
+             "tokens": f"{DTYPES[dtype]}, from a cache" if args.cache else "float32", **provenance(model.vlp)}
+    found |= evaluate_model(model, index, config, args.baselines, args.workers, args.cache, dtype=dtype)
     print_report(found)
     print(f"\n{len(index):,} test images, {index.n_seen:,} seen and {len(index.label_ids) - index.n_seen:,} unseen labels; epoch of the model chosen by: {trained['selection']}")
     if args.json: save_report(args.json, found, args.force)
@@ -210,4 +215,5 @@ def add_evaluate_arguments(parser):
     add("--heads", type=int, metavar="N", help="attention heads of a checkpoint file (default: one per 64 channels)")
     add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the VLP (default: %(default)s)")
     add("--cache", type=Path, metavar="DIR", help="keep image tokens there, in half precision, for the next evaluation")
+    add("--cache-dtype", choices=CACHE_DTYPES, help="of the numbers in that folder; bf16 for a VLP whose tokens are too large for fp16 (default: fp16)")
     parser.set_defaults(run=run_evaluate)

@@ -121,9 +121,11 @@ def head_scores(
     "Score images against labels in batches; the head's training mode is restored afterwards."
     was_training, device = head.training, head.projection.device
     head.eval()
-    outputs = [head(batch.to(device).float(), label_embeddings.to(device))[:2] for batch in progress(image_tokens.split(batch_size), "Scoring")]
+    labels, outputs = label_embeddings.to(device), []
+    for batch in progress(image_tokens.split(batch_size), "Scoring"):
+        outputs.append([part.cpu() for part in head(batch.to(device).float(), labels)[:2]])       # the device holds one batch's at a time
     head.train(was_training)
-    return tuple(torch.cat(parts).cpu() for parts in zip(*outputs))
+    return tuple(map(torch.cat, zip(*outputs)))
 
 # %% ../nbs/10_model.ipynb #9efcb95e
 def _check_tag_arguments(labels, top_k, threshold):

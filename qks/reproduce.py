@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from .batchfile import write_whole
-from .cache import cache_tokens
+from .cache import cache_tokens, check_room, missing_bytes
 from .core import QKSError, load_image
 from .data import LabelledImages, holdout
 from .devices import score_images
@@ -64,6 +64,8 @@ def load_benchmark(
     splits: dict = None, # what `open_splits` gave, where it was asked before
     cache=None, # folder for the tokens; None: in memory
     train_tokens=None, # (vlp, training images) -> their tokens; None: as the others'
+    train_views: int = 1, # that `train_tokens` keeps of an image; 0: it keeps none
+    dtype: torch.dtype = torch.float16, # of the tokens in the cache
 ) -> Benchmark: # with everything that training needs
     "Read labels, embed prompts, cache tokens; raises `QKSError` where the folder is not complete."
     pool, splits = pool or PromptPool(), splits or open_splits(root)
@@ -71,7 +73,9 @@ def load_benchmark(
     validation, test = validation.dense(), splits["test"].dense()
     if train.absent: train = train.dense()                                                    # labels that are mostly not annotated stay sparse
     splits = {"train": train, "validation": validation, "test": test}
-    tokens = {name: train_tokens(vlp, data) if train_tokens and name == "train" else cache_tokens(vlp, data, workers=workers, folder=cache)
+    kept = {name: train_views if name == "train" else 1 for name in splits}                   # told for all of them before the first is computed
+    check_room(cache, sum(missing_bytes(vlp, splits[name], cache, dtype, views) for name, views in kept.items() if views))
+    tokens = {name: train_tokens(vlp, data) if train_tokens and name == "train" else cache_tokens(vlp, data, workers=workers, folder=cache, dtype=dtype)
               for name, data in splits.items()}
     return Benchmark(vlp, pool, pool.embed(vlp, test.label_names), train, validation, test, tokens)
 
@@ -161,8 +165,7 @@ def prepare_run(
     if there and not force: raise QKSError(f"run folder {folder} exists already: pass --force to replace it, or name another one")
     if there and not (folder/RUN_MARK).is_file(): raise QKSError(f"{folder} holds no run of qks, so it is not replaced: name a new folder")
     for path in sorted(there, key=lambda path: path.name != "results.json"):                      # first what says that it is finished
-        if path.name in (RUN_MARK, KEPT): continue
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        if path.name not in (RUN_MARK, KEPT): shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder/RUN_MARK, json.dumps(config or {}, indent=1) + "\n")
     return folder

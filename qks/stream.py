@@ -19,7 +19,7 @@ from .core import QKSError
 class ViewSampler:
     "Tokens [n, V, N, D] seen as [n, N, D]: one view an image, drawn anew by `set_epoch`."
     def __init__(self,
-        tokens: torch.Tensor, # [n, V, N, D]
+        tokens, # [n, V, N, D]: a tensor, DiskTokens
         seed: int = 0, # of the draws
     ):
         if tokens.ndim != 4: raise QKSError(f"tokens of shape {list(tokens.shape)} hold no views: expected [n, V, N, D], as cache_tokens(views=V) gives them")
@@ -38,22 +38,22 @@ class ViewSampler:
 
 # %% ../nbs/11_stream.ipynb #8d031ef2
 def token_digest(
-    tokens, # [n, ...]: a tensor or a ViewSampler
+    tokens, # [n, ...]: a tensor, DiskTokens, a ViewSampler
     some: int = 8, # rows that are read
 ) -> str: # 16 hexadecimal digits; None for tokens that are computed when asked for
     "Digest of a few rows, by which a run knows its tokens again; it draws no random numbers."
     if isinstance(tokens, ViewSampler): return f"{token_digest(tokens.tokens, some)}, seed {tokens.seed}"
-    if not isinstance(tokens, torch.Tensor): return None
+    if not hasattr(tokens, "nbytes"): return None
     rows = torch.arange(some)*(len(tokens) - 1)//max(some - 1, 1)                          # fewer rows than that: some of them twice
     read = tokens[rows.to(tokens.device)].cpu().float().numpy()
     return hashlib.blake2b(f"{list(tokens.shape)}".encode() + read.tobytes(), digest_size=8).hexdigest()
 
 # %% ../nbs/11_stream.ipynb #a5e758ef
 def to_device_if_it_fits(
-    tokens: torch.Tensor, # any tensor
+    tokens, # a tensor, DiskTokens
     device, # where the head trains
     spare: int = 4_000_000_000, # bytes that stay free there, for the head and its activations; ours
-) -> torch.Tensor: # on the device, or as it was
+): # a tensor on the device, or the tokens as they were
     "Move tokens to a CUDA device where its free memory holds them; elsewhere they stay where they are."
     device = torch.device(device)
     if device.type != "cuda" or tokens.nbytes + spare > torch.cuda.mem_get_info(device)[0]: return tokens
@@ -61,7 +61,7 @@ def to_device_if_it_fits(
 
 # %% ../nbs/11_stream.ipynb #076f7174
 def stream(
-    tokens, # [n, N, D]: a tensor, a ViewSampler, LiveTokens
+    tokens, # [n, N, D]: a tensor, DiskTokens, a ViewSampler, LiveTokens
     batches, # batches of image numbers
     ahead: int = 2, # batches read before they are asked for; 0: none
 ):

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from accelerate.utils import gather_object
 
+from .augment import worker_errors
 from .checkpoint import NAME, last_checkpoint, list_checkpoints, prune_checkpoints, save_checkpoint, take_checkpoint
 from .core import QKSError, progress
 from .devices import in_turns, make_accelerator, release_accelerator, score_images
@@ -211,7 +212,7 @@ def train_on(
 # %% ../nbs/11_training.ipynb #703ded3c
 def fit(
     head: QKSHead, # trained in place; ends with the weights of its best epoch
-    train, # (image_tokens [n, N, D]: a tensor, ViewSampler or LiveTokens; labels [n, S] in {-1, 0, +1}, or an Index)
+    train, # (image_tokens [n, N, D]: a tensor, DiskTokens, ViewSampler or LiveTokens; labels [n, S] in {-1, 0, +1}, or an Index)
     label_embeddings, # [S+U, E], seen labels first; only the first S take part in training
     validation, # (image_tokens [m, N, D], labels [m, S], or [m, S+U] for selection="official")
     config: TrainConfig = TrainConfig(), # the recipe
@@ -223,12 +224,12 @@ def fit(
     accelerator = make_accelerator(head.projection.device, config.precision, **({"log_with": list(run.log_with), "project_dir": str(run.folder)} if run and run.log_with else {}))
     keeper = None
     try:
-        with StopSignals(run is not None) as stop:
+        with StopSignals(run is not None) as stop, worker_errors():
             trainer = Trainer(head, tokens, targets, label_embeddings[:targets.n_seen], config, accelerator)
             with log_open(keeper := Keeper(run, trainer, stop)): train_on(trainer, validation, label_embeddings.to(trainer.device), keeper)
     except QKSError as error: raise keeper.explain(error) if keeper else error
     except OSError as error: # tokens that cannot be read
-        told = QKSError(f"the training data cannot be read ({error.strerror or error}): check the disk they lie on")
+        told = QKSError(f"the training data cannot be read ({f'{error.filename}: ' if error.filename else ''}{error.strerror or error}): check the disk they lie on")
         raise (keeper.explain(told) if keeper else told) from error
     finally: release_accelerator()
     head.load_state_dict(trainer.best)

@@ -1,16 +1,26 @@
 """Augmentation: what the paper does to an image, and that a view is the same view whenever and wherever it is made."""
+import multiprocessing
+import os
+import signal
+import time
+
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.transforms import Compose
 
-from qks.augment import Augmentation, ImageViews, LiveTokens, cutout, load_batches, split_preprocess, stack_images
+from qks.augment import Augmentation, ImageViews, LiveTokens, cutout, load_batches, preprocess_digest, split_preprocess, stack_images, worker_errors
+from qks.cache import cache_tokens
+from qks.checkpoint import list_checkpoints
 from qks.core import QKSError
 from qks.data import LabelledImages
 from qks.losses import bce_loss
 from qks.model import HeadConfig, QKSHead
+from qks.logs import RunConfig
+from qks.recipe import TrainConfig
 from qks.steps import train_epoch
+from qks.training import fit
 
 
 @pytest.fixture
@@ -99,6 +109,20 @@ def test_a_preprocessing_that_cannot_be_parted(preprocess):
     with pytest.raises(QKSError, match="use views=1"): Augmentation(preprocess)
 
 
+def test_a_preprocessing_is_known_by_what_it_does(tiny_vlp, make_vlp):
+    (before, after), again = split_preprocess(tiny_vlp.preprocess), make_vlp(3).preprocess
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    digest = preprocess_digest(tiny_vlp.preprocess)
+    assert digest == preprocess_digest(again) == preprocess_digest(lambda image: after(before(image))) and len(digest) == 32
+    others = [lambda image: after(before(image)) * (1 + 1e-6), lambda image: after(before(image))[[2, 1, 0]], lambda image: after(image.crop((0, 0, 32, 32))),
+              lambda image: after(before(ImageOps.mirror(image))), lambda image: after(image.resize((32, 32))), lambda image: after(before(image)).double(), lambda image: after(before(image)).bfloat16(),
+              lambda image: after(before(image)) + torch.rand(1)]
+    digests = [preprocess_digest(other) for other in others]
+    assert len({digest, *digests}) == 9 and digests == [preprocess_digest(other) for other in others]
+    assert torch.equal(torch.get_rng_state(), state) and preprocess_digest(object()) == preprocess_digest(None) == ""
+
+
 def test_items_are_views_of_images_in_order(tiny_vlp, augmentation, pictures):
     images = ImageViews(pictures, tiny_vlp.preprocess, 3, augmentation)
     assert len(images) == 15
@@ -135,6 +159,55 @@ def test_a_dead_worker_is_one_sentence(pictures):
     with pytest.raises(QKSError, match="processes that read images failed.*fewer workers") as caught:
         list(load_batches(ImageViews(pictures, Deadly()), [[0]], 1))
     assert "\n" not in str(caught.value)
+
+
+def kill_a_reader():
+    "A worker dies while the main thread computes, far from the loader's queue: the news comes as a signal, in the middle of this."
+    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    deadline = time.time() + 5
+    while time.time() < deadline: torch.ones(50, 50) @ torch.ones(50, 50)
+    raise AssertionError("the death of a worker was not noticed")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="needs SIGCHLD")
+@pytest.mark.parametrize("folder", [None, "kept"], ids=["in memory", "on disk"])
+def test_a_worker_killed_while_the_tower_computes(tiny_vlp, pictures, tmp_path, monkeypatch, folder):
+    tower = tiny_vlp.image_tokens
+    monkeypatch.setattr(tiny_vlp, "image_tokens", lambda images: kill_a_reader() if len(images) == 2 else tower(images))
+    with pytest.raises(QKSError, match="processes that read images failed .DataLoader worker .* killed by signal: Killed.*fewer workers") as caught:
+        cache_tokens(tiny_vlp, pictures, 2, 1, folder and tmp_path / folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="needs SIGCHLD")
+def test_a_worker_killed_while_the_head_computes(tiny_vlp, augmentation, pictures, tmp_path, monkeypatch):
+    head, labels, calls = QKSHead(tiny_vlp.projection, HeadConfig(2, 1)), torch.ones(5, 3), []
+    labels[0] = -1
+
+    def counted(self, *args):
+        calls.append(len(args))
+        if len(calls) == 3: kill_a_reader()
+    head.register_forward_pre_hook(counted)
+    tokens = LiveTokens(tiny_vlp, pictures, augmentation, workers=1)
+    with pytest.raises(QKSError, match="processes that read images failed .*fewer workers.*; .* keeps the run up to step 2") as caught:
+        fit(head, (tokens, labels), torch.randn(3, 32), (torch.randn(5, 17, 64), labels), TrainConfig(epochs=1, batch_size=1, topk=(1,)), RunConfig(tmp_path / "run", save_steps=1))
+    assert "\n" not in str(caught.value) and max(list_checkpoints(tmp_path / "run")) == 2
+
+
+@pytest.mark.parametrize("words", ["unable to open shared memory object </torch_71_1> in read-write mode: Too many open files (24)", "unable to mmap 64 bytes from file </torch_71_1>: Cannot allocate memory (12)",
+                                   "unable to write to file </torch_71_1>: No space left on device (28)", "received 0 items of ancdata",
+                                   "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback:\n  File x\nRuntimeError: unable to mmap 64 bytes"])
+def test_shared_memory_that_is_too_small(words):
+    with pytest.raises(QKSError, match="use fewer workers") as caught:
+        with worker_errors(): raise RuntimeError(words)
+    assert "\n" not in str(caught.value) and words.splitlines()[-1][:60] in str(caught.value)
+
+
+def test_other_errors_stay_what_they_are():
+    for error in (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), OSError(5, "Input/output error"), QKSError("1.png is empty")):
+        with pytest.raises(type(error)) as caught:
+            with worker_errors(): raise error
+        assert caught.value is error
 
 
 def test_live_tokens_are_the_papers_pipeline(tiny_vlp, augmentation, pictures):

@@ -2,6 +2,7 @@
 import errno
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -16,8 +17,8 @@ from filelock import FileLock
 from PIL import Image
 
 from qks import batchfile, cache
-from qks.batchfile import BatchFile, batch_line, missing_batches, read_batches, sound_batches
-from qks.cache import cache_ingredients, cache_key, cache_shape, cache_size, cache_tokens, list_caches
+from qks.batchfile import BatchFile, DiskTokens, OpenFile, batch_line, missing_batches, read_batches, sound_batches
+from qks.cache import cache_ingredients, cache_key, cache_shape, cache_size, cache_tokens, list_caches, missing_bytes
 from qks.augment import Augmentation, ImageViews
 from qks.core import QKSError
 from qks.data import LabelledImages
@@ -25,6 +26,7 @@ from qks.evaluation import best_patch_scores, zero_shot_scores
 from qks.losses import bce_loss
 from qks.model import HeadConfig, QKSHead, head_scores
 from qks.steps import train_epoch
+from qks.stream import token_digest
 
 TESTS = Path(__file__).parent
 N_IMAGES = 9
@@ -198,6 +200,26 @@ def test_the_key_holds_no_address(tiny_vlp, pictures, monkeypatch):
     assert "object" in one and "0x" not in one
 
 
+class Silent:
+    "A preprocessing that prints like any other of its kind."
+    def __init__(self, scale): self.scale = scale
+
+    def __call__(self, image): return torch.from_numpy(np.asarray(image.resize((32, 32)), np.float32).transpose(2, 0, 1) * self.scale)
+
+
+def test_preprocessings_that_look_alike(make_vlp, pictures, kept):
+    "Lambdas and objects without a repr differ in what they do; the same again has the same key."
+    def keyed(preprocess):
+        vlp = make_vlp()
+        vlp.preprocess = preprocess
+        return key(vlp, pictures), cache_tokens(vlp, pictures, folder=kept, dtype=torch.float32)
+    half, whole = Silent(0.5 / 255), Silent(1 / 255)
+    found = [keyed(preprocess) for preprocess in (half, whole, lambda image: half(image), lambda image: whole(image))]
+    assert len({name for name, _ in found}) == 4
+    assert torch.equal(found[0][1], found[2][1]) and torch.equal(found[1][1], found[3][1]) and not torch.equal(found[0][1], found[1][1])
+    assert keyed(Silent(0.5 / 255))[0] == found[0][0] and len(list(kept.glob("tokens-*"))) == 4
+
+
 def test_a_changed_image_costs_its_batch(counted, pictures, kept):
     vlp, calls = counted
     cache_tokens(vlp, pictures, 3, folder=kept)
@@ -352,7 +374,7 @@ def test_going_on_with_another_batch_size(counted, pictures, kept):
     refused("6.png", cache_tokens, vlp, pictures, 4, folder=kept)
     pictures.path(6).write_bytes(bad)
     calls.clear()
-    torch.testing.assert_close(cache_tokens(vlp, pictures, 3, folder=kept), expected, rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(cache_tokens(vlp, pictures, 3, folder=kept).read(), expected, rtol=1e-2, atol=1e-3)
     assert calls == [3, 2]
 
 
@@ -370,6 +392,28 @@ def test_an_unreadable_image_in_the_middle(counted, pictures, kept, workers):
 
 
 # ---- disk and numbers
+
+def test_too_little_memory_is_told_beforehand(counted, pictures, monkeypatch):
+    vlp, calls = counted
+    need = cache_size(vlp, N_IMAGES, torch.float32, 2)
+    monkeypatch.setattr(cache, "available_memory", lambda: need - 1)
+    refused(r"need 0.00 GB of memory, but 0.00 GB are available: keep them on disk .*--cache FOLDER", cache_tokens, vlp, pictures, views=2)
+    assert calls == [] and len(cache_tokens(vlp, pictures)) == N_IMAGES
+    nuswide = SimpleNamespace(image_size=224, preprocess=None, image_tokens=lambda images: torch.zeros(1, 197, 768))
+    monkeypatch.setattr(cache, "available_memory", lambda: 32e9)
+    refused("need 97.91 GB of memory, but 32.00 GB are available", cache_tokens, nuswide, range(161_789))
+
+
+@pytest.mark.parametrize("arguments", [{}, {"views": 3}, {"dtype": torch.float32}, {"identify": "content"}], ids=str)
+def test_room_that_is_still_needed(tiny_vlp, pictures, kept, arguments):
+    whole = cache_size(tiny_vlp, N_IMAGES, arguments.get("dtype", torch.float16), arguments.get("views", 1))
+    assert missing_bytes(tiny_vlp, pictures, kept, **arguments) == whole
+    cache_tokens(tiny_vlp, pictures, folder=kept, **arguments)
+    assert missing_bytes(tiny_vlp, pictures, kept, **arguments) == 0
+    os.truncate(only(kept) / "tokens.bin", ITEM)
+    assert missing_bytes(tiny_vlp, pictures, kept, **arguments) == whole - ITEM
+    assert missing_bytes(tiny_vlp, pictures) == cache_size(tiny_vlp, N_IMAGES, torch.float32) and missing_bytes(tiny_vlp, pictures.subset([]), kept) == 0
+
 
 def test_too_little_room_is_told_beforehand(counted, pictures, kept, monkeypatch):
     vlp, calls = counted
@@ -536,3 +580,81 @@ def test_a_batch_file_alone(tmp_path):
     for start in (6, 0, 8, 3): file.write(start, values[start:{6: 8, 0: 3, 8: 10, 3: 6}[start]])
     assert [batch[:2] for batch in sound_batches(file, verify=True)] == [(0, 3), (3, 6), (6, 8), (8, 10)]
     assert torch.equal(file.tensor(), values)
+
+
+# ---- tokens on disk look like a tensor
+
+@pytest.fixture
+def stored(tmp_path):
+    "The same numbers [10, 3, 4] in a file, behind eight other bytes, and in memory."
+    values = torch.randn(10, 3, 4, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    (tmp_path / "tokens").write_bytes(bytes(8) + values.view(torch.uint8).numpy().tobytes())
+    return DiskTokens(OpenFile(tmp_path / "tokens"), values.shape, values.dtype, 8), values
+
+
+@pytest.mark.parametrize("rows", [3, -1, [4, 0, 4], [], torch.tensor([9, 2]), torch.tensor(5), torch.arange(10) > 6, np.array([1, 8]), slice(2, 7), slice(None), slice(7, 2), slice(-3, 99),
+                                  slice(None, None, 3), (slice(None), 0), (slice(1, 3), slice(1, None)), (torch.tensor([1, 0]), torch.tensor([2, 0])), (4, 1)], ids=str)
+def test_rows_of_a_file(stored, rows):
+    tokens, values = stored
+    found = tokens[rows]
+    assert found.shape == values[rows].shape and found.dtype == values.dtype and torch.equal(found, values[rows])
+
+
+def test_what_else_a_tensor_can_do(stored, monkeypatch):
+    tokens, values = stored
+    monkeypatch.setattr(batchfile, "AT_ONCE", 4)
+    assert (len(tokens), tokens.shape, tokens.ndim, tokens.nbytes, tokens.device) == (10, values.shape, 3, values.nbytes, values.device)
+    assert torch.equal(tokens.float(), values.float()) and torch.equal(tokens.to("cpu", torch.float64), values.double()) and torch.equal(tokens.to("cpu"), values)
+    assert [len(part) for part in tokens.split(4)] == [4, 4, 2] and torch.equal(torch.cat(tokens.split(4)), values)
+    assert torch.equal(tokens.flatten(1), values.flatten(1)) and torch.equal(torch.stack([tokens, values]), torch.stack([values, values]))
+    for wrong in (10, -11, [0, 10]):
+        with pytest.raises(IndexError): tokens[wrong]
+    assert [torch.equal(a, b) for a, b in zip(tokens, values, strict=True)] == [True] * 10
+    assert not hasattr(tokens, "stream") and not hasattr(tokens, "set_epoch")
+
+
+def test_views_in_a_file(stored):
+    tokens, values = stored
+    views = DiskTokens(tokens.file, (5, 2, 3, 4), tokens.dtype, 8)
+    rows, drawn = torch.tensor([4, 0, 1]), torch.tensor([1, 1, 0])
+    assert torch.equal(views[rows, drawn], values.unflatten(0, (5, 2))[rows, drawn]) and torch.equal(views[1:][2, 1], values[7])
+
+
+def test_an_open_file(stored, tmp_path, monkeypatch):
+    "It outlives its name, is opened anew elsewhere, is read whole where the system gives a few bytes at a time, and is closed in the end."
+    tokens, values = stored
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda file, buffers, place: preadv(file, [buffers[0][:7]], place))
+    assert torch.equal(tokens, values)
+    again = pickle.loads(pickle.dumps(tokens))
+    descriptor = again.file.descriptor
+    assert descriptor != tokens.file.descriptor and torch.equal(again[[2]], values[[2]])
+    part = again[3:]
+    (tmp_path / "tokens").unlink()
+    del again
+    assert torch.equal(part, values[3:])
+    del part
+    with pytest.raises(OSError): os.fstat(descriptor)
+
+
+def test_where_the_system_reads_at_no_place_of_its_own(stored, monkeypatch):
+    tokens, values = stored
+    monkeypatch.delattr(os, "preadv")
+    assert torch.equal(tokens, values) and torch.equal(tokens[[7, 2]], values[[7, 2]])
+    os.truncate(tokens.file.path, 8 + 24)
+    with pytest.raises(OSError, match="the file ends"): tokens[[0, 1]]
+
+
+def test_a_run_knows_tokens_on_disk_by_their_digest(stored):
+    tokens, values = stored
+    assert token_digest(tokens) == token_digest(values) != token_digest(-values)
+
+
+def test_reading_touches_what_was_asked_for(stored, monkeypatch):
+    tokens, values = stored
+    read, preadv = [], os.preadv
+    monkeypatch.setattr(os, "preadv", lambda file, buffers, place: read.append((place - 8) // 24) or preadv(file, buffers, place))
+    tokens[2:8], tokens.split(3), tokens.shape, hasattr(tokens, "stream")
+    assert read == []
+    tokens[2:8][[5, 0]]
+    assert read == [7, 2]

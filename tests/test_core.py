@@ -4,6 +4,7 @@ import pickle
 import struct
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from qks.core import ASSETS, QKSError, cache_folder, check_count, check_labels, load_image, progress, read_tensors, whole_file
+from qks import core
+from qks.core import ASSETS, QKSError, available_memory, cache_folder, check_count, check_labels, load_image, progress, read_tensors, whole_file
 
 rng = np.random.default_rng(0)
 PIXELS = rng.integers(0, 256, (12, 10, 3), np.uint8)  # [H, W, 3]
@@ -273,3 +275,12 @@ def test_the_cache_folder(tmp_path, monkeypatch):
     assert cache_folder() == tmp_path and cache_folder("here") == Path("here")
     monkeypatch.delenv("QKS_CACHE")
     assert cache_folder() == Path.home()/".cache/qks"
+
+
+def test_available_memory(tmp_path, monkeypatch):
+    "A container's limit counts where there is one; a file that says 'max', or none, is no limit."
+    monkeypatch.setattr(core.psutil, "virtual_memory", lambda: SimpleNamespace(available=8_000))
+    for written, expected in ((None, 8_000), ("max\n", 8_000), ("5000\n", 5_000), ("9000\n", 8_000)):
+        if written: (tmp_path/"limit").write_text(written)
+        monkeypatch.setattr(core, "MEMORY_LIMITS", (str(tmp_path/"limit"),))
+        assert available_memory() == expected

@@ -21,7 +21,7 @@ from qks.core import QKSError
 from qks.devices import make_accelerator
 from qks.engine import Interrupted, StopSignals, Trainer, compiled, epoch_steps, restore_trainer, trainer_state
 from qks.index import Index, sort_entries
-from qks.logs import RunConfig, check_trackers, csv_lines, cut_lines
+from qks.logs import RunConfig, RunLog, check_trackers, csv_lines, cut_lines
 from qks.model import HeadConfig, QKSHead
 from qks.recipe import LOSSES, TrainConfig
 from qks.steps import Targets, check_finite, check_loss
@@ -506,11 +506,57 @@ def test_tokens_that_cannot_be_read(data, tmp_path):
     assert found[0] == again[0] and same(found[1], again[1]) and len(expected[0]) == 2
 
 
-def test_a_shard_that_was_cut_short(data, tmp_path):
-    "A memory-mapped file that is too short is not opened: reading behind its end would kill the process."
+@pytest.fixture
+def on_disk(data, tmp_path):
+    "The training tokens in a file, as the token cache keeps them."
     file = BatchFile(tmp_path, (N, 4, D), torch.float32, [bytes(16)] * N)
-    file.numbers.write_bytes(data[0][:N].numpy().tobytes()[:-1])
-    with pytest.raises((QKSError, OSError, ValueError, RuntimeError)): file.tensor()
+    file.numbers.touch()
+    file.write(0, data[0][:N])
+    return file
+
+
+def test_a_shard_that_was_cut_short(on_disk):
+    "A file that is too short is not opened."
+    os.truncate(on_disk.numbers, on_disk.n_bytes - 1)
+    refused(f"tokens.bin holds {on_disk.n_bytes - 1:,} of {on_disk.n_bytes:,} bytes: compute its tokens again", on_disk.tensor)
+
+
+@pytest.mark.parametrize("size", [0, N // 2 * 4 * D * 4 + 3], ids=["nothing is left", "half is left"])
+def test_a_file_cut_short_in_the_middle_of_an_epoch(data, on_disk, tmp_path, monkeypatch, size):
+    "Had the file been mapped into memory, the process would die of SIGBUS."
+    def cut(keeper, after=training.Keeper.after_step):
+        after(keeper)
+        if keeper.trainer.steps_done == 3: os.truncate(on_disk.numbers, size)
+    monkeypatch.setattr(training.Keeper, "after_step", cut)
+    refused(r"the training data cannot be read \(.*tokens.bin: the file ends at byte .*\): check the disk they lie on; .* keeps the run up to step", run, data,
+            config(batch_size=1), tmp_path / "run", tokens=on_disk.tensor(), save_steps=1)
+    kept = list_checkpoints(tmp_path / "run")
+    assert kept and max(kept) >= 3
+    monkeypatch.undo()
+    expected = run(data, config(batch_size=1))
+    on_disk.write(0, data[0][:N])  # the disk is mended: the run goes on to the same bits
+    found = run(data, config(batch_size=1), tmp_path / "run", tokens=on_disk.tensor(), save_steps=1)
+    assert found[0] == expected[0] and same(found[1], expected[1])
+
+
+def test_a_disk_that_fails_in_the_middle_of_an_epoch(data, on_disk, monkeypatch):
+    tokens, calls, preadv = on_disk.tensor(), [], os.preadv
+
+    def failing(*args):
+        calls.append(args)
+        if len(calls) == 13: raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return preadv(*args)
+    monkeypatch.setattr(os, "preadv", failing)
+    refused("the training data cannot be read .*tokens.bin: Input/output error.: check the disk they lie on$", run, data, config(), tokens=tokens)
+
+
+def test_tokens_that_cannot_be_brought_to_the_device(data, on_disk, monkeypatch):
+    "The first read may be before the first step."
+    def unreadable(tokens, device): return tokens[:].read()
+    monkeypatch.setattr(engine, "to_device_if_it_fits", unreadable)
+    tokens = on_disk.tensor()
+    os.truncate(on_disk.numbers, 0)
+    refused("the training data cannot be read", run, data, config(), tokens=tokens)
 
 
 # ---- signals
@@ -572,6 +618,21 @@ def test_lines_a_kill_left(tmp_path):
     assert path.read_text() == csv_lines(rows[:3])
     cut_lines(tmp_path / "none.csv", 3)
     assert not (tmp_path / "none.csv").exists()
+
+
+@pytest.mark.parametrize("left, stays", [("step,epoch,lo", False), ("", False), ("\0" * 40, False), ("\0" * 40 + "\n", False), ("{rows}" + "\0" * 40 + "\n", True), ("{rows}" + "\0" * 40, True),
+                                         ("{rows}4,0.54,0.5\n", True), ("{rows}4,\n", True), ("{rows}4\n", True), ("{rows}\n", True), ("{rows}\udcff,1\n", True), ("{rows}2.5,1.0\n", True)], ids=repr)
+def test_a_log_after_a_power_cut(data, tmp_path, left, stays):
+    "A torn header, a stretch of zeros, two rows in one: a run goes on, and its log is whole."
+    rows = csv_lines([{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}])
+    path = tmp_path / "steps.csv"
+    path.write_bytes(left.replace("{rows}", rows).encode("utf-8", "surrogateescape"))
+    cut_lines(path, 9)
+    assert path.read_text() == (rows if stays else "")
+    log = RunLog(RunConfig(tmp_path), make_accelerator(torch.device("cpu")), {}, step=2)
+    log.step({"step": 3, "loss": 0.125})
+    found = list(csv.DictReader(path.open()))
+    assert [row["step"] for row in found] == (["1", "2", "3"] if stays else ["3"]) and float(found[-1]["loss"]) == 0.125
 
 
 def test_trackers(tmp_path, monkeypatch):

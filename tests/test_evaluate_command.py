@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from qks.cache import list_caches
 from qks.cli import main
 from qks.core import QKSError
 from qks.data import index_nuswide
@@ -167,6 +168,12 @@ def test_the_authors_checkpoint(checkpoint, clip_file):
     assert not torch.allclose(other.head(torch.from_numpy(GOLDEN["image_tokens"]), torch.from_numpy(GOLDEN["text_features"])).logits, output.logits, atol=1e-3)
 
 
+@pytest.mark.parametrize("name, dtype", [("bf16", "bfloat16"), ("fp32", "float32")])
+def test_other_numbers_in_the_cache(pocket, tmp_path, capsys, name, dtype):
+    assert evaluate("pocket", pocket, "--cache", tmp_path / "cache", "--cache-dtype", name, "--device", "cpu", "--json", tmp_path / "one.json") == 0
+    assert load_report(tmp_path / "one.json")["tokens"] == f"{dtype}, from a cache" and [row["dtype"] for row in list_caches(tmp_path / "cache")] == [dtype]
+
+
 def test_tokens_from_a_cache(pocket, tmp_path, capsys):
     words = ["pocket", pocket, "--cache", tmp_path / "cache", "--device", "cpu"]
     assert evaluate(*words, "--json", tmp_path / "one.json") == 0
@@ -227,6 +234,7 @@ def test_nothing_is_overwritten_unasked(pocket, tmp_path, capsys, monkeypatch):
     (["pocket", "POCKET", "--json", "NEW/deep/r.json"], "is no folder"),
     (["pocket", "POCKET", "--per-label", "NEW"], "is a folder"),
     (["pocket", "POCKET", "--cache", "CHECKPOINT"], "cannot be used as a token cache"),
+    (["pocket", "POCKET", "--cache-dtype", "bf16"], "name its folder with --cache"),
     (["pocket", "NEW"], "has no index of its test split"),
     (["CHECKPOINT", "POCKET"], "pass --vlp and --pretrained"),
     (["CHECKPOINT", "POCKET", "--vlp", "pocket"], "use the VLP that the head was trained with"),

@@ -171,6 +171,15 @@ def test_new_labels_leave_the_others_alone(golden_head, golden_output, seen):
     assert torch.equal(alone.token_index, golden_output.token_index[:, :seen])
 
 
+def test_scores_leave_the_device_batch_by_batch(monkeypatch):
+    events, cpu = [], torch.Tensor.cpu
+    head = QKSHead(torch.randn(64, 8), HeadConfig(2, 1))
+    head.register_forward_hook(lambda *args: events.append("computed"))
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: events.append("left") or cpu(self))
+    logits, index = head_scores(head, torch.randn(5, 4, 64), torch.randn(3, 8), batch_size=2)
+    assert logits.shape == index.shape == (5, 3) and events == ["computed", "left", "left"] * 3
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 256])
 @pytest.mark.parametrize("training", [True, False])
 def test_head_scores(golden_output, batch_size, training):

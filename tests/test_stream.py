@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 
+from qks.batchfile import DiskTokens, OpenFile
 from qks.core import QKSError
 from qks.losses import bce_loss
 from qks.model import HeadConfig, QKSHead
@@ -65,6 +66,28 @@ def test_fit_tells_the_epoch(views):
     assert told == [0, 1, 2, 3]  # 0 by the constructor
 
 
+@pytest.mark.parametrize("seeds", [(0, 1, 2), (-1, 5, 2**40)], ids=str)
+def test_every_seed_draws_its_own_views(views, seeds):
+    "Seed 0 draws epoch by epoch; the same seed draws the same again."
+    labels, names, drawn = torch.where(torch.arange(N)[:, None] % 3 == torch.arange(3), 1, -1), torch.randn(3, 8), []
+
+    class Watched(ViewSampler):
+        def __getitem__(self, rows):
+            drawn[-1].add(tuple(self.view.tolist()))
+            return super().__getitem__(rows)
+    tokens = torch.randn(N, V, 4, 64)
+    for seed in (*seeds, seeds[0]):
+        drawn.append(set())
+        fit(QKSHead(torch.randn(64, 8), HeadConfig(2, 1)), (Watched(tokens), labels), names, (tokens[:, 0], labels), TrainConfig(epochs=3, topk=(1,), seed=seed))
+    assert len(set.union(*drawn)) == 9 and drawn[3] == drawn[0]
+    if seeds[0] == 0:
+        sampler, first = ViewSampler(tokens), set()
+        for epoch in (1, 2, 3):
+            sampler.set_epoch(epoch)
+            first.add(tuple(sampler.view.tolist()))
+        assert drawn[0] == first
+
+
 def test_training_sees_the_drawn_views(views):
     sampler = ViewSampler(torch.randn(N, V, 4, 64))
     sampler.set_epoch(5)
@@ -87,6 +110,23 @@ def test_tokens_stay_where_there_is_no_room(monkeypatch):
     to_device_if_it_fits(tokens, "cuda", spare=60)
     to_device_if_it_fits(tokens, "cuda", spare=61)
     assert moved == [torch.device("cuda")]
+
+
+def test_tokens_of_a_file_go_to_the_device_in_parts(tmp_path, monkeypatch):
+    values = torch.randn(10, 3, 4)
+    (tmp_path / "tokens").write_bytes(values.numpy().tobytes())
+    tokens, read, items = DiskTokens(OpenFile(tmp_path / "tokens"), values.shape, torch.float32), [], DiskTokens.items
+    assert to_device_if_it_fits(tokens, "cpu") is tokens
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (values.nbytes + 10, 0))
+    monkeypatch.setattr(DiskTokens, "items", lambda self, rows, axes=1: read.append(len(rows)) or items(self, rows, axes))
+    assert to_device_if_it_fits(tokens, "cuda", spare=11) is tokens and read == []
+    monkeypatch.setattr("qks.batchfile.AT_ONCE", 4)
+    moved = tokens.to("meta")  # stands for a GPU
+    assert moved.device.type == "meta" and moved.shape == values.shape and read == [1, 4, 4, 2]
+    to = DiskTokens.to
+    monkeypatch.setattr(DiskTokens, "to", lambda self, device: (device.type, to(self, "cpu")))
+    device, found = to_device_if_it_fits(tokens, "cuda", spare=10)
+    assert device == "cuda" and torch.equal(found, values)
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 2, 100])

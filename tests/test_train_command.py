@@ -7,19 +7,26 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+import torchvision
+from PIL import Image
 
 from qks import cache as tokens_cache
 from qks import engine
+from qks.augment import LiveTokens
+from qks.cache import cache_size, list_caches
 from qks.checkpoint import list_checkpoints
 from qks.cli import main
-from qks.core import QKSError
+from qks.core import QKSError, load_image
 from qks.prompts import PromptPool
 from qks.recipe import TrainConfig
 from qks.reproduce import load_benchmark
 from qks.train_command import add_training_arguments, claim_folder, flat, read_recipe, training_tokens
+from qks.vlp import VLP, load_vlp
 
 TESTS = Path(__file__).parent
 OPTIONS = ["--epochs", "2", "--lr", "1e-3", "--layers", "1", "--queries", "2", "--batch-size", "12", "--save-steps", "2"]
@@ -65,8 +72,12 @@ def test_every_choice_reaches_the_recipe():
                                                               selection="official", seed=4, warmup=7, topk=(1, 2), fused=True, compile=True)
 
 
-def test_interrupted_and_resumed(pocket, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("words", [[], ["--no-cache"], ["--cache", "tokens", "--views", "2"]], ids=["in memory", "no cache", "views on disk"])
+def test_interrupted_and_resumed(pocket, tmp_path, monkeypatch, capsys, words):
     "Stopped by Ctrl-C in the middle of the second epoch: status 130, a sentence, and with --resume the run that was never stopped."
+    def train(pocket, out, *more):
+        return main(["train", str(pocket), "--out", str(out), *OPTIONS, *words, *more])
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("qks.reproduce.save_figures", lambda *args: None)  # takes seconds, and is tested elsewhere
     monkeypatch.setattr("qks.train_command.load_benchmark", partial(load_benchmark, pool=PromptPool.single("a photo of {}")))
     assert train(pocket, tmp_path / "whole") == 0
@@ -89,6 +100,7 @@ def test_interrupted_and_resumed(pocket, tmp_path, monkeypatch, capsys):
         assert train(pocket, out, "--resume") == 2 and "there, another here" in said(capsys)
     assert train(pocket, out, "--resume") == 0
     assert numbers(out) == numbers(tmp_path / "whole")
+    assert json.loads((out / "config.json").read_text())["tokens"] == {"--no-cache": "every step", "--cache": "disk"}.get(words and words[0] or None, "memory")
     capsys.readouterr()
     assert train(pocket, out, "--resume") == 2 and "is finished" in said(capsys)
 
@@ -124,12 +136,48 @@ def test_killed_while_results_are_written(tmp_path):
 
 
 @pytest.mark.parametrize("words, told", [(["--log-with", "nothing"], "tracker 'nothing' is not known"), (["--views", "2", "--no-cache"], "leave one of them out"),
-                                         (["--ema", "2"], "ema is 2.0"), (["--keep", "0"], "keep"),
+                                         (["--ema", "2"], "ema is 2.0"), (["--cache-dtype", "bf16"], "name its folder with --cache"), (["--keep", "0"], "keep"),
                                          (["--warmup", "3"], "warmup belongs to the cosine schedule")], ids=str)
 def test_mistakes(pocket, tmp_path, monkeypatch, capsys, words, told):
     monkeypatch.setattr("qks.train_command.load_benchmark", lambda root, vlp, train_tokens, **kwargs: train_tokens(vlp, None))  # what costs seconds
     assert main(["train", str(pocket), "--out", str(tmp_path / "new"), "--device", "cpu", *words]) == 2
     assert told in said(capsys)
+
+
+@pytest.mark.parametrize("words, n_tokens", [([], 36 + 4 + 20), (["--no-cache"], 4 + 20)], ids=["all three splits", "no-cache: two"])
+def test_too_little_memory_is_told_before_anything_is_computed(pocket, tmp_path, monkeypatch, capsys, words, n_tokens):
+    need = cache_size(load_vlp("pocket", device="cpu"), n_tokens, torch.float32)
+    monkeypatch.setattr("qks.cache.available_memory", lambda: need - 1)
+    monkeypatch.setattr("qks.cache.load_batches", lambda *args: pytest.fail("began to compute"))
+    assert train(pocket, tmp_path / "new", *words) == 2
+    assert "the tokens need" in (told := said(capsys)) and "--cache FOLDER" in told
+    monkeypatch.setattr("qks.cache.available_memory", lambda: need)
+    monkeypatch.setattr("qks.reproduce.cache_tokens", lambda *args, **kwargs: (_ for _ in ()).throw(QKSError("there is room")))
+    monkeypatch.setattr("qks.train_command.cache_tokens", lambda *args, **kwargs: (_ for _ in ()).throw(QKSError("there is room")))
+    assert train(pocket, tmp_path / "room", *words) == 2 and "there is room" in said(capsys)
+
+
+def test_too_small_a_disk_is_told_before_anything_is_computed(pocket, tmp_path, monkeypatch, capsys):
+    need = cache_size(load_vlp("pocket", device="cpu"), 2 * 36 + 4 + 20)
+    monkeypatch.setattr("qks.cache.shutil.disk_usage", lambda folder: SimpleNamespace(free=need - 1))
+    monkeypatch.setattr("qks.cache.load_batches", lambda *args: pytest.fail("began to compute"))
+    assert train(pocket, tmp_path / "new", "--views", "2", "--cache", str(tmp_path / "tokens")) == 2
+    assert "the token cache needs" in said(capsys)
+
+
+@pytest.mark.parametrize("views", ["1", "2"])
+def test_other_numbers_in_the_cache(pocket, tmp_path, monkeypatch, capsys, views):
+    "Tokens beyond half precision: the sentence names an option, and with it all three splits are kept."
+    tower, stop = VLP.image_tokens, QKSError("all is cached")
+    monkeypatch.setattr(VLP, "image_tokens", lambda self, images: tower(self, images) + 70_000.)
+    monkeypatch.setattr("qks.train_command.train_and_score", lambda *args: (_ for _ in ()).throw(stop))
+    monkeypatch.setattr("qks.train_command.load_benchmark", partial(load_benchmark, pool=PromptPool.single("a photo of {}")))
+    words = ["--cache", str(tmp_path / "tokens"), "--views", views]
+    assert train(pocket, tmp_path / "one", *words) == 2 and "--cache-dtype bf16" in said(capsys)
+    assert train(pocket, tmp_path / "two", *words, "--cache-dtype", "bf16") == 2 and said(capsys) == f"qks: {stop}\n"
+    kept = [row for row in list_caches(tmp_path / "tokens") if row["finished"] == 1]
+    assert sorted((row["images"], row["views"], row["dtype"]) for row in kept) == [(4, 1, "bfloat16"), (20, 1, "bfloat16"), (36, int(views), "bfloat16")]
+    assert json.loads((tmp_path / "two" / "config.json").read_text())["tokens"] == "disk, bf16"
 
 
 # ---- the folder
@@ -168,3 +216,69 @@ def test_tokens_come_from_three_places(tiny_vlp, tmp_path, monkeypatch):
     assert len(training_tokens(tiny_vlp, None, cache=tmp_path, views=2)) == 4
     assert [kwargs["folder"] for kwargs in made] == [None, tmp_path]
     with pytest.raises(QKSError, match="leave one of them out"): training_tokens(tiny_vlp, None, views=2, live=True)
+
+
+# ---- no cache: the paper's pipeline, written down a second time
+
+class Photographs:
+    "Five pictures of changing shape, of colours that no rectangle hits by chance."
+    def __init__(self, folder):
+        self.folder, rng = folder, np.random.default_rng(0)
+        for i, size in enumerate([(40, 50), (50, 40), (64, 64), (33, 90), (32, 41)]): Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(self.path(i))
+
+    def __len__(self): return 5
+
+    def path(self, index): return self.folder / f"{index}.png"
+
+
+def papers_pipeline(image, index, epoch, side):
+    "Resize (bicubic), centre crop, cutout, flip, RandAugment, normalise: with PIL and numpy, and the same random numbers in the same order."
+    short = min(image.size)
+    image = image.resize(tuple(side * length // short for length in image.size), Image.BICUBIC)
+    left, top = (round((length - side) / 2) for length in image.size)
+    pixels, rng = np.array(image.crop((left, top, left + side, top + side))), np.random.default_rng([0, index, epoch])
+    x, y = int(rng.integers(side)) - side // 4, int(rng.integers(side)) - side // 4
+    pixels[max(y, 0):max(y + side // 2, 0), max(x, 0):max(x + side // 2, 0)] = rng.integers(256, size=3)
+    flipped = rng.random() < 0.5
+    if flipped: pixels = pixels[:, ::-1].copy()
+    torch.manual_seed(int(rng.integers(2**63)))
+    pixels = np.asarray(torchvision.transforms.v2.RandAugment(num_ops=2, magnitude=9, num_magnitude_bins=31)(Image.fromarray(pixels)))
+    mean, std = np.float32([0.48145466, 0.4578275, 0.40821073]), np.float32([0.26862954, 0.26130258, 0.27577711])  # CLIP's
+    return flipped, torch.from_numpy(((np.float32(pixels) / 255 - mean) / std).transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_no_cache_feeds_the_tower_the_papers_pipeline(tiny_vlp, tmp_path, monkeypatch, workers):
+    data, tower, fed = Photographs(tmp_path), tiny_vlp.image_tokens, []
+    monkeypatch.setattr(tiny_vlp, "image_tokens", lambda images: fed.append(images) or tower(images))
+    tokens, flips = training_tokens(tiny_vlp, data, workers, live=True), []
+    for epoch in (1, 7):
+        tokens.set_epoch(epoch)
+        rows = torch.tensor([4, 1, 0, 3, 2])
+        found = torch.cat(list(tokens.stream(rows.split(3))))
+        flipped, expected = zip(*(papers_pipeline(Image.open(data.path(i)), i, epoch, 32) for i in rows.tolist()))
+        torch.testing.assert_close(torch.cat(fed), torch.stack(expected), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found, torch.cat([tower(part) for part in torch.stack(expected).split(3)]), rtol=1e-4, atol=1e-4)
+        flips += flipped
+        fed.clear()
+    assert set(flips) == {False, True}
+
+
+def test_no_cache_trains_on_other_pixels_every_epoch(pocket, tmp_path, monkeypatch):
+    "In the command, too: each training image once an epoch, never the same twice, nor for two seeds, and never as it is in the file."
+    monkeypatch.setattr("qks.reproduce.save_figures", lambda *args: None)
+    monkeypatch.setattr("qks.train_command.load_benchmark", partial(load_benchmark, pool=PromptPool.single("a photo of {}")))
+    fed, plain, live = [], set(), LiveTokens._tokens
+
+    def watched(self, batches, workers):
+        tower, images = self.vlp.image_tokens, []
+        plain.update(self.vlp.preprocess(load_image(self.images.data.path(i))).numpy().tobytes() for i in range(len(self)))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(self.vlp, "image_tokens", lambda pixels: images.append(pixels) or tower(pixels))
+            for tokens in live(self, batches, workers):
+                fed.extend(images.pop())
+                yield tokens
+    monkeypatch.setattr(LiveTokens, "_tokens", watched)
+    assert train(pocket, tmp_path / "run", "--no-cache", "--seeds", "2") == 0
+    seen = {pixels.numpy().tobytes() for pixels in fed}
+    assert len(fed) == len(seen) == 2 * 2 * 36 and len(plain) == 36 and not seen & plain
