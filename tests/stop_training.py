@@ -34,7 +34,7 @@ def main(folder):
             time.sleep(0.02)
             yield done
     training.epoch_steps = slowly
-    parsed = argparse.Namespace(run=lambda args: train(folder) and 0)
+    parsed = argparse.Namespace(command="train", run=lambda args: train(folder) and 0)
     cli.build_parser = lambda: argparse.Namespace(parse_args=lambda argv: parsed)  # the command's own handling of Ctrl-C
     return cli.main()
 

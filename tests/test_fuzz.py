@@ -183,12 +183,12 @@ WATCH = {"root": None, "outside": []}
 
 
 def hook(event, arguments):
-    if WATCH["root"] and event == "open" and isinstance(arguments[0], (str, bytes, os.PathLike)):
+    if WATCH and WATCH["root"] and event == "open" and isinstance(arguments[0], (str, bytes, os.PathLike)):
         path = os.path.abspath(os.fsdecode(arguments[0]))
         if not path.startswith((WATCH["root"], sys.prefix, sys.base_prefix)) and not path.endswith((".py", ".pyc")): WATCH["outside"].append(path)
 
 
-sys.addaudithook(hook) # cannot be taken away again; it looks at nothing while there is no root
+sys.addaudithook(hook) # cannot be taken away again; it looks at nothing while there is no root, nor when the interpreter has taken its names apart
 
 
 @contextmanager
