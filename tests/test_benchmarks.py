@@ -41,3 +41,27 @@ def test_evaluation_pays_for_its_tower_and_little_else():
     over = committed("evaluate")["over"]
     assert max(over[f"ours, {precision}"]["reference"] for precision in ("fp32", "bf16")) >= 1.3
     for precision in ("fp32", "bf16"): assert over[f"ours, {precision}"][f"tower alone, {precision}"] >= 0.95
+
+
+def shown(notebook):
+    """All text that a committed notebook's cells printed."""
+    cells = json.loads((ROOT / "nbs" / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
+    return "".join("".join(output.get("text", "")) for cell in cells for output in cell.get("outputs", []))
+
+
+def percent(row):
+    return f"{100 * row['mean']:.2f} ± {100 * row['std']:.2f}"
+
+
+@pytest.mark.parametrize("notebook, numbers", [
+    ("03_fast_query", lambda: [f"{way['training']['speedup']:.2f}" for way in committed("head")["ways"]]),
+    ("11_stream", lambda: [f"{part} mAP {100 * row[part]['mean']:.1f} ± {100 * row[part]['std']:.1f}" for row in committed("views")["rows"] for part in ("seen", "zsl")]),
+    ("11_stream", lambda: [f"{row['images/s']:10,.1f}" for row in committed("cache")["read"]]),
+    ("19_benchmarks", lambda: [f"{row['images/s']:6.2f} images a second" for row in committed("train")["ways"]]),
+    ("19_benchmarks", lambda: [percent(row[part]) for row in committed("quality")["ways"] for part in ("seen", "zsl", "gzsl")]),
+    ("19_benchmarks", lambda: [f"{ratio} of {base}" for over in committed("evaluate")["over"].values() for base, ratio in over.items()]),
+    ("19_benchmarks", lambda: [f"{committed('prompts')['ratio']} times"] + [f"{row['images/s']:10,.1f}" for row in committed("cache")["read"]]),
+    ("19_benchmarks", lambda: [f"streamed: {committed('stream')['seconds']} s"])])
+def test_notebooks_show_the_committed_numbers(notebook, numbers):
+    text = shown(notebook)
+    assert not (missing := [number for number in numbers() if number not in text]), f"{notebook} was run with other results: run it again ({missing})"

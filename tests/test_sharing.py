@@ -2,6 +2,7 @@
 import pytest
 import torch
 
+from qks import sharing
 from qks.core import QKSError
 from qks.sharing import share
 
@@ -114,3 +115,21 @@ def test_never_more_scores_than_allowed(tensors, monkeypatch):
 def test_nothing_to_share(n_images, n_labels):
     logits, index = share(torch.zeros(n_images, 5, 8), torch.zeros(n_labels, 8), at_once=3)
     assert logits.shape == index.shape == (n_images, n_labels)
+
+
+@pytest.mark.parametrize("shape", [(2, 12, 50_000), (1, 1, 2_000_000), (3, 300, 1200)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_scores_are_compared_token_by_token_with_the_same_answer(shape, dtype, monkeypatch):
+    torch.manual_seed(0)
+    scores = torch.randn(shape).mul(4).round().to(dtype)  # many ties
+    best, token = torch.max(scores, dim=1)
+    monkeypatch.setattr(torch, "max", None)  # not asked
+    found = sharing.loudest_token(scores)
+    assert torch.equal(found[0], best) and torch.equal(found[1], token)
+    assert (found[0].dtype, found[1].dtype) == (dtype, torch.int64)
+
+
+def test_few_scores_and_those_with_gradients_are_torchs(monkeypatch):
+    monkeypatch.setattr(sharing.torch, "gt", None)
+    sharing.loudest_token(torch.randn(2, 3, 4))
+    sharing.loudest_token(torch.randn(2, 12, 50_000, requires_grad=True))[0].sum().backward()
