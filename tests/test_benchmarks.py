@@ -25,16 +25,18 @@ def committed(name):
     return json.loads((RESULTS / f"{name}.json").read_text())
 
 
-def test_a_million_labels_fit():
-    found = committed("labels")
+@pytest.mark.parametrize("name", ["labels", "intel/labels"])
+def test_a_million_labels_fit(name):
+    found = committed(name)
     assert found["settings"]["labels"] == 1_000_000
     assert found["peak_gigabytes"] < 6
     assert found["ratio_to_bare_product"]["tagging"] <= 2
 
 
-def test_prompts_are_seven_times_faster():
-    assert committed("prompts")["ratio"] >= 7
-    assert committed("prompts")["apart"] < 1e-5
+@pytest.mark.parametrize("name", ["prompts", "intel/prompts"])
+def test_prompts_are_seven_times_faster(name):
+    assert committed(name)["ratio"] >= 7
+    assert committed(name)["apart"] < 1e-5
 
 
 def test_evaluation_pays_for_its_tower_and_little_else():
