@@ -51,11 +51,16 @@ def shown(notebook):
     return "".join("".join(output.get("text", "")) for cell in cells for output in cell.get("outputs", []))
 
 
+def pocket():
+    return json.loads((ROOT / "nbs" / "results" / "pocket_wide.json").read_text())
+
+
 def percent(row):
     return f"{100 * row['mean']:.2f} ± {100 * row['std']:.2f}"
 
 
 @pytest.mark.parametrize("notebook, numbers", [
+    ("index", lambda: [f"{100 * value['mean']:.1f} ± {100 * value['std']:.1f}" for part in pocket()["rows"]["QKS"].values() for name, value in part.items() if name == "mAP" or name.startswith("F1")]),
     ("03_fast_query", lambda: [f"{way['training']['speedup']:.2f}" for way in committed("head")["ways"]]),
     ("11_stream", lambda: [f"{part} mAP {100 * row[part]['mean']:.1f} ± {100 * row[part]['std']:.1f}" for row in committed("views")["rows"] for part in ("seen", "zsl")]),
     ("11_stream", lambda: [f"{row['images/s']:10,.1f}" for row in committed("cache")["read"]]),
