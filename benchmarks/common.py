@@ -5,6 +5,7 @@ import os
 import platform
 import resource
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -24,6 +25,7 @@ def parser(doc, sizes, quick):
     command.add_argument("--threads", type=int, help="default: torch's choice")
     command.add_argument("--quick", action="store_true", help="small sizes: does it run at all?")
     command.add_argument("--out", type=Path, help="JSON file for the numbers")
+    command.add_argument("--group", help=argparse.SUPPRESS)  # what `Apart` passes
     command.set_defaults(sizes=sizes, small=quick)
     return command
 
@@ -57,6 +59,27 @@ def in_turn(ways, rounds):
         function()
     rows = [{name: seconds(function) for name, function in ways.items()} for _ in range(rounds)]
     return {name: [row[name] for row in rows] for name in ways}
+
+
+class Apart:
+    """The ways of one group, run by this script in a process of its own, so that what they do to its memory reaches no other group."""
+    def __init__(self, group):
+        self.process = subprocess.Popen([sys.executable, *sys.argv, "--group", group], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def way(self, name):
+        """A function that has the way run there, and waits for it."""
+        def run():
+            print(name, file=self.process.stdin, flush=True)
+            if self.process.stdout.readline() != "done\n":
+                sys.exit(f"{name}: its process has failed")
+        return run
+
+
+def serve(ways):
+    """What the process of an `Apart` does: run the ways that it is asked for until nobody asks any more."""
+    for name in sys.stdin:
+        ways[name.rstrip()]()
+        print("done", flush=True)
 
 
 def speedups(times, reference):

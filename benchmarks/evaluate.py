@@ -1,13 +1,13 @@
 """Evaluation from image files: `qks evaluate`'s way beside the textbook pipeline and beside the vision tower alone.
 
-    python benchmarks/evaluate.py                       # ViT-B/16 of random weights, L=7, K=12, 925 labels; 9 minutes
+    python benchmarks/evaluate.py                       # ViT-B/16 of random weights, L=7, K=12, 925 labels, batch 64; 9 minutes
     python benchmarks/evaluate.py --out benchmarks/results/evaluate.json
 
-The images are JPEG files of noise. The reference reads a batch, runs open_clip's tower, the plain head and sharing, all in fp32. Ours is
-`token_batches` and `head_scores`, in fp32 and with the towers in bf16. The tower alone is open_clip's as it is, on images that are read
-already, in each of the two precisions; "our tower alone" is `VLP.image_tokens` on the same, then with the whole batch at once. The ways
-take turns on the same images. "memory kept" is ours when all others are done, with freed memory kept as `qks evaluate` keeps it, because
-that cannot be undone.
+The images are JPEG files of noise, the batch is that of `qks evaluate`. The reference reads a batch, runs open_clip's tower, the plain head
+and sharing, all in fp32. Ours is `token_batches` and `head_scores`, in fp32 and with the towers in bf16. The tower alone is open_clip's as
+it is, on images that are read already, in each of the two precisions; "our tower alone" is `VLP.image_tokens` on the same, then with the
+whole batch at once. Ours runs in a process that keeps freed memory, as `qks evaluate` does, the others in one that does not. The ways take
+turns on the same images.
 """
 import tempfile
 from pathlib import Path
@@ -15,7 +15,7 @@ from statistics import median
 
 import numpy as np
 import torch
-from common import in_turn, parser, settings, speedups, write
+from common import Apart, in_turn, parser, serve, settings, speedups, write
 from PIL import Image
 
 from qks import linear
@@ -41,53 +41,56 @@ class Folder:
         return self.paths[index]
 
 
-def main():
-    sizes = {"images": 32, "side": 96, "batch-size": 16, "layers": 7, "queries": 12, "labels": 925, "rounds": 8}
-    args = parser(__doc__, sizes, {"images": 4, "batch-size": 2, "layers": 1, "labels": 20, "rounds": 1}).parse_args()
-    sizes = settings(args)
+def ways(args, folder):
+    """One function a way: the scores, or the tokens, of all images."""
     torch.manual_seed(0)
     vlp = load_vlp() if args.quick else load_vlp("ViT-B-16", False)
     head, embeddings = QKSHead(vlp.projection, HeadConfig(args.queries, args.layers)).eval(), torch.randn(args.labels, vlp.embed_dim)
+    data = Folder(folder, args.images, args.side)
+    batches = [data.paths[start:start + args.batch_size] for start in range(0, len(data), args.batch_size)]
+    ready = [preprocess_images(vlp, [load_image(path) for path in batch]) for batch in batches]
 
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        data = Folder(folder, args.images, args.side)
-        batches = [data.paths[start:start + args.batch_size] for start in range(0, len(data), args.batch_size)]
-        ready = [preprocess_images(vlp, [load_image(path) for path in batch]) for batch in batches]
+    def reference():
+        scores = []
+        for batch in batches:
+            tokens = _tokens(vlp.model.visual, preprocess_images(vlp, [load_image(path) for path in batch]))  # [B, N, D]
+            scores.append(share(head.extractor(tokens) @ head.projection, embeddings)[0])
+        return torch.cat(scores)
 
-        def reference():
-            scores = []
-            for batch in batches:
-                tokens = _tokens(vlp.model.visual, preprocess_images(vlp, [load_image(path) for path in batch]))  # [B, N, D]
-                scores.append(share(head.extractor(tokens) @ head.projection, embeddings)[0])
-            return torch.cat(scores)
+    def ours(precision):
+        vlp.precision = precision
+        return torch.cat([head_scores(head, tokens, embeddings)[0] for tokens in token_batches(vlp, data, args.batch_size)])
 
-        def ours(precision):
-            vlp.precision = precision
-            return torch.cat([head_scores(head, tokens, embeddings)[0] for tokens in token_batches(vlp, data, args.batch_size)])
+    def tower(precision):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            return [_tokens(vlp.model.visual, images) for images in ready]
 
-        def tower(precision):
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-                for images in ready:
-                    _tokens(vlp.model.visual, images)
-
-        def our_tower(at_once=linear.CPU_TOKENS):
-            vlp.precision, linear.CPU_TOKENS, usual = "fp32", at_once, linear.CPU_TOKENS
-            for images in ready:
-                vlp.image_tokens(images)
-            linear.CPU_TOKENS = usual
-
-        def read():
-            return [preprocess_images(vlp, [load_image(path) for path in batch]) for batch in batches]
-        expected = reference()
-        apart = {precision: ((ours(precision) - expected).abs().max() / expected.abs().max()).item() for precision in ("fp32", "bf16")}
-        times = in_turn({
-            "reference": reference, "ours, fp32": lambda: ours("fp32"), "ours, bf16": lambda: ours("bf16"),
+    def our_tower(at_once=linear.CPU_TOKENS):
+        vlp.precision, linear.CPU_TOKENS, usual = "fp32", at_once, linear.CPU_TOKENS
+        tokens = [vlp.image_tokens(images) for images in ready]
+        linear.CPU_TOKENS = usual
+        return tokens
+    return {"reference": reference, "ours, fp32": lambda: ours("fp32"), "ours, bf16": lambda: ours("bf16"),
             "tower alone, fp32": lambda: tower("fp32"), "tower alone, bf16": lambda: tower("bf16"), "our tower alone, fp32": our_tower,
-            "our tower, batch at once": lambda: our_tower(args.batch_size * vlp.n_tokens), "reading alone": read}, args.rounds)
-        linear.keep_freed_memory()
-        times |= in_turn({"ours, fp32, memory kept": lambda: ours("fp32"), "ours, bf16, memory kept": lambda: ours("bf16")}, args.rounds)
+            "our tower, batch at once": lambda: our_tower(args.batch_size * vlp.n_tokens),
+            "reading alone": lambda: [preprocess_images(vlp, [load_image(path) for path in batch]) for batch in batches]}
+
+
+def main():
+    sizes = {"images": 64, "side": 96, "batch-size": 64, "layers": 7, "queries": 12, "labels": 925, "rounds": 4}
+    args = parser(__doc__, sizes, {"images": 4, "batch-size": 2, "layers": 1, "labels": 20, "rounds": 1}).parse_args()
+    sizes = settings(args)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        if args.group == "ours":
+            linear.keep_freed_memory()
+        functions = ways(args, folder)
+        if args.group:
+            return serve(functions)
+        expected = functions["reference"]()
+        apart = {precision: ((functions[f"ours, {precision}"]() - expected).abs().max() / expected.abs().max()).item() for precision in ("fp32", "bf16")}
+        textbook, ours = Apart("textbook"), Apart("ours")
+        times = in_turn({name: (ours if name.startswith("our") else textbook).way(name) for name in functions}, args.rounds)
     bases = {"ours, fp32": ("reference", "tower alone, fp32", "our tower alone, fp32"), "ours, bf16": ("reference", "tower alone, bf16"),
-             "ours, fp32, memory kept": ("reference", "tower alone, fp32"), "ours, bf16, memory kept": ("reference", "tower alone, bf16"),
              "our tower alone, fp32": ("tower alone, fp32", "our tower, batch at once")}
     over = {name: {base: round(speedups(times, base)[name], 3) for base in own} for name, own in bases.items()}
     for name, own in times.items():

@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from .checkpoint import random_states, set_random_states
 from .core import QKSError
 from .devices import batch_pieces
+from .linear import PRECISIONS
 from .recipe import LOSSES, TrainConfig, make_optimizer, make_schedule
 from .steps import HeadLoss, Targets, check_loss, train_step
 from .stream import stream, to_device_if_it_fits
@@ -92,7 +93,7 @@ def epoch_steps(
     order = torch.randperm(len(trainer.targets), generator=trainer.generator).to(getattr(trainer.tokens, "device", "cpu"))
     batches = order.split(config.batch_size)[trainer.step:]
     pieces = [batch_pieces(rows, accelerator.process_index, accelerator.num_processes, config.accumulate) for rows in batches]
-    on_cpu, dtype = trainer.device.type == "cpu", {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
+    on_cpu, dtype = trainer.device.type == "cpu", PRECISIONS[config.precision]
     tokens = stream(trainer.tokens, [rows for batch in pieces for rows, _ in batch], 0 if on_cpu else 2)
     for rows, batch in zip(batches, pieces):
         loss = train_step(trainer.model, batch, tokens, trainer.targets, trainer.embeddings, trainer.optimizer, accelerator, config.clip, dtype,

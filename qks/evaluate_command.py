@@ -21,6 +21,7 @@ from .core import QKSError, progress
 from .data import missing_images
 from .evaluation import best_patch_scores, zero_shot_scores
 from .index import Index
+from .linear import PRECISIONS
 from .metrics import to_array
 from .model import QKS, QKSHead, head_scores
 from .prompts import PromptPool
@@ -31,7 +32,7 @@ from .reproduce import ONE_PROMPT, provenance
 from .splits import open_split
 from .stream import stream
 from .streaming import SparseLabels
-from .train_command import CACHE_DTYPES, read_dtype
+from .train_command import read_dtype
 from .vlp import VLP, load_vlp
 
 # %% ../nbs/15_evaluate_command.ipynb #26b39ec7
@@ -213,7 +214,7 @@ def add_evaluate_arguments(parser):
     add("--vlp", help="name of the VLP: pocket, or a model of open_clip's such as ViT-B-16; a model folder knows its own")
     add("--pretrained", help="weights of the VLP: a tag such as openai, or a file")
     add("--heads", type=int, metavar="N", help="attention heads of a checkpoint file (default: one per 64 channels)")
-    add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the VLP (default: %(default)s)")
+    add("--precision", choices=PRECISIONS, default="fp32", help="of the VLP (default: %(default)s)")
     add("--cache", type=Path, metavar="DIR", help="keep image tokens there, in half precision, for the next evaluation")
-    add("--cache-dtype", choices=CACHE_DTYPES, help="of the numbers in that folder; bf16 for a VLP whose tokens are too large for fp16 (default: fp16)")
+    add("--cache-dtype", choices=PRECISIONS, help="of the numbers in that folder; bf16 for a VLP whose tokens are too large for fp16 (default: fp16)")
     parser.set_defaults(run=run_evaluate)

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 import torch
 
 from .core import QKSError, check_count
+from .linear import PRECISIONS
 from .losses import AsymmetricLoss, bce_loss, ranking_loss
 
 # %% ../nbs/11_recipe.ipynb #be2522e3
 LOSSES = {"asl": AsymmetricLoss(), "bce": bce_loss, "ranking": ranking_loss}
 
 # %% ../nbs/11_recipe.ipynb #53393429
-CHOICES = {"loss": tuple(LOSSES), "schedule": ("plateau", "cosine"), "selection": ("seen", "official"), "precision": ("fp32", "bf16", "fp16")}
+CHOICES = {"loss": tuple(LOSSES), "schedule": ("plateau", "cosine"), "selection": ("seen", "official"), "precision": tuple(PRECISIONS)}
 
 @dataclass(frozen=True)
 class TrainConfig:

@@ -19,7 +19,7 @@ from torch import nn
 
 from . import tower # noqa: F401 registers the pocket tower with timm
 from .core import ASSETS, QKSError, read_tensors
-from .linear import in_parts, tower_arithmetic
+from .linear import PRECISIONS, in_parts, tower_arithmetic
 from .text import encode_text
 
 # %% ../nbs/02_vlp.ipynb #db0cb028
@@ -212,7 +212,7 @@ def load_vlp(
     quick_gelu: bool = True, # for a weight file: trained with QuickGELU, as OpenAI's were
 ) -> VLP: # frozen, in eval mode
     "Load a vision-language model; raises `QKSError` for an unknown model or file and for weights that cannot be fetched."
-    if precision not in ("fp32", "bf16", "fp16"):
+    if precision not in PRECISIONS:
         raise QKSError(f"unknown precision {precision!r}: give 'fp32', 'bf16' or 'fp16'")
     is_path = isinstance(pretrained, Path) or (isinstance(pretrained, str) and (Path(pretrained).is_file() or "/" in pretrained or "." in pretrained))
     if is_path: model, tokenizer = _from_file(pretrained, quick_gelu)

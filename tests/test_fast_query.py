@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from qks import fast_query
 from qks.core import QKSError
-from qks.fast_query import absorbed_attention, absorbing_pays, block_operations, drop, extract, projected_attention, self_attention
+from qks.fast_query import ByHead, TimesFrozen, absorbed_attention, absorbing_pays, block_operations, drop, extract, projected_attention, self_attention, turn
 from qks.losses import AsymmetricLoss
 from qks.model import HeadConfig, QKSHead
 from qks.query import Attention, QueryExtractor
@@ -119,6 +119,47 @@ def test_self_attention_of_equal_images_is_made_once():
     assert not torch.equal(*self_attention(attention, x, 2))
 
 
+# ---- where numbers lie
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_gradients_of_products_by_head(turned):
+    torch.manual_seed(0)
+    x, matrices = torch.randn(5, 3, 2, dtype=torch.double, requires_grad=True), torch.randn(3, 2, 4, dtype=torch.double)
+    if turned: matrices = matrices.transpose(1, 2).contiguous().transpose(1, 2)
+    matrices.requires_grad_()
+    close(ByHead.apply(x, matrices), torch.einsum("mhi,hio->mho", x, matrices))
+    assert torch.autograd.gradcheck(ByHead.apply, (x, matrices))
+    assert torch.autograd.grad(ByHead.apply(x, matrices).sum(), matrices)[0].stride() == matrices.stride()  # or autograd would copy it
+
+
+def test_gradients_of_products_with_frozen_tokens():
+    torch.manual_seed(0)
+    x, tokens = torch.randn(2, 3, 4, dtype=torch.double, requires_grad=True), torch.randn(2, 5, 4, dtype=torch.double)
+    for matrix, other in ((tokens.transpose(1, 2), tokens), (turn(tokens), tokens)):
+        close(TimesFrozen.apply(x, matrix, other), x @ matrix)
+        assert torch.autograd.gradcheck(lambda x: TimesFrozen.apply(x, matrix, other), (x,))  # noqa: B023 used at once
+
+
+@pytest.mark.parametrize("grad, autocast, laid_out", [(True, False, True), (False, False, False), (True, True, False)])
+def test_tokens_are_copied_in_training_in_full_precision_only(grad, autocast, laid_out):
+    tokens = torch.randn(2, 5, 4)
+    with torch.set_grad_enabled(grad), torch.autocast("cpu", torch.bfloat16, enabled=autocast): turned = turn(tokens)
+    assert turned.is_contiguous() is laid_out and torch.equal(turned, tokens.transpose(1, 2))
+    assert not turn(tokens.requires_grad_()).is_contiguous()
+
+
+def test_half_precision_agrees():
+    extractor, tokens = make()
+    with torch.autocast("cpu", torch.bfloat16): found, plain = (gradients(extractor, way, tokens) for way in (lambda tokens: extract(extractor, tokens), extractor))
+    for name in plain: close(found[name], plain[name], rtol=0.1)
+
+
+def test_a_key_bias_has_no_gradient():
+    extractor, tokens = make()
+    extract(extractor, tokens).pow(3).sum().backward()
+    assert all((block.cross_attention.key.bias.grad == 0).all() for block in extractor.blocks)
+
+
 # ---- dropout
 
 @pytest.mark.parametrize("p", [0.05, 0.1, 0.5, 0.9])
@@ -144,6 +185,7 @@ def test_dropout_follows_seed_and_mode():
     assert torch.equal(drop(x, dropout), a) and not torch.equal(a, b) and first.shape == x.shape
     assert drop(x, dropout.eval()) is x and drop(x, nn.Dropout(0.)) is x
     assert (drop(x, nn.Dropout(1.)) == 0).all()
+    for p in (1e-7, 1 - 1e-7): assert set((drop(x, nn.Dropout(p))*(1 - p)/x).round(decimals=3).flatten().tolist()) <= {0., 1.}  # finer than 1/65,536
     assert drop(x.bfloat16(), nn.Dropout(0.5)).dtype == torch.bfloat16
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qks import linear as module
-from qks.linear import FastLinears, InOnePiece, can_use_onednn, in_parts, keep_freed_memory, linear, mkl_is_at_home, onednn_agrees, tower_arithmetic
+from qks.linear import DirectAttention, FastLinears, can_use_onednn, in_parts, keep_freed_memory, linear, mkl_is_at_home, onednn_agrees, tower_arithmetic
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available() or not onednn_agrees(), reason="this torch has no oneDNN linear")
 
@@ -96,7 +96,7 @@ def test_inside_the_context_every_linear_map_is_ours(used):
     with torch.no_grad():
         expected = tower(tokens)
         assert not used
-        with InOnePiece(), FastLinears(): found = tower(tokens)
+        with DirectAttention(), FastLinears(): found = tower(tokens)
     assert len(used) == 4  # in and out of the attention, in and out of the feed-forward
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
@@ -106,7 +106,7 @@ def test_the_context_leaves_everything_as_it_was(used, shortcut):
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(shortcut)
     try:
-        with torch.no_grad(), pytest.raises(ZeroDivisionError), InOnePiece(), FastLinears(): 1/0
+        with torch.no_grad(), pytest.raises(ZeroDivisionError), DirectAttention(), FastLinears(): 1/0
         assert torch.backends.mha.get_fastpath_enabled() is shortcut
         F.linear(torch.zeros(2, 2), torch.zeros(2, 2))
         assert not used
@@ -191,7 +191,7 @@ def test_an_operator_that_fails_later_is_replaced_call_by_call(operator):
     with pytest.raises(RuntimeError, match="shape"): linear(torch.zeros(2, 3), torch.zeros(4, 5))
 
 
-# ---- attention's tokens in one piece
+# ---- direct attention
 
 def rows_multiplied(attention, *inputs, **options):
     "The shapes of the first factors of all matrix products in a call, attention's own apart."
@@ -213,18 +213,55 @@ def test_the_first_product_is_one(precision):
         torch.backends.mha.set_fastpath_enabled(False)
         try: assert (5, 3, 16) in rows_multiplied(attention, x, x, x)  # five small products
         finally: torch.backends.mha.set_fastpath_enabled(True)
-        with InOnePiece(): assert rows_multiplied(attention, x, x, x)[0] == (15, 16)
+        with DirectAttention(): assert rows_multiplied(attention, x, x, x)[0] == (15, 16)
 
 
-@pytest.mark.parametrize("batch_first", [True, False])
-@pytest.mark.parametrize("masked", [True, False])
-def test_one_piece_changes_no_number(batch_first, masked):
-    attention, x, y = nn.MultiheadAttention(16, 2, batch_first=batch_first).eval(), torch.randn(5, 5, 16), torch.randn(5, 5, 16)
-    mask = torch.full((5, 5), -torch.inf).triu_(1) if masked else None
-    for queries, keys, values in ((x, x, x), (x, y, y), (x, y, x)):  # only the first is touched
-        expected = attention(queries, keys, values, attn_mask=mask)
-        with InOnePiece(): found = attention(queries, keys, values, attn_mask=mask)
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+@pytest.fixture
+def direct(monkeypatch):
+    "Counts the calls of `direct_attention`."
+    calls, ours = [], module.direct_attention
+    monkeypatch.setattr(module, "direct_attention", lambda *args: (calls.append(1), ours(*args))[1])
+    return calls
+
+
+CAUSAL = torch.full((5, 5), -torch.inf).triu_(1)
+
+
+def check_direct(direct, attention, inputs, n_direct, rtol=1e-5, **options):
+    torch.manual_seed(0)
+    expected = attention(*inputs, **options)
+    torch.manual_seed(0)
+    with DirectAttention(): found = attention(*inputs, **options)
+    assert len(direct) == n_direct
+    torch.testing.assert_close(found, expected, rtol=rtol, atol=1e-6)
+
+
+@pytest.mark.parametrize("layer", [{}, {"bias": False}, {"batch_first": False}], ids=str)
+@pytest.mark.parametrize("mask", [None, CAUSAL, CAUSAL < 0], ids=["all", "causal", "forbidden"])
+def test_direct_attention_is_torchs(direct, layer, mask):
+    attention, x = nn.MultiheadAttention(16, 2, **{"batch_first": True, **layer}).eval(), torch.randn(5, 5, 16)
+    check_direct(direct, attention, (x, x, x), 1, need_weights=False, attn_mask=mask)
+
+
+@pytest.mark.parametrize("layer, options", [
+    ({}, {"need_weights": True}), ({}, {"key_padding_mask": torch.arange(5).expand(3, 5) > 3}), ({}, {"attn_mask": CAUSAL.expand(6, 5, 5)}), ({"add_bias_kv": True}, {}), ({"add_zero_attn": True}, {}), ({"dropout": 0.5}, {})], ids=str)
+def test_what_is_asked_beyond_that_goes_to_torch(direct, layer, options):
+    attention, x = nn.MultiheadAttention(16, 2, batch_first=True, **layer).train("dropout" in layer), torch.randn(3, 5, 16)
+    check_direct(direct, attention, (x, x, x), 0, **{"need_weights": False, **options})
+
+
+def test_a_mask_of_truths_goes_to_torch(direct):
+    "A layer turns it into numbers; the function itself may be given one."
+    x, weight = torch.randn(5, 3, 16), torch.randn(48, 16)
+
+    def attend(*inputs): return F.multi_head_attention_forward(*inputs, 16, 2, weight, None, None, None, False, 0., weight[:16], None, need_weights=False, attn_mask=CAUSAL < 0)
+    check_direct(direct, attend, (x, x, x), 0)
+
+
+def test_attention_to_other_tokens_goes_to_torch(direct):
+    attention, x, y = nn.MultiheadAttention(16, 2, batch_first=True).eval(), torch.randn(3, 5, 16), torch.randn(3, 5, 16)
+    for inputs in ((x, y, y), (x, y, x)): check_direct(direct, attention, inputs, 0, need_weights=False)
+    check_direct(direct, attention, (x[0],)*3, 0, need_weights=False)
 
 
 @pytest.mark.parametrize("home", [True, False])
