@@ -118,13 +118,14 @@ class DirectAttention(TorchFunctionMode):
         return super().__exit__(*error)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is F.multi_head_attention_forward and args[0] is args[1] is args[2] and args[0].ndim == 3:
-            call = self.arguments.bind(*args, **(kwargs or {}))
-            call.apply_defaults()
-            call, mask = call.arguments, call.arguments["attn_mask"]
-            if (all(call[name] is value for name, value in PLAIN_CALL.items()) and not (call["training"] and call["dropout_p"])
-                    and (mask is None or (mask.ndim == 2 and mask.is_floating_point()))):
-                found = direct_attention(args[0].transpose(0, 1).contiguous(), call["num_heads"], call["in_proj_weight"], call["in_proj_bias"],
+        if func is F.multi_head_attention_forward:
+            bound = self.arguments.bind(*args, **(kwargs or {}))
+            bound.apply_defaults()
+            call = bound.arguments
+            tokens, mask = call["query"], call["attn_mask"]                # [N, B, D]
+            if (tokens is call["key"] is call["value"] and tokens.ndim == 3 and all(call[name] is value for name, value in PLAIN_CALL.items())
+                    and not (call["training"] and call["dropout_p"]) and (mask is None or (mask.ndim == 2 and mask.is_floating_point()))):
+                found = direct_attention(tokens.transpose(0, 1).contiguous(), call["num_heads"], call["in_proj_weight"], call["in_proj_bias"],
                                          call["out_proj_weight"], call["out_proj_bias"], mask)            # [B, N, D]
                 return found.transpose(0, 1), None
         return func(*args, **(kwargs or {}))
