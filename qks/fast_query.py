@@ -68,17 +68,18 @@ def self_attention(
     return linear(gathered.transpose(1, 2).flatten(2), attention.output.weight, attention.output.bias)
 
 # %% ../nbs/03_fast_query.ipynb #7c1e0a02
-def _by_head(x, matrices): # [M, h, I], [h, I, O] -> [M, h, O]
-    out = x.new_empty(len(x), *matrices.shape[::2])
-    torch.bmm(x.transpose(0, 1), matrices, out=out.transpose(0, 1))
-    return out
-
 class ByHead(torch.autograd.Function):
     "The rows of each head times the head's own matrix: [M, h, I] and [h, I, O] give [M, h, O]."
     @staticmethod
+    def product(x, matrices):
+        out = x.new_empty(len(x), *matrices.shape[::2])
+        torch.bmm(x.transpose(0, 1), matrices, out=out.transpose(0, 1))
+        return out
+
+    @staticmethod
     def forward(ctx, x, matrices):
         ctx.save_for_backward(x, matrices)
-        return _by_head(x, matrices)
+        return ByHead.product(x, matrices)
 
     @staticmethod
     @once_differentiable
@@ -86,7 +87,7 @@ class ByHead(torch.autograd.Function):
         x, matrices = ctx.saved_tensors
         if matrices.is_contiguous(): change = x.permute(1, 2, 0) @ grad.transpose(0, 1)                     # [h, I, O]
         else: change = (grad.permute(1, 2, 0) @ x.transpose(0, 1)).transpose(1, 2)                          # the same, lying as the matrices lie
-        return _by_head(grad, matrices.transpose(1, 2)), change
+        return ByHead.product(grad, matrices.transpose(1, 2)), change
 
 # %% ../nbs/03_fast_query.ipynb #7c1e0a06
 class TimesFrozen(torch.autograd.Function):
@@ -105,6 +106,7 @@ def lay_out(context) -> bool: # image tokens [B, N, D]
     "Whether we choose the layout: frozen tokens on a CPU, outside of autocast and compilation."
     return not (context.device.type != "cpu" or context.requires_grad or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
 
+# %% ../nbs/03_fast_query.ipynb #7c1e0a11
 def turn(context): # image tokens [B, N, D] -> [B, D, N]
     "The tokens with their axes exchanged; a copy where that pays, in training, else a view."
     turned = context.transpose(1, 2)

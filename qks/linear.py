@@ -86,7 +86,7 @@ def linear(
     if torch.is_grad_enabled(): return OneDNNLinear.apply(x, weight, bias)
     return _product(x, weight, bias)
 
-# %% ../nbs/02_linear.ipynb #090925e5
+# %% ../nbs/02_linear.ipynb #5d1c7a20
 def direct_attention(
     tokens, # [B, N, D]
     n_heads: int, # h
@@ -101,6 +101,7 @@ def direct_attention(
     gathered = F.scaled_dot_product_attention(*qkv, attn_mask=mask)                                       # [B, h, N, d]
     return F.linear(gathered.transpose(1, 2).flatten(2), output_weight, output_bias)
 
+# %% ../nbs/02_linear.ipynb #090925e5
 PLAIN_CALL = {"bias_k": None, "bias_v": None, "add_zero_attn": False, "key_padding_mask": None, "need_weights": False, "use_separate_proj_weight": False,
               "static_k": None, "static_v": None} # what `direct_attention` gives
 
