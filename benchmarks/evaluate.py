@@ -81,8 +81,6 @@ def main():
     args = parser(__doc__, sizes, {"images": 4, "batch-size": 2, "layers": 1, "labels": 20, "rounds": 1}).parse_args()
     sizes = settings(args)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        if args.group == "ours":
-            linear.keep_freed_memory()
         functions = ways(args, folder)
         if args.group:
             return serve(functions)

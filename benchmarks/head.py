@@ -90,8 +90,6 @@ def main():
     sizes = {"images": 16, "tokens": 197, "width": 768, "layers": 7, "queries": 12, "labels": 925, "embedding": 512, "rounds": 12}
     args = parser(__doc__, sizes, {"images": 2, "tokens": 17, "width": 128, "layers": 2, "labels": 20, "embedding": 32, "rounds": 2}).parse_args()
     sizes = settings(args)
-    if args.group == "ours":
-        linear.keep_freed_memory()
     infer, timed = functions(args)
     if args.group:
         return serve(timed)

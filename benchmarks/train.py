@@ -19,7 +19,6 @@ from common import Apart, in_turn, parser, serve, settings, speedups, write
 from qks.batchfile import BatchFile
 from qks.devices import make_accelerator
 from qks.engine import Trainer, epoch_steps
-from qks.linear import keep_freed_memory
 from qks.losses import AsymmetricLoss
 from qks.model import HeadConfig, QKSHead
 from qks.recipe import TrainConfig, make_optimizer
@@ -94,8 +93,6 @@ def main():
     args = parser(__doc__, sizes, {"images": 6, "batch-size": 2, "layers": 1, "labels": 20, "rounds": 1}).parse_args()
     sizes = settings(args)
     if args.group:
-        if args.group == "ours":
-            keep_freed_memory()
         return serve(ways(args, HeadConfig.dropout, TrainConfig.lr))
     first = {name: epoch() for name, epoch in ways(args, 0., 1e-12).items()}
     textbook, ours = Apart("textbook"), Apart("ours")

@@ -21,12 +21,15 @@ def elsewhere(monkeypatch):
     monkeypatch.setattr(module, "mkl_is_at_home", lambda: False)
 
 
-@pytest.fixture
-def used(monkeypatch):
-    "Every product that oneDNN computes."
-    calls, original = [], module._product
-    monkeypatch.setattr(module, "_product", lambda *args: (calls.append(1), original(*args))[1])
+def counted(monkeypatch, name):
+    "Every call of one of the module's functions."
+    calls, original = [], getattr(module, name)
+    monkeypatch.setattr(module, name, lambda *args: (calls.append(1), original(*args))[1])
     return calls
+
+
+@pytest.fixture
+def used(monkeypatch): return counted(monkeypatch, "_product")  # every product that oneDNN computes
 
 
 @pytest.mark.parametrize("shape", [(5, 64), (2, 5, 64), (2, 3, 5, 64), (1, 64)], ids=str)
@@ -217,11 +220,7 @@ def test_the_first_product_is_one(precision):
 
 
 @pytest.fixture
-def direct(monkeypatch):
-    "Counts the calls of `direct_attention`."
-    calls, ours = [], module.direct_attention
-    monkeypatch.setattr(module, "direct_attention", lambda *args: (calls.append(1), ours(*args))[1])
-    return calls
+def direct(monkeypatch): return counted(monkeypatch, "direct_attention")
 
 
 CAUSAL = torch.full((5, 5), -torch.inf).triu_(1)
