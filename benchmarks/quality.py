@@ -20,7 +20,8 @@ from qks.core import progress
 from qks.evaluation import evaluate, summarise
 from qks.model import QKSHead, QKSOutput
 from qks.pocket import PocketConfig, write_pocket
-from qks.reproduce import ReproduceConfig, load_benchmark
+from qks.benchmark import load_benchmark
+from qks.reproduce import ReproduceConfig
 from qks.sharing import share
 from qks.training import fit
 from qks.vlp import load_vlp

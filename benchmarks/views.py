@@ -17,7 +17,8 @@ from qks.cache import cache_size, cache_tokens
 from qks.core import progress
 from qks.evaluation import evaluate, summarise
 from qks.pocket import PocketConfig, write_pocket
-from qks.reproduce import ReproduceConfig, load_benchmark, train_head
+from qks.benchmark import load_benchmark
+from qks.reproduce import ReproduceConfig, train_head
 from qks.stream import ViewSampler
 from qks.vlp import load_vlp
 

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['WORKER_FAILURES', 'cutout', 'split_preprocess', 'preprocess_digest', 'Augmentation', 'ImageViews', 'stack_images',
-           'worker_errors', 'load_batches', 'LiveTokens']
+           'worker_errors', 'check_workers', 'load_batches', 'LiveTokens']
 
 # %% ../nbs/11_augment.ipynb #241ec79c
 import hashlib
 from contextlib import contextmanager
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -129,6 +130,13 @@ def worker_errors(
         told = lines[-1 if lines[0].startswith("Caught ") else 0].strip()[:120]                 # what was caught in a worker stands behind its traceback
         raise QKSError(f"the processes that read images failed ({told}): use fewer workers, or give the machine more (shared) memory") from error
 
+# %% ../nbs/11_augment.ipynb #dd56f292
+def check_workers(
+    workers, # what the user gave
+):
+    "Raise `QKSError` for what is no number of processes."
+    if isinstance(workers, bool) or not isinstance(workers, Integral) or workers < 0: raise QKSError(f"workers is {workers!r}: give a whole number, 0 or more")
+
 # %% ../nbs/11_augment.ipynb #dd56f294
 def load_batches(
     images: ImageViews, # what to load
@@ -136,6 +144,7 @@ def load_batches(
     workers: int = 0, # processes that read and preprocess beside this one
 ):
     "Yield one tensor [B, 3, H, W] a batch, in order; raises `QKSError` for an image that cannot be read and for a worker that died."
+    check_workers(workers)
     generator = torch.Generator().manual_seed(0)
     with worker_errors(OSError):                                                            # the system's, for a process that could not start
         for loaded in DataLoader(images, batch_sampler=batches, num_workers=workers, collate_fn=stack_images, generator=generator):

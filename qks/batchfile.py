@@ -118,10 +118,11 @@ class DiskTokens:
     def __getitem__(self, rows):
         if isinstance(rows, slice) and rows.step in (None, 1):
             start, stop, _ = rows.indices(len(self))
-            skipped = start*math.prod(self.shape[1:])*self.dtype.itemsize
-            return DiskTokens(self.file, (max(0, stop - start), *self.shape[1:]), self.dtype, self.offset + skipped)
+            return DiskTokens(self.file, (max(0, stop - start), *self.shape[1:]), self.dtype, self.offset + start*math.prod(self.shape[1:])*self.dtype.itemsize)
         if not isinstance(rows, tuple): return self.items(torch.arange(len(self))[rows])
-        if len(rows) == 2 and all(isinstance(part, torch.Tensor) for part in rows): return self.items(rows[0]*self.shape[1] + rows[1], 2)
+        if len(rows) == 2 and all(isinstance(part, torch.Tensor) for part in rows):
+            first, second = (torch.arange(size)[part] for size, part in zip(self.shape, rows))            # from 0 on, or IndexError
+            return self.items(first*self.shape[1] + second, 2)
         return self.read()[rows]
 
     def split(self, size): return [self[start:start + size] for start in range(0, len(self), size)]

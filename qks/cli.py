@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from .augment import check_workers
 from .core import QKSError
 from .data_commands import add_data_commands
 from .evaluate_command import add_evaluate_arguments
@@ -105,7 +106,7 @@ def suit_processor(
     device = getattr(args, "device", None) or ("cuda" if torch.cuda.is_available() else "cpu")
     if device != "cpu" or getattr(args, "precision", "fp32") != "bf16" or os.environ.get("RANK", "0") != "0": return
     pays = product_rate(torch.bfloat16)/product_rate(torch.float32)
-    if pays < 1: print(f"qks: this processor multiplies numbers of 16 bits at {pays:.1f} times the rate of 32 bits: --precision fp32 is faster here", file=sys.stderr)
+    if pays < 1: print(f"qks: on this processor bf16 matrix products run at {pays:.1f} times the rate of fp32 ones: --precision fp32 is faster here", file=sys.stderr)
 
 # %% ../nbs/15_cli.ipynb #b75fa7c9
 def main(argv=None) -> int: # 0; 1 where a command found something wrong; 2 after a user's mistake; 130 after Ctrl-C
@@ -116,6 +117,7 @@ def main(argv=None) -> int: # 0; 1 where a command found something wrong; 2 afte
         if first: print(f"qks: only qks train shares its work out, and a launcher started {processes} processes: start this command without a launcher", file=sys.stderr)
         return 2
     try:
+        check_workers(getattr(args, "workers", None) or 0)
         suit_processor(args)
         return args.run(args) or 0
     except QKSError as error:

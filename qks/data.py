@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TAG_LIST', 'CONCEPT_LIST', 'LABEL_FOLDER', 'read_vocabulary', 'unknown_concepts', 'concept_files',
-           'read_concept_labels', 'read_tag_entries', 'index_nuswide', 'read_nuswide', 'missing_images', 'holdout',
-           'write_lists']
+           'read_concept_labels', 'read_tag_entries', 'index_nuswide', 'read_nuswide', 'missing_images',
+           'require_images', 'holdout', 'write_lists']
 
 # %% ../nbs/08_data.ipynb #6b89a173
 import os
@@ -134,6 +134,16 @@ def missing_images(
     "List the images whose file is absent or too small."
     paths = [data.path(i) for i in range(len(data))]
     return [image for image, path in zip(data.images, paths) if not os.path.isfile(path) or os.path.getsize(path) < min_bytes]
+
+# %% ../nbs/08_data.ipynb #7f65a291
+def require_images(
+    data, # a split: LabelledImages or an Index
+    split: str, # its name, for the message
+):
+    "Raise `QKSError` where the file of an image is missing or empty."
+    if missing := missing_images(data):
+        raise QKSError(f"{len(missing):,} of {len(data):,} {split} images are missing or empty in {Path(data.root)/data.image_folder}, "
+                       f"the first is {missing[0]}: fetch them, or leave them out of the image list")
 
 # %% ../nbs/08_data.ipynb #061e5cbb
 def holdout(

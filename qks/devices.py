@@ -16,8 +16,8 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import InitProcessGroupKwargs, gather, parse_flag_from_env
 
 from .core import QKSError
-from .model import head_scores
-from .stream import stream
+from .model import score_batches
+from .stream import read_ahead
 
 # %% ../nbs/11_devices.ipynb #1d41df42
 PATIENCE = timedelta(days=1) # ours: how long processes wait for one another
@@ -97,7 +97,6 @@ def score_images(
     state, n = process_state(), len(image_tokens)
     share = torch.arange(n).tensor_split(state.num_processes)[state.process_index]       # [n_w]
     rows = share if len(share) else torch.arange(1)                                      # fewer images than processes: the first one, cut off below
-    if hasattr(image_tokens, "split"): chunks = [image_tokens[rows[0]:rows[-1] + 1]]
-    else: chunks = stream(image_tokens, rows.split(batch_size), 0)
-    found = [head_scores(head, chunk, label_embeddings, batch_size) for chunk in chunks]
-    return tuple(gather_rows(torch.cat(part)[:len(share)], n) for part in zip(*found))
+    chunks = read_ahead(image_tokens, rows.split(batch_size), head.projection.device)    # [b, N, D] each
+    found = score_batches(head, chunks, label_embeddings, -(-len(rows)//batch_size))
+    return tuple(gather_rows(part[:len(share)], n) for part in found)

@@ -22,14 +22,15 @@ from .devices import batch_pieces
 from .linear import PRECISIONS
 from .recipe import LOSSES, TrainConfig, make_optimizer, make_schedule
 from .steps import HeadLoss, Targets, check_loss, train_step
-from .stream import stream, to_device_if_it_fits
+from .stream import read_ahead, to_device_if_it_fits
 
 # %% ../nbs/11_engine.ipynb #d7e31102
 def compiled(
     model: nn.Module, # any module
+    device="cpu", # where it computes: each kind of device has a compiler of its own
 ) -> nn.Module:
-    "The module through torch.compile; raises `QKSError` where nothing can be compiled here."
-    try: torch.compile(lambda x: x + 1)(torch.zeros(2))
+    "The module through torch.compile; raises `QKSError` where nothing can be compiled for that device."
+    try: torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
     except Exception as error: # no compiler, no headers, an unknown platform: each fails in its own way
         raise QKSError(f"torch.compile is not possible here ({type(error).__name__}: {str(error).strip().splitlines()[0][:100]}): leave compile out") from error
     return torch.compile(model)
@@ -58,7 +59,7 @@ class Trainer:
         optimizer, self.steps_per_epoch = make_optimizer(head.parameters(), config), math.ceil(len(targets)/config.batch_size)
         self.schedule = make_schedule(optimizer, config, self.steps_per_epoch)
         self.model, self.optimizer = accelerator.prepare(HeadLoss(head, LOSSES[config.loss]), optimizer)
-        if config.compile: self.model = compiled(self.model)
+        if config.compile: self.model = compiled(self.model, self.device)
         self.epoch, self.step, self.total, self.seconds, self.history = 1, 0, 0., 0., []           # the epoch, and what is done of it
         self.best, self.best_step = None, None                                                    # weights, and the steps after which they were judged
         self.order, self.lr = self.generator.get_state(), optimizer.param_groups[0]["lr"]         # at the epoch's beginning
@@ -94,7 +95,7 @@ def epoch_steps(
     batches = order.split(config.batch_size)[trainer.step:]
     pieces = [batch_pieces(rows, accelerator.process_index, accelerator.num_processes, config.accumulate) for rows in batches]
     on_cpu, dtype = trainer.device.type == "cpu", PRECISIONS[config.precision]
-    tokens = stream(trainer.tokens, [rows for batch in pieces for rows, _ in batch], 0 if on_cpu else 2)
+    tokens = read_ahead(trainer.tokens, [rows for batch in pieces for rows, _ in batch], trainer.device)
     for rows, batch in zip(batches, pieces):
         loss = train_step(trainer.model, batch, tokens, trainer.targets, trainer.embeddings, trainer.optimizer, accelerator, config.clip, dtype,
                           at=(trainer.epoch, trainer.step + 1))

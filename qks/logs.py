@@ -87,7 +87,8 @@ class RunLog:
         if not self.main: return
         self._try(self.folder.mkdir, parents=True, exist_ok=True)
         self._try(cut_lines, self.folder/"steps.csv", step)
-        if run.log_with: self._track(accelerator.init_trackers, "qks", {name: value if isinstance(value, (int, float, str)) else str(value) for name, value in config.items()})
+        shown = {name: value if isinstance(value, (int, float, str)) else str(value) for name, value in config.items()}
+        if run.log_with: self._track(accelerator.init_trackers, "qks", shown, {"tensorboard": {"purge_step": step + 1}}) # later events belong to a run that was killed
 
     def _try(self, write, *args, **kwargs):
         try: return write(*args, **kwargs)

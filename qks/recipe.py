@@ -23,7 +23,7 @@ CHOICES = {"loss": tuple(LOSSES), "schedule": ("plateau", "cosine"), "selection"
 
 @dataclass(frozen=True)
 class TrainConfig:
-    "How to train a head; the defaults are the paper's for NUS-WIDE."
+    "How to train a head; the defaults are the paper's for NUS-WIDE, but for `selection`."
     epochs: int = 60 # the authors' maximum
     batch_size: int = 64 # the authors'; images a step, over all devices and parts
     lr: float = 1e-5 # the authors'

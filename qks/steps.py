@@ -16,7 +16,7 @@ from torch import nn
 from .core import QKSError
 from .devices import make_accelerator, release_accelerator
 from .index import Index
-from .stream import stream
+from .stream import read_ahead
 
 # %% ../nbs/11_steps.ipynb #46ba6968
 class HeadLoss(nn.Module):
@@ -111,7 +111,7 @@ def train_epoch(head, image_tokens, targets, label_embeddings, loss_function, op
     "Train on every image once, in shuffled batches; returns the mean loss. Raises `QKSError` where the loss is not finite."
     accelerator, model, targets, total = make_accelerator(head.projection.device), HeadLoss(head.train(), loss_function), Targets(targets), 0.
     batches = torch.randperm(len(targets), generator=generator).split(batch_size)
-    tokens = stream(image_tokens, batches, 0 if head.projection.device.type == "cpu" else 2)
+    tokens = read_ahead(image_tokens, batches, head.projection.device)
     embeddings = label_embeddings.to(head.projection.device)
     for step, rows in enumerate(batches, 1):
         loss = train_step(model, [(rows, 1.)], tokens, targets, embeddings, optimizer, accelerator, at=(1, step))

@@ -16,7 +16,7 @@ import torch
 from kill_child import in_child
 from tqdm import tqdm
 
-from qks import model, reproduce, train_command
+from qks import benchmark, reproduce, train_command
 from qks.cli import main
 from qks.prompts import PromptPool
 
@@ -35,19 +35,17 @@ def written(run):
     for row in results["runs"][0]["history"]: row.pop("seconds")
     return {"results": {name: value for name, value in results.items() if name not in ("seconds", "code")},
             "files": {name: (run / name).read_bytes().hex() for name in ("config.json", "table.md", "model/config.json", "model/head.safetensors", "figures/scenes.png")},
-            "names": sorted(path.name for path in run.iterdir())}
+            "names": sorted(path.name for folder in (run, run / "model") for path in folder.iterdir())}
 
 
 def killed_at(number, folder, save):
     "Write results until the event of that number."
     seen = []
 
-    def reach(event, path="", mode=""):
-        if event == "saved" or (str(folder) in str(path) and (event == "os.rename" or (event == "open" and "r" not in str(mode)))):
+    def reach(event, path, mode=""):
+        if str(folder) in str(path) and (event == "os.rename" or (event == "open" and "r" not in str(mode))):
             seen.append(event)
             if len(seen) > number: os.kill(os.getpid(), signal.SIGKILL)
-    write = model.save_file
-    model.save_file = lambda *args: (reach("saved"), write(*args))  # safetensors opens its files by itself, unseen by Python
     sys.addaudithook(lambda event, given: reach(event, *given[:2]) if event in ("open", "os.rename") else None)
     save()
 
@@ -55,7 +53,7 @@ def killed_at(number, folder, save):
 def run(root):
     torch.set_num_threads(1)
     tqdm.monitor_interval = 0  # no thread beside the one that forks
-    reproduce.save_figures, train_command.load_benchmark = draw, partial(reproduce.load_benchmark, pool=PromptPool.single("a photo of {}"))
+    reproduce.save_figures, train_command.load_benchmark = draw, partial(benchmark.load_benchmark, pool=PromptPool.single("a photo of {}"))
     saved, save, out = [], reproduce.save_run, root / "run"
 
     def train(folder, *more): return main(["train", str(root / "data"), "--out", str(folder), *OPTIONS, *more])

@@ -80,7 +80,7 @@ def train(folder):
 
 def main(root):
     torch.set_num_threads(1)
-    training.progress = lambda items, description: Silent(items)  # tqdm's lock is shared with a killed child, and would stay locked
+    training.progress = lambda items, description, total=None: Silent(items)  # tqdm's lock is shared with a killed child, and would stay locked
     import qks.model
     qks.model.progress = training.progress
     events, runs, rng = Events(), [], random.Random(0)

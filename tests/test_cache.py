@@ -617,7 +617,13 @@ def test_views_in_a_file(stored):
     tokens, values = stored
     views = DiskTokens(tokens.file, (5, 2, 3, 4), tokens.dtype, 8)
     rows, drawn = torch.tensor([4, 0, 1]), torch.tensor([1, 1, 0])
-    assert torch.equal(views[rows, drawn], values.unflatten(0, (5, 2))[rows, drawn]) and torch.equal(views[1:][2, 1], values[7])
+    whole = values.unflatten(0, (5, 2))
+    assert torch.equal(views[rows, drawn], whole[rows, drawn]) and torch.equal(views[1:][2, 1], values[7])
+    for pair in ((torch.tensor([-1, 0]), torch.tensor([-2, -1])), (torch.tensor([True, False, False, True, False]), torch.tensor([False, True]))):
+        assert torch.equal(views[pair], whole[pair])
+    for wrong in ((torch.tensor([0]), torch.tensor([2])), (torch.tensor([5]), torch.tensor([0])), (torch.tensor([0]), torch.tensor([-3]))):
+        with pytest.raises(IndexError): views[wrong]
+    with pytest.raises(IndexError): views[1:3][torch.tensor([2]), torch.tensor([0])]  # not what lies behind it in the file
 
 
 def test_an_open_file(stored, tmp_path, monkeypatch):

@@ -132,6 +132,18 @@ def test_a_damaged_checkpoint_is_never_taken(tmp_path, damage):
     assert quietly(last_checkpoint, tmp_path)[1] == 0
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE, errno.EIO])
+def test_a_checkpoint_that_cannot_be_opened_is_not_damaged(tmp_path, monkeypatch, number):
+    "Of another user, too many open files, a disk that is away: the run stops, and no file gets another name."
+    for step in (1, 2): save_checkpoint(tmp_path, step, state(step))
+
+    def refuse(path, *args): raise OSError(number, os.strerror(number), str(path))
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "open", refuse, raising=False)
+        refused(f"step-000000000002.safetensors cannot be read .{os.strerror(number)}.: mend that, and run again; nothing was changed", last_checkpoint, tmp_path)
+    assert [*list_checkpoints(tmp_path)] == [1, 2] and equal(last_checkpoint(tmp_path), state(2))
+
+
 def test_any_altered_byte_is_noticed(tmp_path):
     path, rng = save_checkpoint(tmp_path, 1, state(1), 1), random.Random(0)
     content = path.read_bytes()

@@ -277,10 +277,24 @@ def test_the_cache_folder(tmp_path, monkeypatch):
     assert cache_folder() == Path.home()/".cache/qks"
 
 
-def test_available_memory(tmp_path, monkeypatch):
-    "A container's limit counts where there is one; a file that says 'max', or none, is no limit."
+@pytest.mark.parametrize("limit, used, stat, expected", [
+    (None, None, None, 8_000),  # no container
+    ("max\n", "1000\n", "active_file 0\ninactive_file 0\n", 8_000),
+    ("9000\n", "4000\n", "anon 4000\nactive_file 0\ninactive_file 0\n", 5_000),
+    ("9000\n", "8500\n", "anon 2000\nactive_file 4000\ninactive_file 500\n", 5_000),  # copies of files can be given up
+    ("9000\n", "9500\n", "active_file 0\ninactive_file 100\n", 0),
+    ("9000\n", "500\n", "active_file 0\ninactive_file 0\n", 8_000),  # the machine has less than the limit
+    ("9000\n", "4000\n", "anon 4000\n", 8_000)], ids=str)
+def test_available_memory(tmp_path, monkeypatch, limit, used, stat, expected):
+    "In a container what is left of its limit counts; a file that says 'max', or none, is no limit."
     monkeypatch.setattr(core.psutil, "virtual_memory", lambda: SimpleNamespace(available=8_000))
-    for written, expected in ((None, 8_000), ("max\n", 8_000), ("5000\n", 5_000), ("9000\n", 8_000)):
-        if written: (tmp_path/"limit").write_text(written)
-        monkeypatch.setattr(core, "MEMORY_LIMITS", (str(tmp_path/"limit"),))
-        assert available_memory() == expected
+    for name, text in (("memory.max", limit), ("memory.current", used), ("memory.stat", stat)):
+        if text: (tmp_path/name).write_text(text)
+    monkeypatch.setattr(core, "MEMORY_FILES", ((str(tmp_path/"memory.max"), str(tmp_path/"memory.current")),))
+    assert available_memory() == expected
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    with pytest.raises(OSError) as raised:
+        with whole_file(tmp_path/"head") as file: raise OSError(28, "No space left on device")
+    assert raised.value.filename == str(tmp_path/"head") and not list(tmp_path.iterdir())

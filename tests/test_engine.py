@@ -171,6 +171,14 @@ def test_no_compiler(monkeypatch):
     refused("torch.compile is not possible here .RuntimeError: no compiler.: leave compile out", compiled, torch.nn.Linear(1, 1))
 
 
+def test_the_compiler_is_tried_where_the_head_is(data, monkeypatch):
+    tried = []
+    monkeypatch.setattr(torch, "compile", lambda model: (lambda x: tried.append(x.device.type)) if not isinstance(model, torch.nn.Module) else model)
+    compiled(torch.nn.Linear(1, 1), torch.device("meta"))
+    trainer(data, config(compile=True))
+    assert tried == ["meta", "cpu"]
+
+
 # ---- labels
 
 def index_of(labels, absent):
@@ -667,6 +675,28 @@ def test_events_of_tensorboard(data, tmp_path, monkeypatch, stopped):
     assert [*found] == [*lines] == list(range(1, last + 1))
     for number, value in found.items(): assert value == pytest.approx(float(lines[number]["loss"]), rel=1e-6)
     assert [event.step for event in events.Scalars("epoch/mAP")] == ([3] if stopped else [3, 6])
+
+
+def test_events_of_a_killed_run_are_not_shown_twice(data, tmp_path, monkeypatch):
+    "Killed behind its last checkpoint and gone on: TensorBoard shows every step once, as the CSV file does."
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    save, saved = training.save_checkpoint, []
+
+    def dies(*args):
+        if len(saved) == 1: raise MemoryError
+        saved.append(1)
+        return save(*args)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "save_checkpoint", dies)
+        with pytest.raises(MemoryError): run(data, config(), tmp_path, log_steps=1, log_with=("tensorboard",))
+    assert [*list_checkpoints(tmp_path)] == [3] and (tmp_path / "steps.csv").read_text().splitlines()[-1].startswith("6,")
+    time.sleep(1.1)  # the names of event files count seconds
+    run(data, config(), tmp_path, log_steps=1, log_with=("tensorboard",))
+    events = EventAccumulator(str(next(tmp_path.rglob("events.out.tfevents.*")).parent))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 7))
+    assert [event.step for event in events.Scalars("epoch/mAP")] == [3, 6]
 
 
 @pytest.mark.parametrize("wrong", [{"keep": 0}, {"save_steps": 0}, {"log_steps": 0}], ids=str)

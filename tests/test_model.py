@@ -189,6 +189,11 @@ def test_head_scores(golden_output, batch_size, training):
     assert torch.equal(index, golden_output.token_index) and head.training == training and not logits.requires_grad
 
 
+@pytest.mark.parametrize("wrong", [{"n_queries": 0}, {"n_layers": 0}, {"n_queries": -3}, {"n_heads": 0}, {"ffn_width": 1.5}, {"dropout": 1}, {"dropout": -0.1}], ids=str)
+def test_sizes_that_are_none(wrong):
+    with pytest.raises(QKSError, match=f"{next(iter(wrong))} is .*: give"): HeadConfig(**wrong)
+
+
 # ---- the whole: saving and loading
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,18 @@ def test_this_readme_is_in_step():
 def test_ci_runs_the_test_command_of_the_readme():
     for name in ("README.md", ".ci/run"):
         assert TEST_COMMAND in (ROOT / name).read_text(encoding="utf-8"), f"{name} should hold: {TEST_COMMAND}"
+
+
+def test_the_site_shows_the_notebooks_in_reading_order():
+    text = "\n".join("".join(cell["source"]) for cell in json.loads((ROOT / "nbs/index.ipynb").read_text(encoding="utf-8"))["cells"])
+    table = text[text.index("| notebook |"):text.index("Read them in JupyterLab")]
+    order = ["index.ipynb", *re.findall(r"\]\((\w+\.ipynb)\)", table)]
+    assert sorted(order) == sorted(path.name for path in (ROOT / "nbs").glob("*.ipynb"))
+    assert re.findall(r"- (\S+)", (ROOT / "nbs/sidebar.yml").read_text(encoding="utf-8")) == order
+
+
+def test_each_notebook_leads_to_the_next_one():
+    order = re.findall(r"- (\S+)", (ROOT / "nbs/sidebar.yml").read_text(encoding="utf-8"))
+    for here, following in zip(order[1:], order[2:]):
+        last = "".join(json.loads((ROOT / "nbs" / here).read_text(encoding="utf-8"))["cells"][-1]["source"])
+        assert f"]({following})" in last[last.index("Next:"):], f"{here} should end by leading to {following}"

@@ -124,12 +124,12 @@ def test_many_scores_are_compared_token_by_token_with_the_same_answer(shape, dty
     scores = torch.randn(shape).mul(4).round().to(dtype)  # many ties
     best, token = torch.max(scores, dim=1)
     monkeypatch.setattr(torch, "max", None)  # not asked
-    found = sharing.loudest_token(scores)
+    found = sharing.best_token(scores)
     assert torch.equal(found[0], best) and torch.equal(found[1], token)
     assert (found[0].dtype, found[1].dtype) == (dtype, torch.int64)
 
 
 def test_few_scores_and_those_with_gradients_are_torchs(monkeypatch):
     monkeypatch.setattr(sharing.torch, "gt", None)
-    sharing.loudest_token(torch.randn(2, 3, 4))
-    sharing.loudest_token(torch.randn(2, 12, 50_000, requires_grad=True))[0].sum().backward()
+    sharing.best_token(torch.randn(2, 3, 4))
+    sharing.best_token(torch.randn(2, 12, 50_000, requires_grad=True))[0].sum().backward()

@@ -11,13 +11,13 @@ import pytest
 from test_formats import coco, write_coco
 from test_openimages import write_tree
 
+from qks.benchmark import benchmark_splits, load_benchmark
 from qks.core import QKSError
 from qks.data import index_nuswide, read_nuswide
 from qks.formats import VOC_CLASSES
 from qks.index import LabelledImages
 from qks.pocket import PocketConfig, write_pocket
 from qks.prompts import PromptPool
-from qks.reproduce import load_benchmark
 from qks.splits import MARKS, SPLITS, check_splits, index_places, index_splits, open_split, open_splits, prepare, recognise, without_unseen
 
 TINY = Path(__file__).parent/"data/nuswide_tiny/raw"
@@ -100,7 +100,7 @@ def test_training_sees_the_same_numbers_prepared_or_not(tmp_path, tiny_vlp):
     pool = PromptPool.single("a {}")
     raw = load_benchmark(root, tiny_vlp, pool)
     prepare(root, "nuswide")
-    saved, given = load_benchmark(root, tiny_vlp, pool), load_benchmark("nowhere", tiny_vlp, pool, splits=open_splits(root))
+    saved, given = load_benchmark(root, tiny_vlp, pool), load_benchmark("nowhere", tiny_vlp, pool, parts=benchmark_splits(open_splits(root)))
     for split in ("train", "validation", "test"):
         for benchmark in (saved, given):
             a, b = getattr(raw, split), getattr(benchmark, split)

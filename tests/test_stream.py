@@ -7,11 +7,13 @@ import torch
 
 from qks.batchfile import DiskTokens, OpenFile
 from qks.core import QKSError
+from qks.devices import make_accelerator
+from qks.engine import Trainer
 from qks.losses import bce_loss
 from qks.model import HeadConfig, QKSHead
 from qks.recipe import TrainConfig
-from qks.steps import train_epoch
-from qks.stream import ViewSampler, stream, to_device_if_it_fits
+from qks.steps import Targets, train_epoch
+from qks.stream import ViewSampler, read_ahead, stream, to_device_if_it_fits
 from qks.training import fit
 
 N, V = 12, 3
@@ -129,6 +131,27 @@ def test_tokens_of_a_file_go_to_the_device_in_parts(tmp_path, monkeypatch):
     assert device == "cuda" and torch.equal(found, values)
 
 
+def test_views_go_to_the_device_as_well(views, monkeypatch):
+    sampler = ViewSampler(views, seed=3)
+    assert sampler.nbytes == views.nbytes and sampler.device == views.device
+    moved = sampler.to("meta")  # stands for a GPU
+    moved.set_epoch(2)
+    assert moved.device.type == moved.view.device.type == "meta" and moved.seed == 3
+    assert moved[torch.tensor([2, 0], device="meta")].shape == (2, 4, 64) and moved[[1]].device.type == "meta"
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (views.nbytes + 10, 0))
+    assert to_device_if_it_fits(sampler, "cuda", spare=11) is sampler
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device, to=torch.Tensor.to: to(self, "meta" if torch.device(device).type == "cuda" else device))
+    assert to_device_if_it_fits(sampler, "cuda", spare=10).device.type == "meta"
+
+
+def test_a_trainer_asks_for_room_for_its_views(views, monkeypatch):
+    asked, elsewhere = [], ViewSampler(views)
+    monkeypatch.setattr("qks.engine.to_device_if_it_fits", lambda tokens, device: asked.append(tokens) or elsewhere)
+    sampler, head = ViewSampler(views), QKSHead(torch.randn(64, 8), HeadConfig(2, 1))
+    trainer = Trainer(head, sampler, Targets(-torch.ones(N, 3)), torch.randn(3, 8), TrainConfig(), make_accelerator(torch.device("cpu")))
+    assert asked == [sampler] and trainer.tokens is elsewhere
+
+
 @pytest.mark.parametrize("ahead", [0, 1, 2, 100])
 @pytest.mark.parametrize("batch_size", [1, 5, 12])
 def test_batches_come_in_order(ahead, batch_size):
@@ -155,6 +178,15 @@ def test_no_more_than_so_many_wait():
         time.sleep(0.01)
         assert tokens.read <= i + 4
     assert tokens.read == 20 and threading.main_thread() not in tokens.threads
+
+
+@pytest.mark.parametrize("device, ahead", [("cpu", 0), (torch.device("cpu"), 0), ("cuda", 2), (torch.device("cuda:1"), 2)], ids=str)
+def test_a_device_has_batches_waiting_and_the_processor_none(device, ahead):
+    tokens = Counted()
+    for i, _ in enumerate(read_ahead(tokens, range(20), device)):
+        time.sleep(0.005)
+        assert tokens.read == min(20, i + 1 + ahead)
+    assert (threading.main_thread() in tokens.threads) == (ahead == 0)
 
 
 def test_what_fails_beside_is_raised_here():

@@ -18,13 +18,13 @@ from PIL import Image
 from qks import cache as tokens_cache
 from qks import engine
 from qks.augment import LiveTokens
+from qks.benchmark import load_benchmark
 from qks.cache import cache_size, list_caches
-from qks.checkpoint import list_checkpoints
+from qks.checkpoint import NAME, list_checkpoints
 from qks.cli import main
 from qks.core import QKSError, load_image
 from qks.prompts import PromptPool
 from qks.recipe import TrainConfig
-from qks.reproduce import load_benchmark
 from qks.train_command import add_training_arguments, claim_folder, flat, read_recipe, training_tokens
 from qks.vlp import VLP, load_vlp
 
@@ -124,6 +124,19 @@ def test_stopped_while_tokens_are_cached(pocket, tmp_path, monkeypatch, capsys, 
     assert sum(loaded[3:]) == (loaded[2] if cache else sum(loaded[:3]))
 
 
+def test_stopped_while_the_test_images_are_scored(pocket, tmp_path, monkeypatch, capsys):
+    "Ctrl-C after the last epoch: one sentence says how to get the results, and --resume gives those of the run that was never stopped."
+    monkeypatch.setattr("qks.reproduce.save_figures", lambda *args: None)
+    monkeypatch.setattr("qks.train_command.load_benchmark", partial(load_benchmark, pool=PromptPool.single("a photo of {}")))
+    assert train(pocket, tmp_path / "whole") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("qks.reproduce.score_images", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        capsys.readouterr()
+        assert train(pocket, tmp_path / "run") == 130
+    assert said(capsys) == f"qks: stopped, and {tmp_path / 'run' / 'training'} keeps what is trained: run the same with --resume to go on\n"
+    assert train(pocket, tmp_path / "run", "--resume") == 0 and numbers(tmp_path / "run") == numbers(tmp_path / "whole")
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 def test_killed_while_results_are_written(tmp_path):
     "Killed before any file of the results is opened, written or renamed: the run is never taken for finished, and --resume ends with the same files."
@@ -137,11 +150,36 @@ def test_killed_while_results_are_written(tmp_path):
 
 @pytest.mark.parametrize("words, told", [(["--log-with", "nothing"], "tracker 'nothing' is not known"), (["--views", "2", "--no-cache"], "leave one of them out"),
                                          (["--ema", "2"], "ema is 2.0"), (["--cache-dtype", "bf16"], "name its folder with --cache"), (["--keep", "0"], "keep"),
-                                         (["--warmup", "3"], "warmup belongs to the cosine schedule")], ids=str)
-def test_mistakes(pocket, tmp_path, monkeypatch, capsys, words, told):
-    monkeypatch.setattr("qks.train_command.load_benchmark", lambda root, vlp, train_tokens, **kwargs: train_tokens(vlp, None))  # what costs seconds
+                                         (["--warmup", "3"], "warmup belongs to the cosine schedule"), (["--seeds", "0"], "seeds is 0"), (["--views", "0"], "views is 0"),
+                                         (["--queries", "0"], "n_queries is 0"), (["--layers", "-1"], "n_layers is -1"), (["--workers", "-1"], "workers is -1: give a whole number, 0 or more"),
+                                         (["--topk", "3", "60"], "the part zsl has only 50 annotated labels")], ids=str)
+def test_mistakes_are_told_before_anything_is_written(pocket, tmp_path, monkeypatch, capsys, words, told):
+    monkeypatch.setattr("qks.train_command.load_benchmark", lambda *args, **kwargs: pytest.fail("began to compute"))
     assert main(["train", str(pocket), "--out", str(tmp_path / "new"), "--device", "cpu", *words]) == 2
-    assert told in said(capsys)
+    assert told in said(capsys) and not (tmp_path / "new").exists()
+
+
+def test_data_that_cannot_be_measured(tmp_path, monkeypatch, capsys):
+    "A folder of one's own without an unseen label, and one whose test image is gone: told at once, with what to do."
+    monkeypatch.setattr("qks.train_command.load_benchmark", lambda *args, **kwargs: pytest.fail("began to compute"))
+    root = tmp_path / "own"
+    root.mkdir()
+    for number in range(40): Image.new("RGB", (8, 8), (number, 0, 0)).save(root / f"{number}.png")
+    labels = ["cat", "dog", "cat|dog"]
+    for split, rows in (("train", range(20)), ("test", range(20, 40))):
+        (root / f"{split}.csv").write_text("image,labels\n" + "".join(f"{i}.png,{labels[i % 3]}\n" for i in rows))
+    assert main(["data", "folder", "prepare", str(root)]) == 0
+    capsys.readouterr()
+    assert train(root, tmp_path / "run", "--topk", "1") == 2
+    assert said(capsys) == (f"qks: none of the 2 labels in {root} is an unseen one, so nothing zero-shot can be measured: run `qks data folder prepare {root}` "
+                            "again with a list of labels to leave out of training, --unseen FILE\n")
+    (root / "unseen.txt").write_text("dog\n")
+    assert main(["data", "folder", "prepare", str(root), "--unseen", "unseen.txt"]) == 0
+    (root / "33.png").unlink()
+    capsys.readouterr()
+    assert train(root, tmp_path / "run", "--topk", "1") == 2
+    assert "1 of 20 test images are missing or empty" in (told := said(capsys)) and "33.png: fetch them" in told
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("words, n_tokens", [([], 36 + 4 + 20), (["--no-cache"], 4 + 20)], ids=["all three splits", "no-cache: two"])
@@ -150,11 +188,11 @@ def test_too_little_memory_is_told_before_anything_is_computed(pocket, tmp_path,
     monkeypatch.setattr("qks.cache.available_memory", lambda: need - 1)
     monkeypatch.setattr("qks.cache.load_batches", lambda *args: pytest.fail("began to compute"))
     assert train(pocket, tmp_path / "new", *words) == 2
-    assert "the tokens need" in (told := said(capsys)) and "--cache FOLDER" in told
+    assert "the tokens need" in (told := said(capsys)) and "--cache FOLDER" in told and not (tmp_path / "new").exists()
     monkeypatch.setattr("qks.cache.available_memory", lambda: need)
-    monkeypatch.setattr("qks.reproduce.cache_tokens", lambda *args, **kwargs: (_ for _ in ()).throw(QKSError("there is room")))
+    monkeypatch.setattr("qks.benchmark.cache_tokens", lambda *args, **kwargs: (_ for _ in ()).throw(QKSError("there is room")))
     monkeypatch.setattr("qks.train_command.cache_tokens", lambda *args, **kwargs: (_ for _ in ()).throw(QKSError("there is room")))
-    assert train(pocket, tmp_path / "room", *words) == 2 and "there is room" in said(capsys)
+    assert train(pocket, tmp_path / "new", *words) == 2 and "there is room" in said(capsys)
 
 
 def test_too_small_a_disk_is_told_before_anything_is_computed(pocket, tmp_path, monkeypatch, capsys):
@@ -174,10 +212,11 @@ def test_other_numbers_in_the_cache(pocket, tmp_path, monkeypatch, capsys, views
     monkeypatch.setattr("qks.train_command.load_benchmark", partial(load_benchmark, pool=PromptPool.single("a photo of {}")))
     words = ["--cache", str(tmp_path / "tokens"), "--views", views]
     assert train(pocket, tmp_path / "one", *words) == 2 and "--cache-dtype bf16" in said(capsys)
-    assert train(pocket, tmp_path / "two", *words, "--cache-dtype", "bf16") == 2 and said(capsys) == f"qks: {stop}\n"
+    assert train(pocket, tmp_path / "one", *words, "--cache-dtype", "bf16") == 2 and "pass --resume" in said(capsys)
+    assert train(pocket, tmp_path / "one", *words, "--cache-dtype", "bf16", "--resume") == 2 and said(capsys) == f"qks: {stop}\n"
     kept = [row for row in list_caches(tmp_path / "tokens") if row["finished"] == 1]
     assert sorted((row["images"], row["views"], row["dtype"]) for row in kept) == [(4, 1, "bfloat16"), (20, 1, "bfloat16"), (36, int(views), "bfloat16")]
-    assert json.loads((tmp_path / "two" / "config.json").read_text())["tokens"] == "disk, bf16"
+    assert json.loads((tmp_path / "one" / "config.json").read_text())["tokens"] == "disk, bf16"
 
 
 # ---- the folder
@@ -192,6 +231,11 @@ def test_claiming_a_folder(tmp_path):
     for empty in ("{}", "", "{}\n"):  # killed before anything began
         (folder / "config.json").write_text(empty)
         assert claim_folder(folder, config, resume=True) == folder and (folder / "config.json").read_text() == written
+    assert claim_folder(folder, config | {"seeds": 2}, resume=True) == folder and json.loads((folder / "config.json").read_text())["seeds"] == 2  # nothing is trained yet
+    assert claim_folder(folder, config, resume=True) == folder
+    (folder / "training" / "seed0").mkdir(parents=True)
+    (folder / "training" / "seed0" / NAME.format(3)).write_text("a checkpoint")
+    with pytest.raises(QKSError, match="another configuration .seeds 1 there, 2 here"): claim_folder(folder, config | {"seeds": 2}, resume=True)
     with pytest.raises(QKSError, match="pass one of the two"): claim_folder(folder, config, force=True, resume=True)
     assert (folder / "config.json").read_text() == written
     (tmp_path / "begun").mkdir()
@@ -215,7 +259,6 @@ def test_tokens_come_from_three_places(tiny_vlp, tmp_path, monkeypatch):
     assert training_tokens(tiny_vlp, None).shape == (4, 3, 64)
     assert len(training_tokens(tiny_vlp, None, cache=tmp_path, views=2)) == 4
     assert [kwargs["folder"] for kwargs in made] == [None, tmp_path]
-    with pytest.raises(QKSError, match="leave one of them out"): training_tokens(tiny_vlp, None, views=2, live=True)
 
 
 # ---- no cache: the paper's pipeline, written down a second time

@@ -10,8 +10,9 @@ from qks.core import QKSError
 from qks.losses import AsymmetricLoss, bce_loss, ranking_loss
 from qks.model import HeadConfig, QKSHead, head_scores
 from qks.recipe import LOSSES, TrainConfig, make_schedule
+from qks.selection import selection_score
 from qks.steps import train_epoch
-from qks.training import fit, selection_score
+from qks.training import fit
 from qks.vlp import fingerprint
 
 DATA = Path(__file__).parent / "data"
@@ -56,6 +57,7 @@ def scripted(monkeypatch, scores, states=None):
         if states is not None: states.append({name: tensor.clone() for name, tensor in head.state_dict().items()})
         return {"mAP": 0., "score": next(remaining)}
     monkeypatch.setattr(training, "selection_score", judge)
+    monkeypatch.setattr(training, "validation_labels", lambda *args: None)  # what it judges by is looked at elsewhere
 
 
 def rows(history):
@@ -231,6 +233,23 @@ def test_validation_labels_of_zero_and_one_are_refused(toy):
     train, names, (tokens, labels) = toy
     for selection in ("seen", "official"):
         refused("-1", selection_score, new_head(), (tokens, (labels > 0).int()), names, S, config(selection=selection))
+
+
+@pytest.mark.parametrize("selection, change, told", [
+    ("seen", lambda tokens, labels: (tokens, (labels > 0).int()), "hold no -1"), ("official", lambda tokens, labels: (tokens, (labels > 0).int()), "hold no -1"),
+    ("seen", lambda tokens, labels: (tokens, labels[:, :S - 1]), "needs validation labels of 6 columns, but they have 5"),
+    ("seen", lambda tokens, labels: (tokens[1:], labels), "validation images but"), ("seen", lambda tokens, labels: (tokens, labels*2), "use .1"),
+    ("seen", lambda tokens, labels: (tokens, -labels.abs()), "no image has a positive label in the part seen"),
+    ("official", lambda tokens, labels: (tokens, torch.cat([labels[:, :S], -labels[:, S:].abs()], 1)), "no image has a positive label in the part zsl")], ids=str)
+def test_validation_is_looked_at_before_the_first_step(toy, monkeypatch, selection, change, told):
+    train, names, validation = toy
+    monkeypatch.setattr(training, "epoch_steps", lambda trainer: pytest.fail("a step was taken"))
+    refused(told, fit, new_head(), train, names, change(*validation), config(selection=selection))
+
+
+def test_too_many_labels_an_image_are_told_before_the_first_step(toy, monkeypatch):
+    monkeypatch.setattr(training, "epoch_steps", lambda trainer: pytest.fail("a step was taken"))
+    refused("topk asks for 7 labels per image, but the part seen has only 6", fit, new_head(), *toy, config(topk=(1, 7)))
 
 
 # ---- learning rate

@@ -1,0 +1,90 @@
+"""A benchmark: who is trained, judged and tested on, and what is asked before the first token is computed."""
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from qks import benchmark as module
+from qks.benchmark import Benchmark, benchmark_splits, check_measurable, check_tokens_fit, load_benchmark
+from qks.cache import cache_size
+from qks.core import QKSError
+from qks.index import LabelledImages
+from qks.model import HeadConfig
+from qks.pocket import PocketConfig, write_pocket
+from qks.prompts import PromptPool
+from qks.recipe import TrainConfig
+from qks.reproduce import train_head
+from qks.splits import open_splits
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_pocket(tmp_path_factory.mktemp("data")/"pocket", PocketConfig(n_train=40, n_test=20))
+
+
+def split(n, labels, n_seen, root="data"):
+    "A split of n images whose labels repeat those given."
+    matrix = np.resize(np.array(labels, np.int8), (n, len(labels[0])))
+    return LabelledImages(root, tuple(f"{i}.png" for i in range(n)), matrix, tuple("abcdefgh"[:matrix.shape[1]]), n_seen)
+
+
+def test_a_tenth_is_held_out(root):
+    splits = open_splits(root)
+    parts = benchmark_splits(splits)
+    assert {name: len(data) for name, data in parts.items()} == {"train": 36, "validation": 4, "test": 20}
+    assert sorted(parts["train"].images + parts["validation"].images) == sorted(splits["train"].images)
+
+
+def test_by_the_authors_rule_nothing_is_held_out(root, tiny_vlp):
+    splits = open_splits(root)
+    parts = benchmark_splits(splits, "official")
+    assert list(parts) == ["train", "test"] and parts["train"].images == splits["train"].images
+    benchmark = load_benchmark(root, tiny_vlp, PromptPool.single("a {}"), selection="official")
+    assert benchmark.validation is None and {name: len(tokens) for name, tokens in benchmark.tokens.items()} == {"train": 40, "test": 20}
+    recipe = TrainConfig(epochs=1, topk=(1,), selection="official")
+    assert len(train_head(benchmark, HeadConfig(2, 1), recipe)[1]) == 1
+    with pytest.raises(QKSError, match="no images in the part 'validation': load it with selection='seen'"):
+        train_head(benchmark, HeadConfig(2, 1), replace(recipe, selection="seen"))
+
+
+@pytest.mark.parametrize("name", ["train", "validation", "test"])
+def test_a_missing_image_is_told_before_anything_is_computed(root, tiny_vlp, monkeypatch, name):
+    gone = benchmark_splits(open_splits(root))[name].path(1)
+    content = gone.read_bytes()
+    monkeypatch.setattr(module, "cache_tokens", lambda *args, **kwargs: pytest.fail("began to compute"))
+    try:
+        gone.write_bytes(b"")
+        with pytest.raises(QKSError, match=rf"1 of \d+ {name} images are missing or empty in .*{gone.name}: fetch them"): load_benchmark(root, tiny_vlp)
+    finally: gone.write_bytes(content)
+
+
+def test_what_can_be_measured():
+    parts = {"train": None, "validation": split(6, [[1, -1], [-1, 1]], 2), "test": split(6, [[1, -1, 1], [-1, 1, -1]], 2)}
+    check_measurable(parts, (1,))
+    check_measurable({name: data for name, data in parts.items() if name != "validation"}, (1,))
+    for change, topk, told in (({}, (1, 2), "the part zsl has only 1 annotated labels"), ({}, (0,), "topk is"),
+                               ({"validation": split(6, [[-1, -1]], 2)}, (1,), "no image has a positive label in the part seen of the images held out for choosing the epoch"),
+                               ({"test": split(6, [[1, -1, -1]], 2)}, (1,), "no image has a positive label in the part zsl")):
+        with pytest.raises(QKSError, match=told): check_measurable(parts | change, topk)
+
+
+def test_a_test_split_without_unseen_labels(tmp_path):
+    with pytest.raises(QKSError, match="none of the 2 labels in .* is an unseen one.*prepare .*--unseen FILE"):
+        check_measurable({"test": split(4, [[1, -1]], 2, tmp_path)}, (1,))
+
+
+@pytest.mark.parametrize("views, items", [(1, 60), (3, 36*3 + 24), (0, 24)])
+def test_room_for_all_parts(root, tiny_vlp, monkeypatch, tmp_path, views, items):
+    parts, asked = benchmark_splits(open_splits(root)), []
+    monkeypatch.setattr(module, "check_room", lambda *given: asked.append(given))
+    check_tokens_fit(tiny_vlp, parts, train_views=views)
+    check_tokens_fit(tiny_vlp, parts, tmp_path, torch.bfloat16, views)
+    assert asked == [(None, cache_size(tiny_vlp, items, torch.float32)), (tmp_path, cache_size(tiny_vlp, items, torch.bfloat16))]
+
+
+def test_pairs_of_tokens_and_labels(tiny_vlp):
+    data, tokens = split(4, [[1, -1, 0]], 2), torch.zeros(4, 2, 64)
+    benchmark = Benchmark(tiny_vlp, PromptPool(), torch.zeros(3, 16), data, None, data, {"train": tokens, "test": tokens})
+    found = benchmark.pair("train")
+    assert found[0] is tokens and found[1].tolist() == data.labels.tolist()
