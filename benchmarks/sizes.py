@@ -1,7 +1,9 @@
 """The head against its sizes, one at a time: time, multiplications, and bytes kept for the backward pass, plain and fast.
 
-    python benchmarks/sizes.py                          # around B=4, N=197, K=12, L=4, C=925 at D=768; 3 minutes
+    python benchmarks/sizes.py                          # around B=16, N=197, K=12, L=4, C=925 at D=768; 5 minutes
     python benchmarks/sizes.py --out benchmarks/results/sizes.json
+
+Both ways run in this one process, which keeps freed memory.
 """
 from statistics import median
 from types import SimpleNamespace
@@ -12,11 +14,12 @@ from head import WAYS, head_operations
 from torch import nn
 from torch.nn import functional as F
 
+from qks.linear import keep_freed_memory
 from qks.losses import AsymmetricLoss
 from qks.query import QueryExtractor
 from qks.sharing import share
 
-AXES = {"images": (1, 2, 4, 8), "tokens": (50, 100, 197, 394), "queries": (6, 12, 24, 36), "layers": (1, 2, 4, 8), "labels": (100, 925, 5000, 20000)}
+AXES = {"images": (4, 8, 16, 32), "tokens": (50, 100, 197, 394), "queries": (6, 12, 24, 36), "layers": (1, 2, 4, 8), "labels": (100, 925, 5000, 20000)}
 
 
 def kept_bytes(function):
@@ -38,16 +41,22 @@ def measure(args, rounds):
 
     def forward(way):
         return loss_function(share(WAYS[way][0](extractor, tokens) @ projection, embeddings)[0], targets)
+
+    def step(way):
+        extractor.zero_grad(set_to_none=True)
+        projection.grad = None
+        forward(way).backward()
     ways = ("plain", "fast")
-    times = in_turn({way: lambda way=way: forward(way).backward() for way in ways}, rounds)
+    times = in_turn({way: lambda way=way: step(way) for way in ways}, rounds)
     return {way: {"seconds": round(median(times[way]), 4), "bytes_kept": kept_bytes(lambda: forward(way)),  # noqa: B023 used at once
                   "multiplications": args.images * head_operations(args, WAYS[way][1], True)} for way in ways}
 
 
 def main():
-    base = {"images": 4, "tokens": 197, "queries": 12, "layers": 4, "labels": 925, "width": 768, "embedding": 512, "rounds": 3}
+    base = {"images": 16, "tokens": 197, "queries": 12, "layers": 4, "labels": 925, "width": 768, "embedding": 512, "rounds": 7}
     args = parser(__doc__, base, {"images": 2, "tokens": 9, "queries": 3, "layers": 1, "labels": 10, "width": 64, "embedding": 16, "rounds": 1}).parse_args()
     sizes, rows = settings(args), []
+    keep_freed_memory()
     for axis, values in AXES.items():
         for value in values[:2] if args.quick else values:
             rows.append({"axis": axis, "value": value} | measure(SimpleNamespace(**(sizes | {axis: value})), args.rounds))
