@@ -15,7 +15,7 @@ from .cache import cache_tokens, check_room, missing_bytes
 from .core import QKSError
 from .data import LabelledImages, holdout, require_images
 from .index import Index
-from .prompts import PromptPool
+from .prompts import PromptPool, embed_names
 from .protocols import PROTOCOLS, DenseLabels, plan, plan_part
 from .splits import open_splits, prepare_command
 from .vlp import VLP
@@ -96,7 +96,7 @@ def load_benchmark(
     "Read labels, embed prompts, cache tokens; raises `QKSError` where an image is missing or the tokens do not fit."
     pool, parts = pool or PromptPool(), parts or benchmark_splits(open_splits(root), selection)
     check_tokens_fit(vlp, parts, cache, dtype, train_views)
+    embeddings = embed_names(pool, vlp, parts["test"].label_names)                            # [S+U, E]; first, because a label may be too long
     tokens = {name: train_tokens(vlp, data) if train_tokens and name == "train" else cache_tokens(vlp, data, workers=workers, folder=cache, dtype=dtype)
               for name, data in parts.items()}
-    embeddings = pool.embed(vlp, parts["test"].label_names)                                   # [S+U, E]
     return Benchmark(vlp, pool, embeddings, parts["train"], parts.get("validation"), parts["test"], tokens)

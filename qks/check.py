@@ -79,7 +79,8 @@ def check_images(
     report.facts.append((f"{Path(folder).name}/", f"{good:,} of {len(images):,} images are there" + " and decode"*decode))
     meaning = {"absent": "absent", "too small": f"smaller than {min_bytes:,} bytes, as placeholders are", "unreadable": "no images that can be decoded"}
     for fault, found in faults.items():
-        report.problems.append(f"{len(found):,} of {len(images):,} images in {folder} are {meaning[fault]}, the first: {', '.join(found[:3])}; fetch them again, or go on without")
+        report.problems.append(f"{len(found):,} of {len(images):,} images in {folder} are {meaning[fault]}, the first: {', '.join(found[:3])}; "
+                               "fetch them again" + ", or go on without by preparing with --leave-out-missing"*(fault != "unreadable"))
 
 # %% ../nbs/08_check.ipynb #de73e66b
 def check_table(
@@ -125,6 +126,7 @@ def check_nuswide(
     min_bytes: int = 4001, # smaller images are placeholders
 ) -> Report: # print it; `ok` where nothing has to be repaired
     "Check a folder of NUS-WIDE: lists, tables, annotations, images."
+    if workers is not None: check_count("workers", workers)
     report, listed = Report(f"NUS-WIDE in {root}"), {}
     if vocabulary := report.attempt(read_vocabulary, root):
         report.facts.append(("labels", "{:,} tags, {:,} of them seen labels; {:,} unseen labels".format(*map(len, vocabulary))))
@@ -144,6 +146,7 @@ def check_openimages(
     min_bytes: int = 4001, # smaller images are placeholders
 ) -> Report: # print it; `ok` where nothing has to be repaired
     "Check a folder of Open Images: label lists, annotations, images."
+    if workers is not None: check_count("workers", workers)
     report = Report(f"Open Images in {root}")
     labels = report.attempt(label_files, root, unseen) and report.attempt(read_openimages_labels, root, unseen)
     if labels:

@@ -33,7 +33,7 @@ def read_label_arguments(
 ) -> list: # label names
     "The labels that the user gave; raises `QKSError` where the file cannot be read."
     if labels is not None: return [label.strip() for label in labels.split(",")]
-    try: lines = Path(labels_file).read_text(encoding="utf-8").splitlines()
+    try: lines = Path(labels_file).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise QKSError(f"label file {labels_file} cannot be read ({type(error).__name__}): give a UTF-8 text file with one label a line") from error
     return [line.strip() for line in lines if line.strip()]
@@ -111,6 +111,7 @@ def suit_processor(
 # %% ../nbs/15_cli.ipynb #b75fa7c9
 def main(argv=None) -> int: # 0; 1 where a command found something wrong; 2 after a user's mistake; 130 after Ctrl-C
     "Entry point of the `qks` command: a user's mistake ends in one sentence and a non-zero status."
+    if hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show costs no result
     args = build_parser().parse_args(argv)
     processes, first = int(os.environ.get("WORLD_SIZE", 1)), os.environ.get("RANK", "0") == "0"  # as a launcher says
     if processes > 1 and args.command != "train": # each would do all of it, into the same files

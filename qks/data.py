@@ -143,7 +143,7 @@ def require_images(
     "Raise `QKSError` where the file of an image is missing or empty."
     if missing := missing_images(data):
         raise QKSError(f"{len(missing):,} of {len(data):,} {split} images are missing or empty in {Path(data.root)/data.image_folder}, "
-                       f"the first is {missing[0]}: fetch them, or leave them out of the image list")
+                       f"the first is {missing[0]}: fetch them, or leave them out with `qks data … prepare … --leave-out-missing`")
 
 # %% ../nbs/08_data.ipynb #061e5cbb
 def holdout(

@@ -92,11 +92,11 @@ def score_images(
     image_tokens, # [n, N, D]: a tensor, or what `stream` can read
     label_embeddings, # [C, E]
     batch_size: int = 256, # images per forward pass
-) -> tuple: # logits [n, C] and token_index [n, C], on the CPU, in every process
-    "As `qks.model.head_scores`, shared out over the processes."
+) -> tuple: # logits [n, C] and token_index [n, C], as `score_batches`, in every process
+    "As `qks.model.head_scores`, shared out over the processes and read ahead of a device."
     state, n = process_state(), len(image_tokens)
     share = torch.arange(n).tensor_split(state.num_processes)[state.process_index]       # [n_w]
     rows = share if len(share) else torch.arange(1)                                      # fewer images than processes: the first one, cut off below
     chunks = read_ahead(image_tokens, rows.split(batch_size), head.projection.device)    # [b, N, D] each
-    found = score_batches(head, chunks, label_embeddings, -(-len(rows)//batch_size))
+    found = score_batches(head, chunks, label_embeddings, len(rows))
     return tuple(gather_rows(part[:len(share)], n) for part in found)

@@ -24,7 +24,7 @@ def zero_shot_scores(
     batch_size: int = 256, # images per step
 ) -> torch.Tensor: # cosine similarities [n, C]
     "CLIP's own zero-shot classification: one vector per image."
-    labels = normalize(label_embeddings, dim=-1)
+    labels = normalize(label_embeddings.cpu(), dim=-1)
     return torch.cat([normalize(vlp.image_features(tokens.float()), dim=-1).cpu() @ labels.T
                       for tokens in progress(image_tokens.split(batch_size), "Zero-shot")])
 
@@ -36,7 +36,7 @@ def best_patch_scores(
     batch_size: int = 256, # images per step
 ) -> torch.Tensor: # the best patch's cosine similarity [n, C]
     "Every patch against every label, the best patch counts."
-    labels, projection = normalize(label_embeddings, dim=-1), vlp.projection.to(image_tokens.device)
+    labels, projection = normalize(label_embeddings, dim=-1).to(image_tokens.device), vlp.projection.to(image_tokens.device)
     return torch.cat([(normalize(tokens[:, vlp.n_prefix:].float() @ projection, dim=-1) @ labels.T).amax(1)     # [B, N, C] -> [B, C]
                       for tokens in progress(image_tokens.split(batch_size), "Best patch")])
 

@@ -31,6 +31,7 @@ class LabelledImages:
     label_names: tuple # C names, seen labels first
     n_seen: int # S, the number of seen labels
     image_folder: str = "Flickr" # where below root the images lie
+    label_ids: tuple = None # C distinct keys, where names may repeat; None: the names
 
     def __post_init__(self):
         expected = (len(self.images), len(self.label_names))
@@ -135,7 +136,7 @@ def dense_labels(
     if (size := len(index)*len(index.label_ids)) > max_bytes:
         raise QKSError(f"labels of {len(index):,} images x {len(index.label_ids):,} labels take {size/1e9:.1f} GB, over the limit of {max_bytes/1e9:.1f} GB: "
                        "take them in batches with labels(rows), or raise max_bytes")
-    return LabelledImages(Path(index.root), index.images, index.labels(), index.label_names, index.n_seen, index.image_folder)
+    return LabelledImages(Path(index.root), index.images, index.labels(), index.label_names, index.n_seen, index.image_folder, index.label_ids)
 
 # %% ../nbs/08_index.ipynb #d78f2e4d
 def sort_entries(

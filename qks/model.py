@@ -10,14 +10,14 @@ __all__ = ['QKSOutput', 'OFFICIAL_NAMES', 'UNUSED_OFFICIAL', 'HeadConfig', 'rena
 import json
 from collections import namedtuple
 from dataclasses import asdict, dataclass
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 
 import torch
 from safetensors.torch import save
 from torch import nn
 
-from .core import ASSETS, QKSError, check_count, check_labels, load_image, progress, read_tensors, whole_file
+from .core import ASSETS, QKSError, check_count, check_labels, check_there, load_image, progress, read_tensors, whole_file
 from .fast_query import extract
 from .prompts import PromptPool
 from .query import QueryExtractor
@@ -83,7 +83,7 @@ class QKSHead(nn.Module):
     ):
         super().__init__()
         self.config = config
-        self.extractor = QueryExtractor(projection.shape[0], **asdict(config))
+        self.extractor = QueryExtractor(projection.shape[0], **asdict(config)).to(projection.device)
         self.projection = nn.Parameter(projection.detach().clone().float())
 
     def forward(self,
@@ -100,7 +100,7 @@ class QKSHead(nn.Module):
         "Build the head that fits these weights; raises `QKSError` where they are no QKS head's."
         try:
             (width, _), blocks = state["projection"].shape, {key.split(".")[2] for key in state if key.startswith("extractor.blocks.")}
-            config = HeadConfig(state["extractor.query_tokens"].shape[1], len(blocks), n_heads or max(1, width//64),
+            config = HeadConfig(state["extractor.query_tokens"].shape[1], len(blocks), max(1, width//64) if n_heads is None else n_heads,
                                 state["extractor.blocks.0.expand.weight"].shape[0], dropout)
             head = cls(state["projection"], config)
             head.load_state_dict(state)
@@ -121,16 +121,21 @@ def score_batches(
     head: QKSHead, # any head
     batches, # image tokens [b, N, D] each
     label_embeddings, # [C, E]
-    total: int = None, # how many batches, where they cannot tell
-) -> tuple: # logits [n, C] and token_index [n, C], on the CPU
+    n: int, # images in all batches
+) -> tuple: # logits [n, C] and token_index [n, C] (int32), on the CPU
     "Score images that come in batches against labels; the head's training mode is restored afterwards."
-    was_training, device = head.training, head.projection.device
+    was_training, device, done = head.training, head.projection.device, 0
     head.eval()
-    labels, outputs = label_embeddings.to(device), []
-    for batch in progress(batches, "Scoring", total):
-        outputs.append([part.cpu() for part in head(batch.to(device).float(), labels)[:2]])       # the device holds one batch's at a time
+    labels = label_embeddings.to(device)                                                         # [C, E]
+    logits, token_index = torch.empty(n, len(labels)), torch.empty(n, len(labels), dtype=torch.int32)
+    with progress(range(n), "Scoring") as bar:
+        for batch in batches:
+            scores = head(batch.to(device).float(), labels)
+            rows, done = slice(done, done + len(batch)), done + len(batch)
+            logits[rows], token_index[rows] = scores.logits, scores.token_index                  # the device holds one batch's at a time
+            bar.update(len(batch))
     head.train(was_training)
-    return tuple(map(torch.cat, zip(*outputs)))
+    return logits, token_index
 
 # %% ../nbs/10_model.ipynb #9506d49d
 def head_scores(
@@ -138,15 +143,15 @@ def head_scores(
     image_tokens, # [n, N, D]
     label_embeddings, # [C, E]
     batch_size: int = 256, # images per forward pass
-) -> tuple: # logits [n, C] and token_index [n, C], on the CPU
+) -> tuple: # logits [n, C] and token_index [n, C], as `score_batches`
     "Score images against labels in batches; the head's training mode is restored afterwards."
-    return score_batches(head, image_tokens.split(batch_size), label_embeddings)
+    return score_batches(head, image_tokens.split(batch_size), label_embeddings, len(image_tokens))
 
 # %% ../nbs/10_model.ipynb #9efcb95e
 def _check_tag_arguments(labels, top_k, threshold):
     "The label list, checked together with how many of them are asked for."
     labels = check_labels(labels)
-    if top_k is not None and not (isinstance(top_k, int) and 1 <= top_k <= len(labels)):
+    if top_k is not None and not (isinstance(top_k, Integral) and 1 <= top_k <= len(labels)):
         raise QKSError(f"top_k is {top_k}, but there are {len(labels)} labels: give a number from 1 to {len(labels)}")
     if threshold is not None and not (isinstance(threshold, Real) and 0 <= threshold <= 1):
         raise QKSError(f"threshold is {threshold}, but probabilities lie between 0 and 1: give a number in that range")
@@ -190,7 +195,8 @@ def _load(folder, vlp=None, device=None):
         source, sizes, pool, expected = config["vlp"], config["head"], PromptPool(config["templates"]), config["vlp_fingerprint"]
         head = QKSHead.from_state({name: tensor.float() for name, tensor in read_tensors(path.with_name("head.safetensors")).items()},
                                   sizes["n_heads"], sizes["dropout"])
-        vlp = vlp or load_vlp(**source, device=device)
+        try: vlp = vlp or load_vlp(**source, device=device)
+        except QKSError as error: raise QKSError(f"the VLP that {path} names cannot be loaded: {error}; or pass vlp= with the weights that the head was trained on") from error
     except QKSError: raise
     except (ValueError, KeyError, TypeError) as error: # ValueError: no JSON, no UTF-8
         raise QKSError(f"{path} is damaged ({type(error).__name__}: {error}): expected the keys head, templates, vlp and vlp_fingerprint; save the model again") from error
@@ -234,6 +240,7 @@ class QKS:
         labels, batch_size = _check_tag_arguments(labels, top_k, threshold), check_count("batch_size", batch_size)
         images = list(images) if isinstance(images, (list, tuple)) else [images]
         if not images: raise QKSError("no image was given: pass at least one path, PIL image or array")
+        for image in images: check_there(image)                                              # all of them, before the first is looked at
         embeddings, results = self.pool.embed(self.vlp, labels), []
         for start in progress(range(0, len(images), batch_size), "Tagging"):
             output = self.predict([load_image(image) for image in images[start:start + batch_size]], embeddings)

@@ -138,7 +138,7 @@ def prepare_folder(
     if root.exists() and any(root.iterdir()):
         if not (root/"pocket.json").is_file():
             raise QKSError(f"{root} is not empty and holds no Pocket-WIDE: name a new folder; this one stays as it is")
-        if not force: raise QKSError(f"{root} already holds a Pocket-WIDE: pass force=True to replace it, or name another folder")
+        if not force: raise QKSError(f"{root} already holds a Pocket-WIDE: pass force=True (--force on the command line) to replace it, or name another folder")
         for part in PARTS: shutil.rmtree(root/part.split("/")[0], ignore_errors=True)
     for part in PARTS: (root/part).mkdir(parents=True)
 

@@ -8,7 +8,7 @@ __all__ = ['PROTOCOLS', 'VALUES_AT_ONCE', 'Protocol', 'find_protocol', 'word_for
 
 # %% ../nbs/06_protocols.ipynb #df135a0b
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -171,6 +171,7 @@ def check_topk(
     topk: Sequence[int],  # numbers of predictions per image
 ) -> list[int]:  # the same as whole numbers
     "Check the k of precision, recall and F1; QKSError for an empty list or a k that does not count anything."
+    if not isinstance(topk, Iterable): raise QKSError(f"topk is {topk!r}: give a list of whole numbers such as (3, 5).")
     if not len(topk) or min(topk) < 1 or any(k != int(k) for k in topk):
         raise QKSError(f"topk is {tuple(topk)}: give at least one whole number, each 1 or more.")
     return [int(k) for k in topk]

@@ -10,6 +10,7 @@ __all__ = ['draw_table', 'percent', 'report_table', 'report_breakdown', 'report_
 import csv
 import io
 import json
+import os
 from pathlib import Path
 
 from .batchfile import write_whole
@@ -94,6 +95,8 @@ def check_new_file(
         raise QKSError(f"{path} exists already: name another file, or pass --force to replace it")
     if not path.parent.is_dir():
         raise QKSError(f"{path} cannot be written, for {path.parent} is no folder: make it, or name another file")
+    if not os.access(path.parent, os.W_OK):
+        raise QKSError(f"{path} cannot be written, for {path.parent} may not be written to: change that, or name another file")
     return path
 
 # %% ../nbs/12_report_tables.ipynb #22759189

@@ -28,7 +28,7 @@ from .metrics import evaluate_scores
 from .model import QKS, HeadConfig, QKSHead, rank_labels
 from .plots import plot_history, plot_label_ap, plot_tags, plot_token_use
 from .pocket import PocketConfig, write_pocket
-from .prompts import PromptPool
+from .prompts import PromptPool, embed_names
 from .report import ReportConfig, code_version, pool_facts, report
 from .training import RunConfig, TrainConfig, fit
 from .vlp import VLP, fingerprint, load_vlp
@@ -54,7 +54,7 @@ def baseline_scores(
 ) -> dict: # row name -> scores [t, S+U]
     "What the frozen VLP can do on the test split without training."
     vlp, tokens, names = benchmark.vlp, benchmark.tokens["test"], benchmark.test.label_names
-    single = PromptPool.single(ONE_PROMPT).embed(vlp, names)                                  # [S+U, E]
+    single = embed_names(PromptPool.single(ONE_PROMPT), vlp, names)                           # [S+U, E]
     return {"VLP zero-shot, one prompt": zero_shot_scores(vlp, tokens, single),
             "VLP zero-shot, prompt pool": zero_shot_scores(vlp, tokens, benchmark.embeddings),
             "VLP best patch": best_patch_scores(vlp, tokens, benchmark.embeddings)}
@@ -141,7 +141,9 @@ class ReproduceConfig:
     head: HeadConfig = HeadConfig(n_layers=2) # ours, see above
     train: TrainConfig = TrainConfig(epochs=14, lr=2e-3, loss="bce", schedule="cosine") # ours, see above
 
-    def __post_init__(self): check_count("seeds", self.seeds)
+    def __post_init__(self):
+        check_count("seeds", self.seeds)
+        replace(self.data, seed=self.seed), replace(self.train, seed=self.seed) # raises for a seed that is none
 
 # %% ../nbs/14_reproduce.ipynb #35f4d0e2
 def train_and_score(benchmark: Benchmark, head_config: HeadConfig, train_config: TrainConfig, seeds, run=lambda seed: None) -> list:
@@ -167,7 +169,7 @@ def save_run(
     "Write table.md, model/, figures/ and, when all of them are there, results.json."
     labels, n_seen = benchmark.test.labels, benchmark.test.n_seen
     best, scores = runs[0], baseline_scores(benchmark)
-    told = report({**scores, "QKS": best["logits"]}, labels, n_seen, ReportConfig(topk=tuple(topk)), benchmark.test.label_names)
+    told = report({**scores, "QKS": best["logits"]}, labels, n_seen, ReportConfig(topk=tuple(topk)), benchmark.test.label_names, benchmark.test.label_ids)
     rows = {name: summarise([told["rows"][name]["official"]["metrics"]]) for name in scores} | {"QKS": summarise([run["metrics"] for run in runs])}
     table, ap = results_table(rows, topk), told["rows"]["QKS"]["official"]["ap_per_label"]
     results = {"protocol": "official", "selection": config["train"]["selection"], "seeds": [run["seed"] for run in runs], "rows": rows,

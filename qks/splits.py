@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MARKS', 'SPLITS', 'READERS', 'recognise', 'prepare_command', 'without_unseen', 'label_list', 'index_own',
            'index_coco_split', 'index_voc_split', 'check_splits', 'index_splits', 'index_places', 'save_split',
-           'Prepared', 'prepare', 'open_split', 'open_splits']
+           'Prepared', 'present_images', 'prepare', 'open_split', 'open_splits']
 
 # %% ../nbs/08_splits.ipynb #10e9d5fa
 import errno
@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import QKSError, cache_folder
-from .data import index_nuswide
+from .core import QKSError, cache_folder, check_count
+from .data import index_nuswide, missing_images
 from .files import find_file, inside_path, read_names
 from .formats import index_coco, index_folder, index_voc
 from .index import Index, load_index
@@ -165,29 +165,45 @@ class Prepared:
     splits: dict # split -> Index
     files: dict # split -> path of the saved index
     seconds: float # for reading and saving
+    left_out: dict # split -> images that were not there; empty where all were to stay
 
     def __str__(self):
         lines = []
         for split, index in self.splits.items():
             C, S, zeros = len(index.label_ids), index.n_seen, "absent" if index.absent else "not annotated"
             lines.append(f"{split}: {len(index):,} images, {C:,} labels ({S:,} seen, {C - S:,} unseen), {len(index.values):,} entries, {index.conflicts:,} conflicts; other entries count as {zeros}")
+            if split in self.left_out: lines.append(f"  {self.left_out[split]:,} images are missing or too small, and left out; prepare again after fetching more")
             if index.conflicts: lines.append(f"  conflicts count as not annotated, the first: {index.first_conflict}")
             if split == "test" and S == C: lines.append("  no label is unseen: there is nothing to evaluate zero-shot")
             lines.append(f"  {self.files[split].stat().st_size:,} bytes in {self.files[split]}")
         return "\n".join([*lines, f"read and saved in {self.seconds:.1f} s"])
+
+# %% ../nbs/08_splits.ipynb #848a5ea9
+def present_images(
+    index: Index, # one split
+    split: str, # its name, for the message
+    min_bytes: int = 1, # smaller files count as missing
+) -> Index: # the images whose files are there
+    "Leave out images that are not there; raises `QKSError` where none is."
+    missing = set(missing_images(index, min_bytes))
+    if len(missing) == len(index): raise QKSError(f"none of the {len(index):,} {split} images is in {Path(index.root)/index.image_folder}: fetch them first")
+    return index.subset([i for i, image in enumerate(index.images) if image not in missing])
 
 # %% ../nbs/08_splits.ipynb #848a5eae
 def prepare(
     root, # the data set's folder
     dataset: str, # nuswide, openimages, coco, voc or folder
     splits=SPLITS, # which of the two
+    min_bytes: int = None, # leave out images that are absent or smaller than this; None: all stay
     **options, # those of `index_splits`
 ) -> Prepared: # print it; `files` says where the indexes are
     "Index a data set and save what training and evaluation read; raises `QKSError` for anything amiss, and then changes nothing."
     clock = time.perf_counter()
     indexes = index_splits(root, dataset, splits, **options)
-    files = {split: save_split(index, root, split) for split, index in indexes.items()}
-    return Prepared(indexes, files, time.perf_counter() - clock)
+    present = indexes if min_bytes is None else {split: present_images(index, split, check_count("min_bytes", min_bytes)) for split, index in indexes.items()}
+    files = {split: save_split(index, root, split) for split, index in present.items()}
+    left_out = {} if min_bytes is None else {split: len(index) - len(present[split]) for split, index in indexes.items()}
+    return Prepared(present, files, time.perf_counter() - clock, left_out)
 
 # %% ../nbs/08_splits.ipynb #36d93270
 def open_split(
@@ -200,8 +216,7 @@ def open_split(
     if saved:
         try: return load_index(max(saved, key=os.path.getmtime), root)
         except QKSError as error:
-            options = ", with the options of the first time" if dataset != "nuswide" else "" # which has none
-            raise QKSError(f"{error} ({prepare_command(root)}{options})") from error
+            raise QKSError(f"{error} ({prepare_command(root)}, with the options of the first time)") from error
     if dataset == "nuswide": return index_nuswide(root, split)
     known = "" if dataset else f", DATASET being one of {', '.join(MARKS)}"
     raise QKSError(f"{root} has no index of its {split} split: run {prepare_command(root)} first{known}")

@@ -227,7 +227,7 @@ def load_vlp(
     mean, std = (getattr(model.visual, f"image_{kind}", None) for kind in ("mean", "std"))
     preprocess = open_clip.image_transform(model.visual.image_size, is_train=False, mean=mean, std=std)
     vlp = VLP(model.float().to(device), preprocess, tokenizer, str(pretrained) if is_path else name, precision, drop_cls)
-    vlp.source = {"name": name, "pretrained": str(pretrained) if is_path else pretrained, "drop_cls": drop_cls, "quick_gelu": quick_gelu}
+    vlp.source = {"name": name, "pretrained": str(Path(pretrained).resolve()) if is_path else pretrained, "drop_cls": drop_cls, "quick_gelu": quick_gelu}
     return vlp
 
 # %% ../nbs/02_vlp.ipynb #cb400464

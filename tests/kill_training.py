@@ -138,6 +138,12 @@ class Silent:
 
     def __iter__(self): return iter(self.items)
 
+    def __enter__(self): return self
+
+    def __exit__(self, *error): pass
+
+    def update(self, count): pass
+
     def set_postfix(self, **values): pass
 
 

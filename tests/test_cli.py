@@ -1,8 +1,13 @@
 """The command line: every command on small data, and every mistake in one sentence."""
 
 import json
+import os
+import re
+import shlex
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,6 +91,27 @@ def test_tag_any_labels(model, run, picture, capsys):
     assert tags[0]["probability"] >= tags[1]["probability"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_labels_file_with_and_without_a_byte_order_mark(tmp_path, encoding):
+    (tmp_path / "labels.txt").write_text("cat\r\n\nice cream\n", encoding=encoding)
+    assert cli.read_label_arguments(None, str(tmp_path / "labels.txt")) == ["cat", "ice cream"]
+
+
+def test_a_missing_picture_is_told_before_any_work(picture, monkeypatch, capsys):
+    monkeypatch.setattr("qks.model.PromptPool.embed", lambda *args, **kwargs: pytest.fail("began to work"))
+    assert main(["tag", str(picture), "nowhere.jpg", "--labels", "cat", "--device", "cpu"]) == 2
+    assert "image nowhere.jpg does not exist" in capsys.readouterr().err
+
+
+def test_a_terminal_that_cannot_show_a_name_costs_no_tags(picture, tmp_path):
+    "A file name in an old encoding, a terminal that speaks ASCII: the tags are printed all the same."
+    odd = tmp_path / os.fsdecode(b"caf\xe9.jpg")
+    try: shutil.copyfile(picture, odd)
+    except OSError: pytest.skip("this disk has no such names")
+    done = subprocess.run([sys.executable, "-m", "qks.cli", "tag", odd, "--labels", "crème,cat", "--device", "cpu"], capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii:strict"})
+    assert done.returncode == 0 and b"cat" in done.stdout and b"Traceback" not in done.stderr
+
+
 def test_tag_labels_file_and_threshold(picture, tmp_path, capsys):
     (tmp_path / "labels.txt").write_text("cat\n\nbridge\n")
     assert main(["tag", str(picture), "--labels-file", str(tmp_path / "labels.txt"), "--threshold", "1"]) == 0
@@ -134,6 +160,21 @@ def test_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])
     assert stop.value.code == 0 and len(capsys.readouterr().out) > 200
+
+
+def test_every_command_that_is_shown_can_be_typed():
+    "Those of the first page, of the page about data sets and of the notebooks: the parser takes each."
+    root, shown = Path(__file__).parent.parent, []
+    texts = [(root / name).read_text(encoding="utf-8") for name in ("README.md", "data/README.md")]
+    for path in (root / "nbs").glob("*.ipynb"):
+        texts += ["".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "markdown"]
+    for block in (block for text in texts for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line.partition("#")[0].rpartition("&& ")[2])
+            if "qks.cli" in words: words = ["qks", *words[words.index("qks.cli") + 1:]]
+            if words[:1] == ["qks"]: shown.append(words[1:])
+    for words in shown: cli.build_parser().parse_args(words)  # exits where it does not understand
+    assert len(shown) > 15 and {words[0] for words in shown} == {"reproduce", "tag", "train", "evaluate", "data"}
 
 
 def test_module_runs_as_a_command():

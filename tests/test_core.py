@@ -270,6 +270,19 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, stop):
     assert path.read_bytes() == (b"old" if stop else b"new") and list(tmp_path.iterdir()) == [path]
 
 
+EXIF = {"a header cut short": b"Exif\0\0II*\0", "no TIFF": b"Exif\0\0hello there", "nothing": b"Exif\0\0", "a place beyond the end": b"Exif\0\0II*\0\xff\xff\xff\x7f",
+        "turned, and a tag of no sense": b"Exif\0\0II*\0\x08\0\0\0\x02\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\x69\x87\x04\0\x01\0\0\0\xff\xff\0\0\0\0\0\0"}
+
+
+@pytest.mark.parametrize("exif", EXIF)
+@pytest.mark.parametrize("dpi", [None, (72, 72)])
+def test_damaged_exif_data_cost_no_picture(tmp_path, exif, dpi):
+    "They say nothing of the pixels."
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8))
+    picture.save(tmp_path/"a.jpg", exif=EXIF[exif], **({"dpi": dpi} if dpi else {}))
+    assert sorted(load_image(tmp_path/"a.jpg").size) == [6, 9]
+
+
 def test_the_cache_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("QKS_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path and cache_folder("here") == Path("here")

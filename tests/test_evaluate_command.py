@@ -14,7 +14,7 @@ from qks.cache import list_caches
 from qks.cli import main
 from qks.core import QKSError
 from qks.data import index_nuswide
-from qks.evaluate_command import ScoreMatrix, embed_names, evaluate_model, load_model, make_scorers, read_protocols, token_batches, training_facts
+from qks.evaluate_command import ScoreMatrix, evaluate_model, load_model, make_scorers, read_protocols, token_batches, training_facts
 from qks.evaluation import best_patch_scores, zero_shot_scores
 from qks.index import sort_entries
 from qks.metrics import evaluate_scores
@@ -296,3 +296,30 @@ def test_a_matrix_takes_batches_of_any_kind():
     matrix.update(torch.ones(1, 2, dtype=torch.bfloat16))
     matrix.update(np.full((2, 2), 3.0))
     assert matrix.scores.tolist() == [[1, 1], [3, 3], [3, 3]] and matrix.done == 3
+
+
+@pytest.mark.parametrize("words", [["--json", "r", "--per-label", "r"], ["--json", "r", "--per-label", "./r", "--force"]], ids=str)
+def test_two_results_do_not_go_into_one_file(run, tmp_path, monkeypatch, capsys, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("qks.evaluate_command.evaluate_model", lambda *args, **kwargs: pytest.fail("began to compute"))
+    assert evaluate(run / "model", run / "pocket-wide", *words, "--device", "cpu") == 2
+    assert said(capsys) == "qks: --json and --per-label both name r: give each a file of its own\n"
+
+
+def test_a_folder_that_may_not_be_written_is_told_first(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("qks.evaluate_command.evaluate_model", lambda *args, **kwargs: pytest.fail("began to compute"))
+    monkeypatch.setattr("qks.report_tables.os.access", lambda path, mode: Path(path) != tmp_path)
+    assert evaluate(run / "model", run / "pocket-wide", "--json", tmp_path / "r.json", "--device", "cpu") == 2
+    assert said(capsys) == f"qks: {tmp_path / 'r.json'} cannot be written, for {tmp_path} may not be written to: change that, or name another file\n"
+
+
+def test_results_are_saved_before_they_are_printed(run, tmp_path, monkeypatch):
+    def broken(*args): raise BrokenPipeError(32, "Broken pipe")
+    monkeypatch.setattr("qks.evaluate_command.print_report", broken)
+    evaluate(run / "model", run / "pocket-wide", "--json", tmp_path / "r.json", "--per-label", tmp_path / "l.csv", "--device", "cpu")
+    assert load_report(tmp_path / "r.json")["rows"] and (tmp_path / "l.csv").stat().st_size
+
+
+def test_the_best_patch_is_looked_for_where_the_tokens_are(tiny_vlp):
+    tokens = torch.empty(3, tiny_vlp.n_tokens, tiny_vlp.width, device="meta")  # stands for a GPU; the labels come from the CPU
+    assert best_patch_scores(tiny_vlp, tokens, torch.randn(5, tiny_vlp.embed_dim)).shape == (3, 5)

@@ -1,5 +1,6 @@
 """The head against the authors' numbers and gradients; saving, loading and tagging under good and bad input."""
 import json
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from safetensors.torch import save_file
 
 from qks.core import QKSError
 from qks.losses import AsymmetricLoss
-from qks.model import QKS, HeadConfig, QKSHead, head_scores, rank_labels, rename_official
+from qks.model import QKS, HeadConfig, QKSHead, head_scores, rank_labels, rename_official, score_batches
 from qks.prompts import PromptPool
 from qks.vlp import VLP, fingerprint, load_vlp
 
@@ -171,13 +172,16 @@ def test_new_labels_leave_the_others_alone(golden_head, golden_output, seen):
     assert torch.equal(alone.token_index, golden_output.token_index[:, :seen])
 
 
-def test_scores_leave_the_device_batch_by_batch(monkeypatch):
-    events, cpu = [], torch.Tensor.cpu
-    head = QKSHead(torch.randn(64, 8), HeadConfig(2, 1))
-    head.register_forward_hook(lambda *args: events.append("computed"))
-    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: events.append("left") or cpu(self))
-    logits, index = head_scores(head, torch.randn(5, 4, 64), torch.randn(3, 8), batch_size=2)
-    assert logits.shape == index.shape == (5, 3) and events == ["computed", "left", "left"] * 3
+def test_scores_leave_the_device_batch_by_batch():
+    events, head = [], QKSHead(torch.randn(64, 8), HeadConfig(2, 1))
+    head.register_forward_hook(lambda head, given, found: events.append((weakref.ref(found.logits), len(given[0]))))
+
+    def batches():
+        for tokens in torch.randn(5, 4, 64).split(2):
+            assert all(there() is None for there, _ in events[:-1])  # of earlier batches nothing is left
+            yield tokens
+    logits, index = score_batches(head, batches(), torch.randn(3, 8), 5)
+    assert logits.shape == index.shape == (5, 3) and (logits.dtype, index.dtype) == (torch.float32, torch.int32) and [size for _, size in events] == [2, 2, 1]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 256])
@@ -187,6 +191,15 @@ def test_head_scores(golden_output, batch_size, training):
     logits, index = head_scores(head, *BATCH, batch_size)
     close(logits, golden_output.logits)
     assert torch.equal(index, golden_output.token_index) and head.training == training and not logits.requires_grad
+
+
+def test_a_head_lies_where_its_projection_lies():
+    head = QKSHead(torch.empty(64, 8, device="meta"), HeadConfig(2, 1))  # stands for a GPU
+    assert {weight.device.type for weight in head.parameters()} == {"meta"}
+
+
+def test_no_heads_are_no_heads():
+    with pytest.raises(QKSError, match="n_heads is 0"): QKSHead.from_official(WEIGHTS, n_heads=0)
 
 
 @pytest.mark.parametrize("wrong", [{"n_queries": 0}, {"n_layers": 0}, {"n_queries": -3}, {"n_heads": 0}, {"ffn_width": 1.5}, {"dropout": 1}, {"dropout": -0.1}], ids=str)

@@ -44,6 +44,20 @@ def axes_titled(figure, title):
     return [axis for axis in figure.axes if axis.get_title() == title]
 
 
+DOLLARS = ["$$", "100%$ & $", "a_$b", "$x^2$", "plain", "$_$"]
+
+
+@pytest.mark.parametrize("draw", [lambda: plot_tags(PICTURES, [DOLLARS, DOLLARS[:2]], [[(label, 0.5, 0) for label in DOLLARS]]*2, ATTENTION, (2, 2), unseen=DOLLARS[:1]),
+                                  lambda: plot_tags(PICTURES, [DOLLARS, DOLLARS[:2]], [[(label, 0.5, 0) for label in DOLLARS]]*2),
+                                  lambda: plot_token_use(np.zeros((2, 6), int), np.ones((2, 6), int), {label: [i] for i, label in enumerate(DOLLARS)}, 2),
+                                  lambda: plot_label_ap(np.linspace(0, 1, 6), DOLLARS, 2)], ids=["with panels", "without", "token use", "AP"])
+def test_labels_are_no_formulas(draw, tmp_path):
+    figure = draw()
+    figure.savefig(tmp_path/"figure.png")  # where matplotlib reads its texts
+    drawn = {text.get_text() for text in figure.findobj(plt.Text)}
+    assert any("$" in text for text in drawn) and not any(text.get_parse_math() for text in figure.findobj(plt.Text) if "$" in text.get_text())
+
+
 # --- attention ---
 
 

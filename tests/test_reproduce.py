@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from qks.cli import main
 from qks.core import QKSError
 from qks.model import QKS, HeadConfig
 from qks.pocket import PocketConfig
@@ -65,6 +66,18 @@ def test_run_folders_are_safe(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(QKSError, match="is a file"):
         prepare_run(tmp_path / "file")
+
+
+@pytest.mark.parametrize("wrong", [{"seed": -1}, {"seeds": 0}, {"seed": 1.5}], ids=str)
+def test_a_bad_number_costs_no_earlier_run(wrong):
+    with pytest.raises(QKSError, match="seed"): ReproduceConfig(**wrong)
+
+
+def test_a_bad_seed_on_the_command_line_costs_no_earlier_run(tmp_path, capsys):
+    run = prepare_run(tmp_path / "run", config={"a": 1})
+    (run / "results.json").write_text("days of work")
+    assert main(["reproduce", "--quick", "--out", str(run), "--seed", "-1", "--force"]) == 2
+    assert "seed" in capsys.readouterr().err and (run / "results.json").read_text() == "days of work"
 
 
 def test_a_replaced_run_keeps_its_tokens(tmp_path, monkeypatch):

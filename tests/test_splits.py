@@ -221,7 +221,7 @@ def test_an_empty_folder_names_all_commands(tmp_path):
 def test_a_stale_index_is_not_used(nuswide, source):
     prepare(nuswide, "nuswide")
     os.utime(nuswide/source, (1, 1))
-    with pytest.raises(QKSError, match=re.escape(f"is stale: the raw files in {nuswide} have changed since it was built; build it again (`qks data nuswide prepare {nuswide}`)")):
+    with pytest.raises(QKSError, match=re.escape(f"is stale: the raw files in {nuswide} have changed since it was built; build it again (`qks data nuswide prepare {nuswide}`, with the options of the first time)")):
         open_split(nuswide, "test")
     assert len(open_split(nuswide, "train")) == 31
     prepare(nuswide, "nuswide")
@@ -306,6 +306,24 @@ def test_a_full_disk_is_no_reason_to_write_elsewhere(nuswide, tmp_path, monkeypa
     with pytest.raises(QKSError, match="qks-index-train.npz cannot be written .No space left"): prepare(nuswide, "nuswide")
     assert not (tmp_path/"cache").exists() and files(nuswide) == []
     assert not [path.name for path in nuswide.iterdir() if path.name.startswith(".")]
+
+
+def test_missing_images_are_left_out_where_asked_for(nuswide):
+    "They are counted, and the rest is what training and evaluation see; what is fetched later comes back with the next prepare."
+    train, test = (index_nuswide(nuswide, split) for split in SPLITS)
+    for index, kept in ((train, 5), (test, 3)):
+        for number in range(kept):
+            index.path(number).parent.mkdir(parents=True, exist_ok=True)
+            index.path(number).write_bytes(b"x"*(10 + number))
+    prepared = prepare(nuswide, "nuswide", min_bytes=1)
+    assert prepared.left_out == {"train": len(train) - 5, "test": len(test) - 3} and f"{len(test) - 3:,} images are missing or too small, and left out" in str(prepared)
+    found = open_splits(nuswide)
+    assert found["train"].images == train.images[:5] and content(found["test"]) == content(test.subset(range(3)))
+    assert prepare(nuswide, "nuswide", min_bytes=12).left_out == {"train": len(train) - 3, "test": len(test) - 1}
+    assert prepare(nuswide, "nuswide").left_out == {} and len(open_split(nuswide, "test")) == len(test)
+    with pytest.raises(QKSError, match="none of the .* train images is in .*: fetch them first"): prepare(nuswide, "nuswide", min_bytes=100)
+    with pytest.raises(QKSError, match="min_bytes is 0"): prepare(nuswide, "nuswide", min_bytes=0)
+    assert len(open_split(nuswide, "test")) == len(test)  # nothing was changed
 
 
 def test_the_index_written_last_counts(nuswide):

@@ -182,6 +182,35 @@ def test_data_that_cannot_be_measured(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_open_images_where_names_repeat(tmp_path, monkeypatch, capsys):
+    "Two jaguars, one seen and one not, and labels that are mostly not annotated: trained, evaluated, and told apart by their MIDs."
+    monkeypatch.setattr("qks.train_command.load_benchmark", partial(load_benchmark, pool=PromptPool.single("a photo of {}")))
+    names = {"/m/01": "Jaguar", "/m/02": "Bat", "/m/03": "Bat", "/m/04": "Tree", "/m/05": "Jaguar", "/m/06": "Lake"}
+    root, generator = tmp_path / "oi", np.random.default_rng(3)
+    for split in ("train", "test"):
+        (root / split).mkdir(parents=True)
+        rows = ["ImageID,Source,LabelName,Confidence"]
+        for number in range(40):
+            image = f"{number + 100*(split == 'test'):016x}"
+            Image.fromarray(generator.integers(0, 256, (40, 48, 3), np.uint8)).save(root / split / f"{image}.jpg")
+            rows += [f"{image},verification,{mid},{generator.integers(2)}" for mid in names if generator.random() < 0.6]
+        (root / split / f"{split}-annotations-human-imagelabels.csv").write_text("\n".join(rows) + "\n")
+    (root / "class-descriptions.csv").write_text("".join(f"{mid},{name}\n" for mid, name in names.items()))
+    (root / "classes-trainable.txt").write_text("\n".join(list(names)[:4]) + "\n")
+    (root / "unseen_400.txt").write_text("\n".join(list(names)[4:]) + "\n")
+    assert main(["data", "openimages", "prepare", str(root)]) == 0
+    assert train(root, tmp_path / "run", "--topk", "1", "2", "--device", "cpu") == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert list(results["ap_per_label"]) == list(names) and results["labels"] == {"seen": 4, "unseen": 2}
+    assert (tmp_path / "run" / "figures" / "scenes.png").is_file()
+
+
+def test_a_label_too_long_is_told_before_any_image_is_read(pocket, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("qks.cache.load_batches", lambda *args: pytest.fail("began to compute"))
+    monkeypatch.setattr("qks.vlp.VLP.text_features", lambda self, texts: (_ for _ in ()).throw(QKSError("text is too long: shorten the label")))
+    assert train(pocket, tmp_path / "run") == 2 and "shorten the label" in said(capsys)
+
+
 @pytest.mark.parametrize("words, n_tokens", [([], 36 + 4 + 20), (["--no-cache"], 4 + 20)], ids=["all three splits", "no-cache: two"])
 def test_too_little_memory_is_told_before_anything_is_computed(pocket, tmp_path, monkeypatch, capsys, words, n_tokens):
     need = cache_size(load_vlp("pocket", device="cpu"), n_tokens, torch.float32)

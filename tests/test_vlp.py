@@ -389,6 +389,13 @@ def test_preprocessing_crops_the_centre(tiny_vlp):
 
 def test_source_loads_it_again(golden_file, golden_vlp):
     assert fingerprint(load_vlp(**golden_vlp.source)) == fingerprint(golden_vlp)
+
+
+def test_weights_named_from_here_are_found_from_elsewhere(golden_file, golden_vlp, tmp_path, monkeypatch):
+    monkeypatch.chdir(golden_file.parent)
+    source = load_vlp(pretrained=golden_file.name).source
+    monkeypatch.chdir(tmp_path)
+    assert fingerprint(load_vlp(**source)) == fingerprint(golden_vlp)
     json.dumps(golden_vlp.source)  # a head's configuration keeps it
 
 
