@@ -18,7 +18,7 @@ import torch
 from .augment import Augmentation, LiveTokens
 from .batchfile import write_whole
 from .cache import cache_tokens
-from .benchmark import benchmark_splits, check_measurable, check_tokens_fit, load_benchmark
+from .benchmark import benchmark_splits, check_measurable, check_scores_fit, check_tokens_fit, load_benchmark
 from .core import QKSError, check_count
 from .devices import in_turns, process_state
 from .engine import Interrupted
@@ -151,7 +151,7 @@ def run_train(args):
     (cache, dtype, place), views = token_place(args, many), 0 if args.no_cache else args.views
     vlp = load_vlp(args.vlp, args.pretrained, args.device or (str(state.device) if many else None))
     check_measurable(parts := benchmark_splits(open_splits(args.root), args.selection), recipe.topk)
-    check_tokens_fit(vlp, parts, cache, dtype, views)
+    check_tokens_fit(vlp, parts, cache, dtype, views), check_scores_fit(parts, args.seeds)
     config = {"root": str(args.root), "vlp": vlp.source | {"fingerprint": fingerprint(vlp)}, "head": asdict(head), "train": asdict(recipe), "seeds": args.seeds, "tokens": place, "views": args.views}
     in_turns(lambda: claim_folder(args.out, config, args.force, args.resume) if state.is_main_process else None)
     tokens = partial(training_tokens, workers=args.workers, cache=cache, dtype=dtype, views=args.views, live=args.no_cache)

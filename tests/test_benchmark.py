@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qks import benchmark as module
-from qks.benchmark import Benchmark, benchmark_splits, check_measurable, check_tokens_fit, load_benchmark
+from qks.benchmark import Benchmark, benchmark_splits, check_measurable, check_scores_fit, check_tokens_fit, load_benchmark
 from qks.cache import cache_size
 from qks.core import QKSError
 from qks.index import LabelledImages
@@ -81,6 +81,16 @@ def test_room_for_all_parts(root, tiny_vlp, monkeypatch, tmp_path, views, items)
     check_tokens_fit(tiny_vlp, parts, train_views=views)
     check_tokens_fit(tiny_vlp, parts, tmp_path, torch.bfloat16, views)
     assert asked == [(None, cache_size(tiny_vlp, items, torch.float32)), (tmp_path, cache_size(tiny_vlp, items, torch.bfloat16))]
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_room_for_the_scores(monkeypatch, seeds):
+    parts = {"test": split(10, [[1, -1, 1]], 2)}
+    need = 10*3*(8*seeds + 12)
+    monkeypatch.setattr(module, "available_memory", lambda: need)
+    check_scores_fit(parts, seeds)
+    monkeypatch.setattr(module, "available_memory", lambda: need - 1)
+    with pytest.raises(QKSError, match="the scores of 10 test images and 3 labels will need .* GB of memory.*fewer --seeds"): check_scores_fit(parts, seeds)
 
 
 def test_pairs_of_tokens_and_labels(tiny_vlp):

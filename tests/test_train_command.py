@@ -224,6 +224,13 @@ def test_too_little_memory_is_told_before_anything_is_computed(pocket, tmp_path,
     assert train(pocket, tmp_path / "new", *words) == 2 and "there is room" in said(capsys)
 
 
+def test_too_little_memory_for_the_scores_is_told_before_anything_is_computed(pocket, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("qks.benchmark.available_memory", lambda: 20 * 326 * 20 - 1)
+    monkeypatch.setattr("qks.train_command.load_benchmark", lambda *args, **kwargs: pytest.fail("began to compute"))
+    assert train(pocket, tmp_path / "new") == 2
+    assert "the scores of 20 test images and 326 labels will need" in said(capsys) and not (tmp_path / "new").exists()
+
+
 def test_too_small_a_disk_is_told_before_anything_is_computed(pocket, tmp_path, monkeypatch, capsys):
     need = cache_size(load_vlp("pocket", device="cpu"), 2 * 36 + 4 + 20)
     monkeypatch.setattr("qks.cache.shutil.disk_usage", lambda folder: SimpleNamespace(free=need - 1))
