@@ -107,6 +107,7 @@ def load_image(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning) # max_pixels is the limit, not PIL's
+            warnings.filterwarnings("ignore", "Corrupt EXIF")
             image = _open_image(source, max_pixels)
             image.load() # all pixels
             if image.mode.startswith("I;16"): image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) # 16-bit grey: convert() would clip it at 255

@@ -20,7 +20,7 @@ from qks.index import sort_entries
 from qks.metrics import evaluate_scores
 from qks.model import QKS, HeadConfig, QKSHead, head_scores
 from qks.pocket import PocketConfig, write_pocket
-from qks.prompts import PromptPool
+from qks.prompts import PromptPool, embed_names
 from qks.protocols import PROTOCOLS
 from qks.report import ReportConfig, pool_facts
 from qks.report_tables import compare, load_report

@@ -68,7 +68,7 @@ def test_fit_tells_the_epoch(views):
     assert told == [0, 1, 2, 3]  # 0 by the constructor
 
 
-@pytest.mark.parametrize("seeds", [(0, 1, 2), (-1, 5, 2**40)], ids=str)
+@pytest.mark.parametrize("seeds", [(0, 1, 2), (7, 5, 2**40)], ids=str)
 def test_every_seed_draws_its_own_views(views, seeds):
     "Seed 0 draws epoch by epoch; the same seed draws the same again."
     labels, names, drawn = torch.where(torch.arange(N)[:, None] % 3 == torch.arange(3), 1, -1), torch.randn(3, 8), []

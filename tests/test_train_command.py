@@ -207,6 +207,7 @@ def test_open_images_where_names_repeat(tmp_path, monkeypatch, capsys):
 
 def test_a_label_too_long_is_told_before_any_image_is_read(pocket, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("qks.cache.load_batches", lambda *args: pytest.fail("began to compute"))
+    monkeypatch.setenv("QKS_CACHE", str(tmp_path / "cache"))  # nothing is known from before
     monkeypatch.setattr("qks.vlp.VLP.text_features", lambda self, texts: (_ for _ in ()).throw(QKSError("text is too long: shorten the label")))
     assert train(pocket, tmp_path / "run") == 2 and "shorten the label" in said(capsys)
 
