@@ -78,9 +78,10 @@ def check_images(
     good = len(images) - sum(map(len, faults.values()))
     report.facts.append((f"{Path(folder).name}/", f"{good:,} of {len(images):,} images are there" + " and decode"*decode))
     meaning = {"absent": "absent", "too small": f"smaller than {min_bytes:,} bytes, as placeholders are", "unreadable": "no images that can be decoded"}
+    without = {"absent": ", or go on without by preparing with --leave-out-missing", "too small": f", or go on without by preparing with --leave-out-missing --min-bytes {min_bytes}"}
     for fault, found in faults.items():
         report.problems.append(f"{len(found):,} of {len(images):,} images in {folder} are {meaning[fault]}, the first: {', '.join(found[:3])}; "
-                               "fetch them again" + ", or go on without by preparing with --leave-out-missing"*(fault != "unreadable"))
+                               "fetch them again" + without.get(fault, ""))
 
 # %% ../nbs/08_check.ipynb #de73e66b
 def check_table(

@@ -18,9 +18,8 @@ import torch
 from .augment import check_workers
 from .core import QKSError
 from .data_commands import add_data_commands
-from .evaluate_command import add_evaluate_arguments
+from .evaluate_command import add_evaluate_arguments, load_model
 from .linear import keep_freed_memory, product_rate
-from .model import QKS
 from .pocket import PocketConfig
 from .reproduce import ReproduceConfig, reproduce
 from .train_command import add_training_arguments
@@ -43,7 +42,7 @@ def run_tag(args):
     "Print the tags of each image: probability, label, and the token that the label chose."
     labels = read_label_arguments(args.labels, args.labels_file)
     top_k = args.top_k if args.top_k is not None else (None if args.threshold is not None else min(5, len(labels)))
-    found = QKS.from_pretrained(args.model, device=args.device).tag(args.images, labels, top_k, args.threshold)
+    found = load_model(args.model, args.vlp, args.pretrained, device=args.device).tag(args.images, labels, top_k, args.threshold)
     if args.json:
         print(json.dumps({image: [dict(zip(("label", "probability", "token"), tag)) for tag in tags] for image, tags in zip(args.images, found)}, indent=1))
         return
@@ -69,7 +68,9 @@ def add_tag_arguments(parser):
     labels = parser.add_mutually_exclusive_group(required=True)
     labels.add_argument("--labels", help="label names, separated by commas: cat,bridge,sunset")
     labels.add_argument("--labels-file", metavar="FILE", help="text file with one label a line")
-    parser.add_argument("--model", default="pocket", help="'pocket' or the model folder of a run (default: %(default)s)")
+    parser.add_argument("--model", default="pocket", help="'pocket', the model folder of a run, or the authors' checkpoint file with --vlp and --pretrained (default: %(default)s)")
+    parser.add_argument("--vlp", help="name of the VLP: pocket, or a model of open_clip's such as ViT-B-16 (default: the model's own)")
+    parser.add_argument("--pretrained", help="weights of that VLP: a tag such as openai, or a file")
     parser.add_argument("--top-k", type=int, help="labels shown per picture (default: 5, or all over the threshold)")
     parser.add_argument("--threshold", type=float, help="show only labels at least this probable, 0 to 1")
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -81,10 +81,8 @@ def _open_image(source, max_pixels):
 # %% ../nbs/00_core.ipynb #2dd8c176
 def _upright(image):
     "A picture turned as its EXIF data say; as it is where they are damaged, for they say nothing of its pixels."
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try: return ImageOps.exif_transpose(image)
-        except Exception: return image # Pillow fails in many ways at what cameras and editors write
+    try: return ImageOps.exif_transpose(image)
+    except Exception: return image # Pillow fails in many ways at what cameras and editors write
 
 # %% ../nbs/00_core.ipynb #2dd8c174
 def check_there(
@@ -184,11 +182,13 @@ def available_memory() -> int: # bytes
     found = [psutil.virtual_memory().available]
     for pair in MEMORY_FILES:
         limit, used = map(Path, pair)
+        try: left = int(limit.read_text()) - int(used.read_text())
+        except (OSError, ValueError): continue                         # no container, or "max"
         try:
-            left = int(limit.read_text()) - int(used.read_text())
             counts = dict(line.split() for line in used.with_name("memory.stat").read_text().splitlines())
-            found.append(left + int(counts["active_file"]) + int(counts["inactive_file"])) # copies of files are given up when memory runs short
-        except (OSError, ValueError, KeyError): pass                   # no container, or "max"
+            left += int(counts["active_file"]) + int(counts["inactive_file"]) # copies of files, given up when memory runs short
+        except (OSError, ValueError, KeyError): pass
+        found.append(left)
     return max(0, min(found))
 
 # %% ../nbs/00_core.ipynb #874b2ae7

@@ -10,6 +10,7 @@ __all__ = ['TAG_LIST', 'CONCEPT_LIST', 'LABEL_FOLDER', 'read_vocabulary', 'unkno
 # %% ../nbs/08_data.ipynb #6b89a173
 import os
 import re
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -132,8 +133,11 @@ def missing_images(
     min_bytes: int = 1, # smaller files count as missing; 4,001 finds NUS-WIDE's placeholders
 ) -> list: # the images that are not there, as written in data.images
     "List the images whose file is absent or too small."
-    paths = [data.path(i) for i in range(len(data))]
-    return [image for image, path in zip(data.images, paths) if not os.path.isfile(path) or os.path.getsize(path) < min_bytes]
+    def size(path): # of a file; -1 for whatever else is there, or nothing
+        try: found = os.stat(path)
+        except OSError: return -1
+        return found.st_size if stat.S_ISREG(found.st_mode) else -1
+    return [image for i, image in enumerate(data.images) if size(data.path(i)) < min_bytes]
 
 # %% ../nbs/08_data.ipynb #7f65a291
 def require_images(

@@ -105,7 +105,7 @@ def add_prepare_arguments(
     "Arguments of every preparation; all but the first are the options of `prepare`, by their names."
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS), help="which splits (default: both)")
     parser.add_argument("--leave-out-missing", action="store_true", help="leave out images whose files are not there (default: they stay, and training asks for them)")
-    parser.add_argument("--min-bytes", type=int, default=1, metavar="N", help="smaller files count as missing; 4001 finds NUS-WIDE's placeholders (default: %(default)s)")
+    parser.add_argument("--min-bytes", type=int, metavar="N", help="leave out smaller files as well; 4001 finds NUS-WIDE's placeholders (default: 1)")
     parser.set_defaults(dataset=dataset)
     def option(name, default, text, **kwargs): parser.add_argument(f"--{name}", default=default, help=f"{text} (default: {default or 'none'})", **kwargs)
     if dataset == "openimages": option("unseen", UNSEEN, "list of the unseen MIDs, one a line, relative to ROOT", metavar="FILE")
@@ -128,7 +128,8 @@ def run_prepare(
     "Write the index of a data set's splits."
     options = {name: value for name, value in vars(args).items() if name in ("unseen", "seen", "division", "train", "test", "image_folder")}
     if options.get("division") == "all": options["division"] = None
-    return answer(prepare(args.root, args.dataset, args.splits, args.min_bytes if args.leave_out_missing else None, **options))
+    min_bytes = 1 if args.leave_out_missing and args.min_bytes is None else args.min_bytes
+    return answer(prepare(args.root, args.dataset, args.splits, min_bytes, **options))
 
 # %% ../nbs/15_data_commands.ipynb #c7bd0dc9
 def run_data_pocket(args) -> int:

@@ -17,6 +17,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from .benchmark import score_bytes
 from .core import QKSError, check_count, load_image
 from .model import QKSHead, head_scores
 from .training import TrainConfig, fit
@@ -166,7 +167,7 @@ def estimate(
     fits = train_bytes <= machine.memory
     paces = {"train": machine.train} if fits else {"train": machine.train, "read": machine.read/work.token_bytes}
     limit = min(paces, key=paces.get)
-    scores = work.n_test*work.n_labels*(4 + 4 + 1) if work.dense_scores else 0 # fp32 scores, the chosen tokens in 32 bits, int8 labels
+    scores = score_bytes(work.n_test, work.n_labels) if work.dense_scores else 0
     return [Stage("prompt pool", work.n_labels*work.n_prompts/machine.prompts, limit="prompts"),
             Stage("image tokens", n/getattr(machine, slow), disk=n*work.token_bytes, limit=slow),
             Stage("training", work.epochs*work.n_train/paces[limit], memory=train_bytes if fits else 0, limit=limit),

@@ -174,9 +174,10 @@ def run_evaluate(args):
     found = {"model": str(args.model), "head": asdict(model.head.config), **trained, "prompts": pool_facts(model.pool), "code": code_version(),
              "tokens": f"{DTYPES[dtype]}, from a cache" if args.cache else "float32", **provenance(model.vlp)}
     found |= evaluate_model(model, index, config, args.baselines, args.workers, args.cache, dtype=dtype)
-    if args.json: save_report(args.json, found, args.force)                                       # before a terminal can refuse a character
-    if args.per_label: save_labels(args.per_label, found, args.force)
-    print_report(found)
+    try: # first the files: a pipe may break
+        if args.json: save_report(args.json, found, args.force)
+        if args.per_label: save_labels(args.per_label, found, args.force)
+    finally: print_report(found)
     print(f"\n{len(index):,} test images, {index.n_seen:,} seen and {len(index.label_ids) - index.n_seen:,} unseen labels; epoch of the model chosen by: {trained['selection']}")
 
 # %% ../nbs/15_evaluate_command.ipynb #582b980e

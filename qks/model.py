@@ -132,8 +132,9 @@ def score_batches(
         for batch in batches:
             scores = head(batch.to(device).float(), labels)
             rows, done = slice(done, done + len(batch)), done + len(batch)
-            logits[rows], token_index[rows] = scores.logits, scores.token_index                  # the device holds one batch's at a time
+            logits[rows], token_index[rows] = scores.logits, scores.token_index
             bar.update(len(batch))
+            del scores                                                                           # the device holds one batch's at a time
     head.train(was_training)
     return logits, token_index
 
@@ -196,7 +197,7 @@ def _load(folder, vlp=None, device=None):
         head = QKSHead.from_state({name: tensor.float() for name, tensor in read_tensors(path.with_name("head.safetensors")).items()},
                                   sizes["n_heads"], sizes["dropout"])
         try: vlp = vlp or load_vlp(**source, device=device)
-        except QKSError as error: raise QKSError(f"the VLP that {path} names cannot be loaded: {error}; or pass vlp= with the weights that the head was trained on") from error
+        except QKSError as error: raise QKSError(f"the VLP that {path} names cannot be loaded: {error}; or name the one that the head was trained on with vlp= (--vlp and --pretrained on the command line)") from error
     except QKSError: raise
     except (ValueError, KeyError, TypeError) as error: # ValueError: no JSON, no UTF-8
         raise QKSError(f"{path} is damaged ({type(error).__name__}: {error}): expected the keys head, templates, vlp and vlp_fingerprint; save the model again") from error

@@ -21,7 +21,7 @@ import torch
 from .batchfile import write_whole
 from .benchmark import Benchmark, load_benchmark
 from .core import QKSError, check_count, load_image
-from .devices import score_images
+from .devices import process_state, score_images
 from .drawings import read_concepts
 from .evaluation import best_patch_scores, label_ap, results_table, summarise, zero_shot_scores
 from .metrics import evaluate_scores
@@ -147,11 +147,12 @@ class ReproduceConfig:
 
 # %% ../nbs/14_reproduce.ipynb #35f4d0e2
 def train_and_score(benchmark: Benchmark, head_config: HeadConfig, train_config: TrainConfig, seeds, run=lambda seed: None) -> list:
-    "One trained head a seed: dicts of seed, model, history, logits [t, C], token_index [t, C], metrics."
+    "One trained head a seed: dicts of seed, model, history, logits [t, C], token_index [t, C], metrics; of many processes the first one has them."
     runs = []
     for seed in seeds:
         head, history = train_head(benchmark, head_config, replace(train_config, seed=seed), run(seed))
         logits, token_index = score_images(head, benchmark.tokens["test"], benchmark.embeddings)
+        if not process_state().is_main_process: continue
         metrics = evaluate_scores(logits, benchmark.test.labels, benchmark.test.n_seen, train_config.topk)
         runs.append({"seed": seed, "model": QKS(benchmark.vlp, head, benchmark.pool), "history": history,
                      "logits": logits, "token_index": token_index, "metrics": metrics})
@@ -199,7 +200,7 @@ def reproduce(
         print(f"{stage}: {seconds[stage]:.0f} s", flush=True)
     write_pocket(folder/"pocket-wide", replace(config.data, seed=config.seed))
     lap("writing Pocket-WIDE")
-    benchmark = load_benchmark(folder/"pocket-wide", load_vlp(), workers=workers)
+    benchmark = load_benchmark(folder/"pocket-wide", load_vlp(), workers=workers, selection=config.train.selection)
     lap("embedding prompts and caching image tokens")
     runs = train_and_score(benchmark, config.head, config.train, range(config.seed, config.seed + config.seeds))
     lap("training and scoring")

@@ -8,6 +8,7 @@ __all__ = ['RECIPE', 'CHOSEN', 'read_dtype', 'add_training_arguments', 'read_rec
 
 # %% ../nbs/15_train_command.ipynb #852e56d1
 import json
+import os
 import time
 from dataclasses import asdict
 from functools import partial
@@ -18,8 +19,9 @@ import torch
 from .augment import Augmentation, LiveTokens
 from .batchfile import write_whole
 from .cache import cache_tokens
-from .benchmark import benchmark_splits, check_measurable, check_scores_fit, check_tokens_fit, load_benchmark
+from .benchmark import benchmark_splits, check_measurable, check_scores_fit, check_tokens_fit, load_benchmark, token_bytes
 from .core import QKSError, check_count
+from .data import require_images
 from .devices import in_turns, process_state
 from .engine import Interrupted
 from .linear import PRECISIONS
@@ -151,8 +153,12 @@ def run_train(args):
     (cache, dtype, place), views = token_place(args, many), 0 if args.no_cache else args.views
     vlp = load_vlp(args.vlp, args.pretrained, args.device or (str(state.device) if many else None))
     check_measurable(parts := benchmark_splits(open_splits(args.root), args.selection), recipe.topk)
-    check_tokens_fit(vlp, parts, cache, dtype, views), check_scores_fit(parts, args.seeds)
+    if state.is_local_main_process:
+        for name, data in parts.items(): require_images(data, name)
+    check_tokens_fit(vlp, parts, cache, dtype, views)
+    check_scores_fit(parts, args.seeds, int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 0 if cache else token_bytes(vlp, parts, None, dtype, views))
     config = {"root": str(args.root), "vlp": vlp.source | {"fingerprint": fingerprint(vlp)}, "head": asdict(head), "train": asdict(recipe), "seeds": args.seeds, "tokens": place, "views": args.views}
+    state.wait_for_everyone()                                                            # before an earlier run may be deleted, nobody has refused
     in_turns(lambda: claim_folder(args.out, config, args.force, args.resume) if state.is_main_process else None)
     tokens = partial(training_tokens, workers=args.workers, cache=cache, dtype=dtype, views=args.views, live=args.no_cache)
     try: benchmark = in_turns(lambda: load_benchmark(args.root, vlp, workers=args.workers, parts=parts, cache=cache, dtype=dtype, train_tokens=tokens, train_views=views))

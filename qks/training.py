@@ -199,7 +199,7 @@ def fit(
     "Train a head on cached tokens (paper, section 4.2); raises `QKSError` for labels that do not fit or a loss that is not finite."
     tokens, targets = train[0], Targets(train[1])
     check_training(tokens, targets, label_embeddings)
-    validation_labels(validation, len(label_embeddings), targets.n_seen, config)                      # looked at before the first step
+    validation = validation[0], validation_labels(validation, len(label_embeddings), targets.n_seen, config)   # looked at before the first step
     accelerator = make_accelerator(head.projection.device, config.precision, **({"log_with": list(run.log_with), "project_dir": str(run.folder)} if run and run.log_with else {}))
     keeper = None
     try:

@@ -9,6 +9,7 @@ __all__ = ['IMAGE_SUFFIXES', 'SIZES', 'NUSWIDE_COLUMNS', 'MIRROR', 'SOURCES', 'c
 # %% ../nbs/08_urls.ipynb #11322775
 import csv
 import re
+import warnings
 
 from .core import QKSError
 from .files import inside_path, raw_lines
@@ -125,4 +126,6 @@ def read_openimages_ids(
         missed.discard(row["ImageID"])
         if check_row(first_rows, f"{name}.jpg", url, path, line) and (only is None or row["ImageID"] in only): yield f"{name}.jpg", url
     if not first_rows: raise QKSError(f"{path} lists no image: expected an image list of Open Images")
-    if missed: raise QKSError(f"{len(missed):,} of the {len(only):,} ImageIDs asked for are not in {path}, such as {min(missed)[:80]!r}: expected 16 hex digits each, as its column ImageID has them")
+    if wrong := sorted(name for name in missed if not re.fullmatch("[0-9a-f]{16}", name)):
+        raise QKSError(f"{len(wrong):,} of the {len(only):,} ImageIDs asked for are none, such as {wrong[0][:80]!r}: expected 16 hex digits, as in the column ImageID of {path}")
+    if missed: warnings.warn(f"{len(missed):,} of the {len(only):,} ImageIDs asked for are not in {path}, such as {min(missed)}: they may be in another list", stacklevel=2)

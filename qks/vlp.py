@@ -80,9 +80,10 @@ def tokenize(vlp, texts):
     for text in texts:
         if not isinstance(text, str): raise QKSError(f"text {text!r} is a {type(text).__name__}: every text must be a string")
     if not texts: raise QKSError("no text was given: give at least one")
-    ids = vlp.tokenizer(texts)
-    for text in (t for t, row in zip(texts, ids) if row[-1] != 0):               # only a full row can have been cut
-        if hasattr(vlp.tokenizer, "encode") and (n := len(vlp.tokenizer.encode(text)) + 2) > context:
+    ids, padding = vlp.tokenizer(texts), vlp.tokenizer([""])[0, -1]              # [T, context]
+    for text in (t for t, row in zip(texts, ids) if row[-1] != padding):         # only a full row can have been cut
+        whole = vlp.tokenizer([text], context_length=len(text.encode()) + 8)[0]  # with room for a token a byte
+        if (n := int((whole != padding).nonzero().max()) + 1) > context:
             raise QKSError(f"text {text[:60]!r} has {n} tokens, but the text tower of {vlp.name} reads {context}: shorten the label")
     return ids
 
@@ -227,7 +228,7 @@ def load_vlp(
     mean, std = (getattr(model.visual, f"image_{kind}", None) for kind in ("mean", "std"))
     preprocess = open_clip.image_transform(model.visual.image_size, is_train=False, mean=mean, std=std)
     vlp = VLP(model.float().to(device), preprocess, tokenizer, str(pretrained) if is_path else name, precision, drop_cls)
-    vlp.source = {"name": name, "pretrained": str(Path(pretrained).resolve()) if is_path else pretrained, "drop_cls": drop_cls, "quick_gelu": quick_gelu}
+    vlp.source = {"name": name, "pretrained": str(Path(pretrained).absolute()) if is_path else pretrained, "drop_cls": drop_cls, "quick_gelu": quick_gelu}
     return vlp
 
 # %% ../nbs/02_vlp.ipynb #cb400464

@@ -69,6 +69,12 @@ def test_what_can_be_measured():
         with pytest.raises(QKSError, match=told): check_measurable(parts | change, topk)
 
 
+def test_coco_has_divisions_in_place_of_a_list(tmp_path):
+    (tmp_path/"annotations").mkdir()
+    (tmp_path/"annotations"/"instances_val2014.json").write_text("{}")
+    with pytest.raises(QKSError, match="run `qks data coco prepare .*` again with --division 48/17"): check_measurable({"test": split(4, [[1, -1]], 2, tmp_path)}, (1,))
+
+
 def test_a_test_split_without_unseen_labels(tmp_path):
     with pytest.raises(QKSError, match="none of the 2 labels in .* is an unseen one.*prepare .*--unseen FILE"):
         check_measurable({"test": split(4, [[1, -1]], 2, tmp_path)}, (1,))
@@ -86,11 +92,12 @@ def test_room_for_all_parts(root, tiny_vlp, monkeypatch, tmp_path, views, items)
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_room_for_the_scores(monkeypatch, seeds):
     parts = {"test": split(10, [[1, -1, 1]], 2)}
-    need = 10*3*(8*seeds + 12)
+    need = 10*3*(8*(seeds + 1) + 13) + 500  # two processes, and tokens in memory
     monkeypatch.setattr(module, "available_memory", lambda: need)
-    check_scores_fit(parts, seeds)
+    check_scores_fit(parts, seeds, 2, 500)
     monkeypatch.setattr(module, "available_memory", lambda: need - 1)
-    with pytest.raises(QKSError, match="the scores of 10 test images and 3 labels will need .* GB of memory.*fewer --seeds"): check_scores_fit(parts, seeds)
+    with pytest.raises(QKSError, match="the scores of 10 test images and 3 labels, and the tokens will need .* GB of memory.*fewer --seeds"): check_scores_fit(parts, seeds, 2, 500)
+    check_scores_fit(parts, seeds)
 
 
 def test_pairs_of_tokens_and_labels(tiny_vlp):

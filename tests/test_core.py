@@ -297,7 +297,7 @@ def test_the_cache_folder(tmp_path, monkeypatch):
     ("9000\n", "8500\n", "anon 2000\nactive_file 4000\ninactive_file 500\n", 5_000),  # copies of files can be given up
     ("9000\n", "9500\n", "active_file 0\ninactive_file 100\n", 0),
     ("9000\n", "500\n", "active_file 0\ninactive_file 0\n", 8_000),  # the machine has less than the limit
-    ("9000\n", "4000\n", "anon 4000\n", 8_000)], ids=str)
+    ("9000\n", "4000\n", "anon 4000\n", 5_000), ("9000\n", "4000\n", None, 5_000)], ids=str)
 def test_available_memory(tmp_path, monkeypatch, limit, used, stat, expected):
     "In a container what is left of its limit counts; a file that says 'max', or none, is no limit."
     monkeypatch.setattr(core.psutil, "virtual_memory", lambda: SimpleNamespace(available=8_000))

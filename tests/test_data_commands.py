@@ -190,6 +190,22 @@ def test_prepare_nuswide(nuswide, capsys):
     assert lines[1] == f"  {size:,} bytes in {nuswide/'qks-index-train.npz'}" and re.fullmatch(r"read and saved in \d+\.\d s", lines[4])
 
 
+def test_prepare_without_what_is_missing(complete, capsys):
+    "What check tells to type leaves out what check found."
+    first, second, _ = names = [path for split in ("Train", "Test") for path in (complete/f"ImageList/{split}Imagelist.txt").read_text().replace("\\", "/").split()][:3]
+    (complete/"Flickr"/first).unlink()
+    (complete/"Flickr"/second).write_bytes(b"x"*500)  # a placeholder
+    assert data("nuswide", "check", complete, "--min-bytes", 600) == 1
+    told = capsys.readouterr().out
+    assert "absent" in told and "or go on without by preparing with --leave-out-missing\n" in told and "preparing with --leave-out-missing --min-bytes 600" in told
+    for options, left in ((["--leave-out-missing"], 1), (["--leave-out-missing", "--min-bytes", 600], 2), (["--min-bytes", 600], 2), ([], 0)):
+        assert data("nuswide", "prepare", complete, *options) == 0
+        gone = set(names) - {image for index in open_splits(complete).values() for image in index.images}
+        assert len(gone & {first, second}) == left
+        assert ("missing or too small, and left out" in capsys.readouterr().out) == bool(options)
+    assert data("nuswide", "prepare", complete, "--min-bytes", 0) == 2 and "min_bytes is 0" in said(capsys)
+
+
 def test_prepare_openimages(openimages, capsys):
     assert data("openimages", "prepare", openimages) == 0
     printed = capsys.readouterr().out

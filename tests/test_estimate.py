@@ -21,7 +21,7 @@ def test_by_hand():
     assert [stage.seconds for stage in stages.values()] == [30*85/200, 1200/50, 3*1000/1000, 200/2000]
     assert stages["image tokens"].disk == 1200*10*8*2
     assert stages["training"].memory == 1000*10*8*2
-    assert stages["scoring"].memory == 200*30*9
+    assert stages["scoring"].memory == 200*30*21
     assert {stage.limit for stage in estimate(replace(WORK, dense_scores=False), replace(TOY, tower=10))} == {"prompts", "tower", "train", "score"}
     assert estimate(replace(WORK, dense_scores=False), TOY)[-1].memory == 0
 

@@ -320,6 +320,20 @@ def test_results_are_saved_before_they_are_printed(run, tmp_path, monkeypatch):
     assert load_report(tmp_path / "r.json")["rows"] and (tmp_path / "l.csv").stat().st_size
 
 
+def test_what_cannot_be_saved_is_printed(run, tmp_path, monkeypatch, capsys):
+    def full(*args): raise OSError(28, "No space left on device", "r.json")
+    monkeypatch.setattr("qks.evaluate_command.save_report", full)
+    assert evaluate(run / "model", run / "pocket-wide", "--json", tmp_path / "r.json", "--device", "cpu") == 2
+    told = capsys.readouterr()
+    assert "| QKS" in told.out and "r.json cannot be used (No space left on device)" in told.err
+
+
+def test_a_checkpoint_of_the_authors_tags_pictures(checkpoint, clip_file, open_images, capsys):
+    picture = next((open_images / "test").glob("*.jpg"))
+    assert main(["tag", str(picture), "--labels", "cat,dog", "--model", str(checkpoint), "--vlp", "ViT-B-16", "--pretrained", str(clip_file), "--device", "cpu"]) == 0
+    assert "cat" in (told := capsys.readouterr().out) and "dog" in told and str(picture) in told
+
+
 def test_the_best_patch_is_looked_for_where_the_tokens_are(tiny_vlp):
     tokens = torch.empty(3, tiny_vlp.n_tokens, tiny_vlp.width, device="meta")  # stands for a GPU; the labels come from the CPU
     assert best_patch_scores(tiny_vlp, tokens, torch.randn(5, tiny_vlp.embed_dim)).shape == (3, 5)

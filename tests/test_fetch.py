@@ -512,9 +512,11 @@ def test_openimages_ids(tmp_path):
     assert list(read_openimages_ids(path, "mirror")) == mirror and list(read_openimages_ids(path, "mirror", only={IDS[1]})) == mirror[1:]
     (tmp_path/"ids.txt").write_text("".join(f"{name[:-4]}\n" for name in names))
     assert list(read_openimages_ids(tmp_path/"ids.txt")) == mirror
-    for unknown in (f"{IDS[0]}.jpg", IDS[0].upper() + "x", "test/" + IDS[0]):
-        with pytest.raises(QKSError, match=f"1 of the 2 ImageIDs asked for are not in .*, such as '{unknown}': expected 16 hex digits"):
-            list(read_openimages_ids(path, only={IDS[1], unknown}))
+    for wrong in (f"{IDS[0]}.jpg", IDS[0].upper() + "x", "test/" + IDS[0]):
+        with pytest.raises(QKSError, match=f"1 of the 2 ImageIDs asked for are none, such as '{wrong}': expected 16 hex digits"):
+            list(read_openimages_ids(path, only={IDS[1], wrong}))
+    with pytest.warns(UserWarning, match="1 of the 2 ImageIDs asked for are not in .*, such as 00000000000000ff: they may be in another list"):
+        assert len(list(read_openimages_ids(path, only={IDS[1], "00000000000000ff"}))) == 1
 
 
 @pytest.mark.parametrize(("rows", "problem"), [("../x,test,http://x", "line 2: "), (f"{IDS[0]},tests,http://x", "line 2: "), (f"{IDS[0]},test", "line 2 has 2 columns"), pytest.param(f'{IDS[0]},test,"' + "x\n"*10**5, "line .* no valid CSV", id="no end"),

@@ -216,6 +216,7 @@ def test_a_label_too_long_is_told_before_any_image_is_read(pocket, tmp_path, mon
 def test_too_little_memory_is_told_before_anything_is_computed(pocket, tmp_path, monkeypatch, capsys, words, n_tokens):
     need = cache_size(load_vlp("pocket", device="cpu"), n_tokens, torch.float32)
     monkeypatch.setattr("qks.cache.available_memory", lambda: need - 1)
+    monkeypatch.setattr("qks.train_command.load_benchmark", partial(load_benchmark, pool=PromptPool.single("a photo of {}")))
     monkeypatch.setattr("qks.cache.load_batches", lambda *args: pytest.fail("began to compute"))
     assert train(pocket, tmp_path / "new", *words) == 2
     assert "the tokens need" in (told := said(capsys)) and "--cache FOLDER" in told and not (tmp_path / "new").exists()
@@ -226,10 +227,12 @@ def test_too_little_memory_is_told_before_anything_is_computed(pocket, tmp_path,
 
 
 def test_too_little_memory_for_the_scores_is_told_before_anything_is_computed(pocket, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("qks.benchmark.available_memory", lambda: 20 * 326 * 20 - 1)
+    monkeypatch.setattr("qks.benchmark.available_memory", lambda: 20 * 326 * 21 + cache_size(load_vlp("pocket", device="cpu"), 60, torch.float32) - 1)
     monkeypatch.setattr("qks.train_command.load_benchmark", lambda *args, **kwargs: pytest.fail("began to compute"))
     assert train(pocket, tmp_path / "new") == 2
-    assert "the scores of 20 test images and 326 labels will need" in said(capsys) and not (tmp_path / "new").exists()
+    assert "the scores of 20 test images and 326 labels, and the tokens will need" in said(capsys) and not (tmp_path / "new").exists()
+    monkeypatch.setattr("qks.train_command.load_benchmark", lambda *args, **kwargs: (_ for _ in ()).throw(QKSError("there is room")))
+    assert train(pocket, tmp_path / "new", "--cache", str(tmp_path / "tokens")) == 2 and said(capsys) == "qks: there is room\n"
 
 
 def test_too_small_a_disk_is_told_before_anything_is_computed(pocket, tmp_path, monkeypatch, capsys):

@@ -82,7 +82,7 @@ def test_twenty_golden_steps():
 
 def test_fit_takes_the_golden_steps_too(monkeypatch):
     scripted(monkeypatch, range(20))  # always better: the plateau never lowers the learning rate
-    history = fit(golden_head(), (GOLDEN["image_tokens"], GOLDEN["targets"]), GOLDEN["text_features"], None,
+    history = fit(golden_head(), (GOLDEN["image_tokens"], GOLDEN["targets"]), GOLDEN["text_features"], (None, None),
                   TrainConfig(epochs=20, lr=1e-3, batch_size=64))
     np.testing.assert_allclose([row["loss"] for row in history], LOSS_CURVE, rtol=1e-5)
 

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import open_clip
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 
 from qks import linear
 from qks.core import ASSETS, QKSError
-from qks.vlp import VLP, fingerprint, load_vlp, preprocess_images
+from qks.vlp import VLP, fingerprint, load_vlp, preprocess_images, tokenize
 
 GOLDEN = {key: torch.from_numpy(np.asarray(value)) for key, value in np.load(Path(__file__).parent / "data" / "clip.npz").items()}
 WEIGHTS = {key.removeprefix("weights/"): value for key, value in GOLDEN.items() if key.startswith("weights/")}
@@ -389,6 +390,28 @@ def test_preprocessing_crops_the_centre(tiny_vlp):
 
 def test_source_loads_it_again(golden_file, golden_vlp):
     assert fingerprint(load_vlp(**golden_vlp.source)) == fingerprint(golden_vlp)
+
+
+def test_a_link_stays_a_link(golden_vlp, tmp_path):
+    "As in a hub's cache: the link has the suffix that tells the format, the file behind it has none."
+    (tmp_path / "blobs").mkdir()
+    save_file({name: tensor.contiguous() for name, tensor in golden_vlp.model.state_dict().items()}, tmp_path / "blobs" / "0a1b")
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / "blobs" / "0a1b")
+    assert fingerprint(load_vlp(**load_vlp(pretrained=tmp_path / "model.safetensors").source)) == fingerprint(golden_vlp)
+
+
+def test_a_text_too_long_for_any_tokenizer(golden_vlp):
+    "One that has no `encode`, pads with another number and takes the context as an argument, as those of SigLIP do."
+    class Words:
+        context_length = 6
+
+        def __call__(self, texts, context_length=None):
+            length = context_length or self.context_length
+            rows = [[5 + len(word) for word in text.split()][:length - 1] + [2] for text in texts]
+            return torch.tensor([row + [1]*(length - len(row)) for row in rows])
+    vlp = SimpleNamespace(tokenizer=Words(), name="words")
+    assert tokenize(vlp, ["a b c d e", "a"]).tolist() == [[6, 6, 6, 6, 6, 2], [6, 2, 1, 1, 1, 1]]
+    with pytest.raises(QKSError, match="text 'a b c d e f g' has 8 tokens, but the text tower of words reads 6"): tokenize(vlp, ["a", "a b c d e f g"])
 
 
 def test_weights_named_from_here_are_found_from_elsewhere(golden_file, golden_vlp, tmp_path, monkeypatch):
