@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECIPE', 'CHOSEN', 'read_dtype', 'add_training_arguments', 'read_recipe', 'training_tokens', 'token_place', 'flat',
-           'claim_folder', 'run_train']
+           'claim_folder', 'ask_first', 'run_train']
 
 # %% ../nbs/15_train_command.ipynb #852e56d1
 import json
@@ -143,6 +143,22 @@ def claim_folder(
             return folder
     return prepare_run(folder, force, config)
 
+# %% ../nbs/15_train_command.ipynb #9af238c7
+def ask_first(
+    args, # of `add_training_arguments`
+    vlp, # a frozen VLP
+    cache, # folder of the token cache; None: in memory
+    dtype: torch.dtype, # of the tokens in the cache
+) -> dict: # what `benchmark_splits` gave
+    "Raise `QKSError` for what would stop a run later: images, labels, disk and memory."
+    parts, views = benchmark_splits(open_splits(args.root), args.selection), 0 if args.no_cache else args.views
+    check_measurable(parts, args.topk)
+    if process_state().is_local_main_process:
+        for name, data in parts.items(): require_images(data, name)
+    check_tokens_fit(vlp, parts, cache, dtype, views)
+    check_scores_fit(parts, args.seeds, int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 0 if cache else token_bytes(vlp, parts, None, dtype, views))
+    return parts
+
 # %% ../nbs/15_train_command.ipynb #9af238cd
 def run_train(args):
     "Train a head on a data set and evaluate it on its test split."
@@ -150,18 +166,14 @@ def run_train(args):
     many, seeds = state.num_processes > 1, range(args.seed, args.seed + args.seeds)
     logs = partial(RunConfig, keep=args.keep, save_steps=args.save_steps, log_steps=args.log_steps, log_with=tuple(args.log_with))
     logs(args.out), check_count("seeds", args.seeds), check_count("views", args.views)                      # a mistake in the arguments or the data shows before anything is written
-    (cache, dtype, place), views = token_place(args, many), 0 if args.no_cache else args.views
+    cache, dtype, place = token_place(args, many)
     vlp = load_vlp(args.vlp, args.pretrained, args.device or (str(state.device) if many else None))
-    check_measurable(parts := benchmark_splits(open_splits(args.root), args.selection), recipe.topk)
-    if state.is_local_main_process:
-        for name, data in parts.items(): require_images(data, name)
-    check_tokens_fit(vlp, parts, cache, dtype, views)
-    check_scores_fit(parts, args.seeds, int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 0 if cache else token_bytes(vlp, parts, None, dtype, views))
+    parts = ask_first(args, vlp, cache, dtype)
     config = {"root": str(args.root), "vlp": vlp.source | {"fingerprint": fingerprint(vlp)}, "head": asdict(head), "train": asdict(recipe), "seeds": args.seeds, "tokens": place, "views": args.views}
     state.wait_for_everyone()                                                            # before an earlier run may be deleted, nobody has refused
     in_turns(lambda: claim_folder(args.out, config, args.force, args.resume) if state.is_main_process else None)
     tokens = partial(training_tokens, workers=args.workers, cache=cache, dtype=dtype, views=args.views, live=args.no_cache)
-    try: benchmark = in_turns(lambda: load_benchmark(args.root, vlp, workers=args.workers, parts=parts, cache=cache, dtype=dtype, train_tokens=tokens, train_views=views))
+    try: benchmark = in_turns(lambda: load_benchmark(args.root, vlp, workers=args.workers, parts=parts, cache=cache, dtype=dtype, train_tokens=tokens))
     except KeyboardInterrupt as stopped:
         kept = f"{cache} keeps what is finished" if cache else "none of them is kept without --cache"
         raise Interrupted(f"stopped while image tokens were computed, and {kept}: run the same with --resume to go on") from stopped
