@@ -148,7 +148,7 @@ def token_use(
     if chosen.shape != present.shape or not groups:
         raise QKSError(f"token_index {list(chosen.shape)}, labels {list(present.shape)}, {len(groups)} groups: give both as [images, labels], and at least one group")
     n_tokens = max(n_tokens or 1, int(chosen.max(initial=0)) + 1)             # K
-    counts = np.array([np.bincount(chosen[:, list(columns)][present[:, list(columns)]], minlength=n_tokens) for columns in groups.values()])                       # [groups, K]
+    counts = np.array([np.bincount(chosen[:, list(columns)][present[:, list(columns)]], minlength=n_tokens) for columns in groups.values()]) # [groups, K]
     positives = counts.sum(1)                                                 # [groups]
     return np.where(positives[:, None] > 0, counts/np.maximum(positives, 1)[:, None], np.nan), positives
 

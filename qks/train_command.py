@@ -18,8 +18,8 @@ import torch
 
 from .augment import Augmentation, LiveTokens
 from .batchfile import write_whole
-from .cache import cache_tokens
-from .benchmark import benchmark_splits, check_measurable, check_scores_fit, check_tokens_fit, load_benchmark, token_bytes
+from .cache import cache_tokens, check_room
+from .benchmark import benchmark_splits, check_measurable, check_scores_fit, load_benchmark, token_bytes
 from .core import QKSError, check_count
 from .data import require_images
 from .devices import in_turns, process_state
@@ -139,7 +139,7 @@ def claim_folder(
             except ValueError as error: raise QKSError(f"{mark} is damaged: pass --force to begin again") from error
             if found and any(folder.glob("training/*/step-*")): check_identity(flat(found), flat(config), folder)
             else: write_whole(mark, json.dumps(config, indent=1) + "\n")                       # nothing is trained yet, so nothing can disagree
-            for part in (*folder.glob(".*.part"), *folder.glob("model/.*.part")): part.unlink()                                  # what a kill left of a file
+            for part in (*folder.glob(".*.part"), *folder.glob("model/.*.part")): part.unlink()    # what a kill left of a file
             return folder
     return prepare_run(folder, force, config)
 
@@ -155,8 +155,8 @@ def ask_first(
     check_measurable(parts, args.topk)
     if process_state().is_local_main_process:
         for name, data in parts.items(): require_images(data, name)
-    check_tokens_fit(vlp, parts, cache, dtype, views)
-    check_scores_fit(parts, args.seeds, int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 0 if cache else token_bytes(vlp, parts, None, dtype, views))
+    check_room(cache, need := token_bytes(vlp, parts, cache, dtype, views))
+    check_scores_fit(parts, args.seeds, int(os.environ.get("LOCAL_WORLD_SIZE", 1)), need if cache is None else 0)
     return parts
 
 # %% ../nbs/15_train_command.ipynb #9af238cd
@@ -165,7 +165,7 @@ def run_train(args):
     recipe, head, clock, state = read_recipe(args), HeadConfig(args.queries, args.layers), time.time(), process_state()
     many, seeds = state.num_processes > 1, range(args.seed, args.seed + args.seeds)
     logs = partial(RunConfig, keep=args.keep, save_steps=args.save_steps, log_steps=args.log_steps, log_with=tuple(args.log_with))
-    logs(args.out), check_count("seeds", args.seeds), check_count("views", args.views)                      # a mistake in the arguments or the data shows before anything is written
+    logs(args.out), check_count("seeds", args.seeds), check_count("views", args.views)   # a mistake in the arguments or the data shows before anything is written
     cache, dtype, place = token_place(args, many)
     vlp = load_vlp(args.vlp, args.pretrained, args.device or (str(state.device) if many else None))
     parts = ask_first(args, vlp, cache, dtype)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qks import benchmark as module
-from qks.benchmark import Benchmark, benchmark_splits, check_measurable, check_scores_fit, check_tokens_fit, load_benchmark
+from qks.benchmark import Benchmark, benchmark_splits, check_measurable, check_scores_fit, load_benchmark, token_bytes
 from qks.cache import cache_size
 from qks.core import QKSError
 from qks.index import LabelledImages
@@ -81,12 +81,21 @@ def test_a_test_split_without_unseen_labels(tmp_path):
 
 
 @pytest.mark.parametrize("views, items", [(1, 60), (3, 36*3 + 24), (0, 24)])
-def test_room_for_all_parts(root, tiny_vlp, monkeypatch, tmp_path, views, items):
-    parts, asked = benchmark_splits(open_splits(root)), []
-    monkeypatch.setattr(module, "check_room", lambda *given: asked.append(given))
-    check_tokens_fit(tiny_vlp, parts, train_views=views)
-    check_tokens_fit(tiny_vlp, parts, tmp_path, torch.bfloat16, views)
-    assert asked == [(None, cache_size(tiny_vlp, items, torch.float32)), (tmp_path, cache_size(tiny_vlp, items, torch.bfloat16))]
+def test_bytes_of_all_parts(root, tiny_vlp, tmp_path, views, items):
+    parts = benchmark_splits(open_splits(root))
+    assert token_bytes(tiny_vlp, parts, train_views=views) == cache_size(tiny_vlp, items, torch.float32)
+    assert token_bytes(tiny_vlp, parts, tmp_path, torch.bfloat16, views) == cache_size(tiny_vlp, items, torch.bfloat16)
+
+
+def test_room_is_asked_for_before_anything_is_computed(root, tiny_vlp, monkeypatch):
+    need = cache_size(tiny_vlp, 60, torch.float32)
+    monkeypatch.setattr(module, "cache_tokens", lambda *args, **kwargs: pytest.fail("began to compute"))
+    monkeypatch.setattr("qks.cache.available_memory", lambda: need - 1)
+    with pytest.raises(QKSError, match="the tokens need"): load_benchmark(root, tiny_vlp)
+
+
+def test_an_unknown_rule(root):
+    with pytest.raises(QKSError, match="selection 'sen' is unknown: give one of seen, official"): benchmark_splits(open_splits(root), "sen")
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
