@@ -19,7 +19,7 @@ from .index import Index
 from .prompts import PromptPool, embed_names
 from .protocols import PROTOCOLS, DenseLabels, plan, plan_part
 from .recipe import CHOICES
-from .splits import open_splits, prepare_command, recognise
+from .splits import open_splits
 from .vlp import VLP
 
 # %% ../nbs/14_benchmark.ipynb #14be0006
@@ -44,9 +44,8 @@ def check_measurable(
 ):
     "Raise `QKSError` where the metrics of a training would have nothing to measure."
     test = parts["test"]
-    if test.n_seen == len(test.label_names):
-        how = "with --division 48/17" if recognise(test.root) == "coco" else "with a list of labels to leave out of training, --unseen FILE"
-        raise QKSError(f"none of the {test.n_seen} labels in {test.root} is an unseen one, so nothing zero-shot can be measured: run {prepare_command(test.root)} again {how}")
+    if "validation" not in parts and test.n_seen == len(test.label_names):
+        raise QKSError(f"the rule 'official' chooses the epoch by unseen labels, and {test.root} has none: leave it out")
     plan(DenseLabels(test.labels), test.n_seen, topk)
     if "validation" not in parts: return
     held_out = DenseLabels(parts["validation"].labels)

@@ -16,7 +16,7 @@ from torch.nn.functional import embedding_bag
 
 from .core import check_count, progress
 from .metrics import check_scores, evaluate_scores, place_hits
-from .protocols import DenseLabels, Protocol, blocks, check_topk, find_protocol, plan
+from .protocols import DenseLabels, Protocol, blocks, check_topk, find_protocol, plan, widest
 from .streaming import SparseLabels, StreamingScores
 
 # %% ../nbs/12_bootstrap.ipynb #8fec57b4
@@ -96,7 +96,7 @@ def resampled_means(
     total, count = ({part: np.zeros(width) for part in parts} for _ in range(2))
     for label, (images, scores, values) in enumerate(entries):
         own = "seen" if label < n_seen else "zsl"
-        names = [part for part in (own, "gzsl") if label in kept[part]]
+        names = [part for part in (own, "gzsl") if label in kept.get(part, ())]
         if names and (values > 0).any():
             both = dict(zip((own, "gzsl"), resampled_precision(images, scores, values, parts[own].images[images], weights)))
             for part in names:
@@ -179,7 +179,7 @@ def bootstrap(
     parts = plan(dense, n_seen, topk, protocol, label_names)
     weights = resample_weights(dense.n_images, check_count("resamples", resamples), seed)
     hits = {part: place_hits(scores, labels, kept, max(topk)) for part, kept in parts.items()}
-    entries = _dense_entries(scores, labels, parts["gzsl"].images)
+    entries = _dense_entries(scores, labels, widest(parts).images)
     point = evaluate_scores(scores, labels, n_seen, topk, protocol, label_names)
     return intervals(resampled_metrics(entries, hits, dense, parts, n_seen, topk, protocol, weights), point)
 
@@ -190,7 +190,7 @@ def bootstrap_stream(
     seed: int = 0,  # same seed, same interval
 ) -> dict[str, dict[str, dict[str, float]]]:  # part -> metric -> {"low", "high"}, fractions
     "`bootstrap` for scores that never existed at once; QKSError before every image has come."
-    kept, images = stream.entries(), stream.parts["gzsl"].images
+    kept, images = stream.entries(), widest(stream.parts).images
     def on_images(label):
         entry = kept[label]
         near = images[entry[0]]

@@ -21,7 +21,7 @@ def _by_label(measure, parts, n_seen, n_labels, protocol):
     "AP [C] and positives [C] of every label within its part; nan where the label does not enter the mean."
     by_label = label_precision(measure, parts, n_seen, n_labels)
     ap, counts = np.full(n_labels, np.nan), np.zeros(n_labels, dtype=np.int64)  # each [C]
-    for part in ("seen", "zsl"):
+    for part in by_label.keys() & {"seen", "zsl"}:
         precision, positives = by_label[part]
         ap[parts[part].labels] = np.where((positives > 0) | protocol.absent_labels, precision, np.nan)
         counts[parts[part].labels] = positives
@@ -74,7 +74,7 @@ def kinds(
     n_seen: int,  # S
     label_names: Sequence[str] | None = None,  # [C]; without names, only frequency is told apart
 ) -> dict[str, dict[str, list]]:  # "seen", "zsl" -> split -> the kind of each label of the part
-    "Every split of the labels, part by part."
+    "Every split of the labels, part by part; a part without labels is left out."
     splits = {"seen": {"frequency": frequency(positives[:n_seen])}, "zsl": {"frequency": frequency(positives[n_seen:])}}
     if label_names is not None:
         if len(label_names) != len(positives):
@@ -85,7 +85,7 @@ def kinds(
             splits[part]["concept"] = concept(names)
             if "scene" not in splits[part]["concept"]:
                 del splits[part]["concept"]
-    return splits
+    return {part: found for part, found in splits.items() if found["frequency"]}
 
 # %% ../nbs/12_breakdown.ipynb #b8a318f4
 def breakdown(

@@ -84,10 +84,10 @@ def results_table(
     def cell(number):
         text = f"{100*number['mean']:.1f}"
         return text + (f" ± {100*number['std']:.1f}" if number["std"] else "")
-    width = max(len(name) for name in rows)
-    lines = [["".ljust(width)] + [f"{part.upper() if part != 'seen' else part} {name}" for part in ("seen", "zsl", "gzsl") for name in columns]]
+    width, parts = max(len(name) for name in rows), next(iter(rows.values())).keys()
+    lines = [["".ljust(width)] + [f"{part.upper() if part != 'seen' else part} {name}" for part in parts for name in columns]]
     for name, metrics in rows.items():
-        lines.append([name.ljust(width)] + [cell(metrics[part][column]) for part in ("seen", "zsl", "gzsl") for column in columns])
+        lines.append([name.ljust(width)] + [cell(metrics[part][column]) for part in parts for column in columns])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     lines.insert(1, ["-"*width] + ["-"*(w - 1) + ":" for w in widths[1:]])
     return "\n".join("| " + " | ".join(text.rjust(w) for text, w in zip(line, widths)) + " |" for line in lines)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .core import QKSError
-from .protocols import DenseLabels, Part, Protocol, blocks, check_topk, find_protocol, plan, plan_part
+from .protocols import DenseLabels, Part, Protocol, blocks, check_topk, find_protocol, plan, plan_part, widest
 
 # %% ../nbs/07_metrics.ipynb #481cb408
 def to_array(
@@ -220,20 +220,21 @@ def label_precision(
     n_labels: int,  # C
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:  # part -> (AP, positives), each [kept C]
     "AP of every label that a plan keeps, in every part."
-    sides, everything = {"seen": slice(0, n_seen), "zsl": slice(n_seen, n_labels)}, parts["gzsl"].images
+    sides = {"seen": slice(0, n_seen), "zsl": slice(n_seen, n_labels)}
     whole = np.full((2, n_labels), np.nan)  # [2, C] AP and positives in gzsl
     result = {}
     for part, columns in sides.items():
-        inner, outer, positives = measure(columns, parts[part].images, everything)
+        if part not in parts: continue
+        inner, outer, positives = measure(columns, parts[part].images, widest(parts).images)
         mine = parts[part].labels - columns.start
         result[part], whole[:, columns] = (inner[mine], positives[mine]), (outer, positives)
-    return result | {"gzsl": tuple(whole[:, parts["gzsl"].labels])}
+    return result | {part: tuple(whole[:, parts[part].labels]) for part in parts if part not in result}
 
 # %% ../nbs/07_metrics.ipynb #6533edc5
 def evaluate_scores(
     scores: np.ndarray | Tensor,  # one number per image and label, [B, C], seen labels first
     labels: np.ndarray | Tensor,  # [B, C], values -1 (absent), 0 (not annotated), +1 (present)
-    n_seen: int,  # how many of the labels are seen ones, 1 to C - 1
+    n_seen: int,  # how many of the labels are seen ones, 0 to C
     topk: Sequence[int] = (3, 5),  # predictions per image; the authors' values for NUS-WIDE
     protocol: str | Protocol = "official",  # whose rules: a name in qks.protocols.PROTOCOLS, or a Protocol
     label_names: Sequence[str] | None = None,  # [C], needed by "leak-free"

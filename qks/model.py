@@ -4,24 +4,25 @@
 
 # %% auto #0
 __all__ = ['QKSOutput', 'OFFICIAL_NAMES', 'UNUSED_OFFICIAL', 'HeadConfig', 'rename_official', 'QKSHead', 'score_batches',
-           'head_scores', 'rank_labels', 'QKS']
+           'head_scores', 'QKS']
 
 # %% ../nbs/10_model.ipynb #32970bad
 import json
 from collections import namedtuple
 from dataclasses import asdict, dataclass
-from numbers import Integral, Real
+from itertools import islice
 from pathlib import Path
 
 import torch
 from safetensors.torch import save
 from torch import nn
 
-from .core import ASSETS, QKSError, check_count, check_labels, check_there, load_image, progress, read_tensors, whole_file
+from .core import ASSETS, QKSError, check_count, check_there, progress, read_tensors, whole_file
 from .fast_query import extract
 from .prompts import PromptPool
 from .query import QueryExtractor
 from .sharing import share
+from .tagging import check_tag_arguments, rank_labels, read_pictures
 from .vlp import fingerprint, load_vlp, preprocess_images
 
 # %% ../nbs/10_model.ipynb #40d6a4f4
@@ -148,33 +149,6 @@ def head_scores(
     "Score images against labels in batches; the head's training mode is restored afterwards."
     return score_batches(head, image_tokens.split(batch_size), label_embeddings, len(image_tokens))
 
-# %% ../nbs/10_model.ipynb #9efcb95e
-def _check_tag_arguments(labels, top_k, threshold):
-    "The label list, checked together with how many of them are asked for."
-    labels = check_labels(labels)
-    if top_k is not None and not (isinstance(top_k, Integral) and 1 <= top_k <= len(labels)):
-        raise QKSError(f"top_k is {top_k}, but there are {len(labels)} labels: give a number from 1 to {len(labels)}")
-    if threshold is not None and not (isinstance(threshold, Real) and 0 <= threshold <= 1):
-        raise QKSError(f"threshold is {threshold}, but probabilities lie between 0 and 1: give a number in that range")
-    return labels
-
-# %% ../nbs/10_model.ipynb #1ebdc8b2
-def rank_labels(
-    labels, # C label names
-    logits, # one image's logits [C]
-    token_index, # the token each label chose [C]
-    top_k: int = None, # keep only so many
-    threshold: float = None, # keep only labels at least this probable
-) -> list: # (label, probability, token), most probable first
-    "One image's answer, by logit, because probabilities of very sure labels are all 1.0 in fp32; of equal ones the first label first."
-    some = top_k is not None and top_k < len(logits)
-    kept = ~(logits < logits.topk(top_k).values[-1]) if some else torch.ones_like(logits, dtype=torch.bool)   # [C]; ties may exceed top_k
-    if threshold is not None: kept &= logits.sigmoid() >= threshold
-    kept = kept.nonzero()[:, 0]                                               # [c]
-    kept = kept[logits[kept].argsort(descending=True, stable=True)][:top_k]   # only the survivors are sorted
-    return [(labels[c], probability, token) for c, probability, token in
-            zip(kept.tolist(), logits[kept].sigmoid().tolist(), token_index[kept].tolist())]
-
 # %% ../nbs/10_model.ipynb #a1acdcca
 def _save(qks, folder):
     "Write a QKS's head and configuration, each whole or not at all; raises OSError where the disk does not take it."
@@ -205,19 +179,24 @@ def _load(folder, vlp=None, device=None):
         raise QKSError(f"the head in {folder} was trained on another VLP than {vlp.name} as it is loaded here: pass vlp= with the weights it was trained on")
     return vlp, head, pool
 
+# %% ../nbs/10_model.ipynb #8af62fd8
+def _tags(qks, read, embeddings, rank, batch_size):
+    "Yield every image, as it was given, with what `rank` makes of its scores; `read` yields the image and its picture."
+    while batch := list(islice(read, batch_size)):
+        output = qks.predict([picture for _, picture in batch], embeddings)
+        for (image, _), *scores in zip(batch, output.logits, output.token_index): yield image, rank(*scores)
+
 # %% ../nbs/10_model.ipynb #8af62fdb
 class QKS:
     "A frozen VLP, a trained head and a prompt pool: pictures and label names in, tags out."
     def __init__(self, vlp, head: QKSHead, pool: PromptPool = None):
         if head.projection.shape != vlp.projection.shape:
-            raise QKSError(f"the head was made for a VLP with [D, E] = {list(head.projection.shape)}, but that of {vlp.name} is "
-                           f"{list(vlp.projection.shape)}: use the VLP that the head was trained with")
+            raise QKSError(f"the head was made for a VLP with [D, E] = {list(head.projection.shape)}, but that of {vlp.name} is {list(vlp.projection.shape)}: use the VLP that the head was trained with")
         self.vlp, self.head, self.pool = vlp, head.eval().to(vlp.device), pool or PromptPool()
 
     @classmethod
     def from_pretrained(cls, name_or_dir="pocket", vlp=None, device=None): # "pocket", or a folder from `save_pretrained`
         return cls(*_load(ASSETS/"pocket_qks" if name_or_dir == "pocket" else name_or_dir, vlp, device))
-
     def save_pretrained(self, folder): _save(self, folder) # safetensors and JSON
 
     @torch.no_grad()
@@ -238,12 +217,16 @@ class QKS:
         batch_size: int = 32, # images per forward pass
     ) -> list: # per image a list of (label, probability, token), most probable first
         "Tag images with any labels; raises `QKSError` for a bad image, label, `top_k` or `threshold`."
-        labels, batch_size = _check_tag_arguments(labels, top_k, threshold), check_count("batch_size", batch_size)
-        images = list(images) if isinstance(images, (list, tuple)) else [images]
-        if not images: raise QKSError("no image was given: pass at least one path, PIL image or array")
+        if not (images := list(images) if isinstance(images, (list, tuple)) else [images]): raise QKSError("no image was given: pass at least one path, PIL image or array")
         for image in images: check_there(image)                                              # all of them, before the first is looked at
-        embeddings, results = self.pool.embed(self.vlp, labels), []
-        for start in progress(range(0, len(images), batch_size), "Tagging"):
-            output = self.predict([load_image(image) for image in images[start:start + batch_size]], embeddings)
-            results += [rank_labels(labels, *row, top_k, threshold) for row in zip(output.logits, output.token_index)]
-        return results
+        return [tags for _, tags in self.tag_each(progress(images, "Tagging"), labels, top_k, threshold, batch_size)]
+
+    def tag_each(self,
+        images, # any iterable of paths, PIL images or uint8 arrays
+        labels, top_k: int = None, threshold: float = None, batch_size: int = 32, # as for `tag`
+        unreadable=None, # called with an image that cannot be read and its `QKSError`; None: the error is raised
+    ): # yields (image as it was given, its tags)
+        "`tag` image by image, in order, with the images of one batch in memory; raises `QKSError` as `tag` does."
+        labels, batch_size = check_tag_arguments(labels, top_k, threshold), check_count("batch_size", batch_size)
+        def rank(logits, token_index): return rank_labels(labels, logits, token_index, top_k, threshold)
+        return _tags(self, read_pictures(images, unreadable), self.pool.embed(self.vlp, labels), rank, batch_size)

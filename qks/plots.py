@@ -221,7 +221,7 @@ def draw_ap_curves(
         axis.plot(share, ordered, style, color=colour, label=f"{name}, {len(ordered)} labels")
         axis.axhline(ordered.mean(), color=colour, linestyle=style, linewidth=0.8, alpha=0.6, label=f"their mean, {ordered.mean():.3f}")
     axis.set(xlim=(0, 100), ylim=(0, 1.02), xlabel="labels of the group, best first, %", ylabel="average precision",
-             title="Seen and unseen labels")
+             title="Seen and unseen labels" if 0 < n_seen < len(ap) else "All labels")
     axis.legend(*axis.get_legend_handles_labels(), fontsize=8, loc="lower left")
 
 # %% ../nbs/13_plots.ipynb #e070de85
@@ -232,19 +232,19 @@ def plot_label_ap(
     n_seen: int, # S
     top: int = 15, # how many best and how many worst unseen labels to name
 ):
-    "Average precision of seen and unseen labels, the best and worst unseen ones by name; raises `QKSError` for sizes that do not fit."
+    "Average precision of seen and unseen labels, the best and worst unseen ones (where none is, seen ones) by name; raises `QKSError` for sizes that do not fit."
     ap = to_array(ap).astype(float)                                           # [C]
-    if ap.shape != (len(label_names),) or not 0 <= n_seen < len(ap):
-        raise QKSError(f"{list(ap.shape)} values, {len(label_names)} names, {n_seen} of them seen: give one value a name, "
-                       "and at least one unseen label")
-    best, worst = best_and_worst(ap[n_seen:], top)
-    gap = int(len(best + worst) < (~np.isnan(ap[n_seen:])).sum())             # an empty row for the labels in between
+    if ap.shape != (len(label_names),) or not 0 <= n_seen <= len(ap):
+        raise QKSError(f"{list(ap.shape)} values, {len(label_names)} names, {n_seen} of them seen: give one value a name")
+    kind, first, colour = ("unseen", n_seen, UNSEEN) if n_seen < len(ap) else ("seen", 0, SEEN)
+    best, worst = best_and_worst(ap[first:], top)
+    gap = int(len(best + worst) < (~np.isnan(ap[first:])).sum())              # an empty row for the labels in between
     rows = [*range(len(best)), *range(len(best) + gap, len(best) + gap + len(worst))]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, max(3.2, 0.8 + 0.17*len(rows))), layout="constrained", width_ratios=(3, 2))
     plt.close(figure)
     draw_ap_curves(left, ap, n_seen)
-    right.barh(rows, [ap[n_seen + i] for i in best + worst], color=UNSEEN, alpha=0.75)
-    right.set_yticks(rows, [label_names[n_seen + i] for i in best + worst], fontsize=8)
+    right.barh(rows, [ap[first + i] for i in best + worst], color=colour, alpha=0.75)
+    right.set_yticks(rows, [label_names[first + i] for i in best + worst], fontsize=8)
     right.set(xlim=(0, 1), ylim=(max(rows, default=0) + 0.6, -0.6), xlabel="average precision", ylabel="label",
-              title="Best and worst unseen labels" if gap else "Unseen labels, best first")
+              title=f"Best and worst {kind} labels" if gap else f"{kind.capitalize()} labels, best first")
     return figure

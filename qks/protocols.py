@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'VALUES_AT_ONCE', 'Protocol', 'find_protocol', 'word_forms', 'leaks', 'twins', 'part_labels', 'blocks',
-           'DenseLabels', 'Part', 'plan_part', 'check_topk', 'plan']
+           'DenseLabels', 'Part', 'plan_part', 'check_topk', 'plan', 'widest']
 
 # %% ../nbs/06_protocols.ipynb #df135a0b
 import re
@@ -79,16 +79,15 @@ def twins(
 # %% ../nbs/06_protocols.ipynb #1f4bc528
 def part_labels(
     n_labels: int,  # C
-    n_seen: int,  # S, 1 to C - 1
+    n_seen: int,  # S, 0 to C
     protocol: Protocol,
     label_names: Sequence[str] | None = None,  # [C], needed by a protocol without twins
-) -> dict[str, np.ndarray]:  # "seen", "zsl", "gzsl" -> label columns, rising
+) -> dict[str, np.ndarray]:  # "seen", "zsl", "gzsl" -> label columns, rising; the one part there is where all labels are of one kind
     "The labels that each part may hold, before a single annotation is looked at."
-    if not isinstance(n_seen, Integral) or not 1 <= n_seen < n_labels:
-        raise QKSError(f"n_seen is {n_seen} with {n_labels} labels: it must be 1 to {n_labels - 1}, "
-                       "so that both seen and unseen labels remain.")
+    if not isinstance(n_seen, Integral) or not 0 <= n_seen <= n_labels:
+        raise QKSError(f"n_seen is {n_seen} with {n_labels} labels: give a whole number, 0 to {n_labels}.")
     seen, unseen = np.arange(n_seen), np.arange(n_seen, n_labels)  # [S], [U]
-    if not protocol.twins:
+    if not protocol.twins and n_seen < n_labels:
         if label_names is None:
             raise QKSError(f"protocol {protocol.name!r} looks for twins among the label names: give label_names.")
         if len(label_names) != n_labels:
@@ -98,6 +97,7 @@ def part_labels(
         if not len(unseen):
             raise QKSError(f"every unseen label has a twin among the {n_seen} seen ones: nothing is left for "
                            f"protocol {protocol.name!r}, use another one.")
+    if not n_seen or n_seen == n_labels: return {"seen": seen} if n_seen else {"zsl": unseen}
     return {"seen": seen, "zsl": unseen, "gzsl": np.concatenate([seen, unseen])}
 
 # %% ../nbs/06_protocols.ipynb #e1d7fca6
@@ -179,14 +179,21 @@ def check_topk(
 # %% ../nbs/06_protocols.ipynb #7e69a354
 def plan(
     labels,  # DenseLabels, or sparse labels with the same methods
-    n_seen: int,  # S, 1 to C - 1
+    n_seen: int,  # S, 0 to C
     topk: Sequence[int] = (3, 5),  # numbers of predictions per image
     protocol: str = "official",  # one of PROTOCOLS, or a Protocol
     label_names: Sequence[str] | None = None,  # [C], needed by "leak-free"
-) -> dict[str, Part]:  # "seen", "zsl", "gzsl"
+) -> dict[str, Part]:  # "seen", "zsl", "gzsl"; one of the first two where all labels are of one kind
     "What a protocol keeps in each part; QKSError for input that cannot be measured."
     protocol, topk = find_protocol(protocol), check_topk(topk)
     columns = part_labels(labels.n_labels, n_seen, protocol, label_names)
     if not labels.has_absent():
         raise QKSError("labels hold no -1: 0 means not annotated, so write absent labels as -1 (labels * 2 - 1 for 0/1).")
     return {part: plan_part(labels, columns[part], topk, protocol, part) for part in columns}
+
+# %% ../nbs/06_protocols.ipynb #7e69a35a
+def widest(
+    parts: dict[str, Part],  # of `plan`
+) -> Part:
+    "The part that the others lie in: gzsl, or the only one there is."
+    return parts.get("gzsl") or next(iter(parts.values()))

@@ -21,7 +21,7 @@ from .breakdown import breakdown, per_label, per_label_stream
 from .core import ASSETS, QKSError, check_count
 from .metrics import check_scores, evaluate_scores
 from .prompts import PromptPool
-from .protocols import DenseLabels, Protocol, check_topk, find_protocol, plan, twins
+from .protocols import DenseLabels, Protocol, check_topk, find_protocol, plan, twins, widest
 from .streaming import StreamingScores
 
 # %% ../nbs/12_report.ipynb #828ee2cc
@@ -131,7 +131,7 @@ def assemble(
     protocols = {protocol.name: {"rule": protocol.rule, "parts": list_sizes(known[protocol.name]["parts"], positives, protocol)}
                  for protocol in map(find_protocol, config.protocols)}
     intervals = {"resamples": config.resamples, "seed": config.seed, "level": 0.95} if config.resamples else None
-    return plain({"protocols": protocols, "topk": config.topk, "bootstrap": intervals, "images": len(any_protocol["parts"]["seen"].images),
+    return plain({"protocols": protocols, "topk": config.topk, "bootstrap": intervals, "images": len(widest(any_protocol["parts"]).images),
                   "labels": {"seen": n_seen, "unseen": len(ids) - n_seen}, "label_names": dict(zip(ids, names)),
                   "positives": dict(zip(ids, positives)),
                   "twins": {label: leaking[name] for label, name in zip(ids[n_seen:], names[n_seen:]) if name in leaking}, "rows": rows})

@@ -25,11 +25,12 @@ from .devices import process_state, score_images
 from .drawings import read_concepts
 from .evaluation import best_patch_scores, label_ap, results_table, summarise, zero_shot_scores
 from .metrics import evaluate_scores
-from .model import QKS, HeadConfig, QKSHead, rank_labels
+from .model import QKS, HeadConfig, QKSHead
 from .plots import plot_history, plot_label_ap, plot_tags, plot_token_use
 from .pocket import PocketConfig, write_pocket
 from .prompts import PromptPool, embed_names
 from .report import ReportConfig, code_version, pool_facts, report
+from .tagging import rank_labels
 from .training import RunConfig, TrainConfig, fit
 from .vlp import VLP, fingerprint, load_vlp
 
@@ -67,7 +68,8 @@ def label_groups(names, n_seen) -> dict:
     groups = {word: [names.index(c.label) for c in concepts if word in c.broader and names.index(c.label) < n_seen] for word in broad}
     groups = {word: columns for word, columns in groups.items() if len(columns) >= 5}
     unseen = list(range(n_seen, len(names)))
-    return (groups | {"unseen": unseen}) if groups else {"seen": list(range(n_seen)), "unseen": unseen}
+    groups = groups or {"seen": list(range(n_seen))}
+    return groups | {"unseen": unseen} if unseen else groups
 
 # %% ../nbs/14_reproduce.ipynb #76d1ce39
 def scenes_figure(

@@ -28,8 +28,8 @@ def validation_labels(
     tokens, labels = validation
     if isinstance(labels, Index): labels = labels.dense().labels                                         # [m, C]; raises where that is too much
     wanted = n_seen if config.selection == "seen" else n_labels
-    if labels.shape[1] < wanted or (config.selection == "official" and wanted <= n_seen):
-        raise QKSError(f"selection {config.selection!r} needs validation labels of {wanted} columns, but they have {labels.shape[1]}")
+    if config.selection == "official" and n_labels <= n_seen: raise QKSError(f"selection 'official' chooses by unseen labels, and all {n_seen} are seen ones: choose by 'seen'")
+    if labels.shape[1] < wanted: raise QKSError(f"selection {config.selection!r} needs validation labels of {wanted} columns, but they have {labels.shape[1]}")
     if len(tokens) != len(labels): raise QKSError(f"{len(tokens)} validation images but {len(labels)} rows of labels: give one row an image")
     labels = torch.as_tensor(labels)[:, :wanted]                                                         # [m, S or S+U]
     labels = check_scores(np.broadcast_to(np.float32(0), labels.shape), labels)[1]

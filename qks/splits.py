@@ -47,8 +47,9 @@ def prepare_command(
 def without_unseen(
     index: Index, # C labels
 ) -> Index: # S labels, and the images to train on
-    "Take unseen labels out of a training split, and images that have no other."
+    "Take unseen labels out of a training split, and images that have no other; raises `QKSError` where nothing is left to learn."
     n, S, counts = len(index), index.n_seen, np.diff(index.offsets) # [n]
+    if not S: raise QKSError(f"all {len(index.label_ids)} labels in {index.root} are unseen ones, so there is none to train on: prepare the test split alone (--splits test), or name fewer as unseen")
     seen = index.columns < S # [E]
     left = np.bincount(np.repeat(np.arange(n), counts)[seen], minlength=n) # [n], entries
     index = replace(index, offsets=np.append(0, np.cumsum(left)), columns=index.columns[seen], values=index.values[seen],

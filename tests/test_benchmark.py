@@ -62,22 +62,14 @@ def test_a_missing_image_is_told_before_anything_is_computed(root, tiny_vlp, mon
 def test_what_can_be_measured():
     parts = {"train": None, "validation": split(6, [[1, -1], [-1, 1]], 2), "test": split(6, [[1, -1, 1], [-1, 1, -1]], 2)}
     check_measurable(parts, (1,))
+    check_measurable(parts | {"test": split(6, [[1, -1], [-1, 1]], 2)}, (1,))                      # all labels seen
     check_measurable({name: data for name, data in parts.items() if name != "validation"}, (1,))
+    with pytest.raises(QKSError, match="the rule 'official' chooses the epoch by unseen labels, and data has none"):
+        check_measurable({"train": None, "test": split(6, [[1, -1], [-1, 1]], 2)}, (1,))
     for change, topk, told in (({}, (1, 2), "the part zsl has only 1 annotated labels"), ({}, (0,), "topk is"),
                                ({"validation": split(6, [[-1, -1]], 2)}, (1,), "no image has a positive label in the part seen of the images held out for choosing the epoch"),
                                ({"test": split(6, [[1, -1, -1]], 2)}, (1,), "no image has a positive label in the part zsl")):
         with pytest.raises(QKSError, match=told): check_measurable(parts | change, topk)
-
-
-def test_coco_has_divisions_in_place_of_a_list(tmp_path):
-    (tmp_path/"annotations").mkdir()
-    (tmp_path/"annotations"/"instances_val2014.json").write_text("{}")
-    with pytest.raises(QKSError, match="run `qks data coco prepare .*` again with --division 48/17"): check_measurable({"test": split(4, [[1, -1]], 2, tmp_path)}, (1,))
-
-
-def test_a_test_split_without_unseen_labels(tmp_path):
-    with pytest.raises(QKSError, match="none of the 2 labels in .* is an unseen one.*prepare .*--unseen FILE"):
-        check_measurable({"test": split(4, [[1, -1]], 2, tmp_path)}, (1,))
 
 
 @pytest.mark.parametrize("views, items", [(1, 60), (3, 36*3 + 24), (0, 24)])

@@ -16,6 +16,7 @@ from PIL import Image
 
 from qks import cli
 from qks.cli import main
+from qks.model import QKS
 
 SMALL = ["--n-train", "60", "--n-test", "30"]
 
@@ -101,6 +102,38 @@ def test_a_missing_picture_is_told_before_any_work(picture, monkeypatch, capsys)
     monkeypatch.setattr("qks.model.PromptPool.embed", lambda *args, **kwargs: pytest.fail("began to work"))
     assert main(["tag", str(picture), "nowhere.jpg", "--labels", "cat", "--device", "cpu"]) == 2
     assert "image nowhere.jpg does not exist" in capsys.readouterr().err
+
+
+def test_one_damaged_picture_costs_no_others(picture, tmp_path, capsys):
+    "A folder with a damaged picture and a text: the others are tagged, and what was left out is told."
+    (folder := tmp_path / "trip").mkdir()
+    for name in ("a.png", "c.png"): shutil.copyfile(picture, folder / name)
+    (folder / "b.png").write_bytes(picture.read_bytes()[:100])
+    (folder / "notes.txt").write_text("no picture")
+    for words, read in (([], lambda out: [line for line in out.splitlines() if not line.startswith(" ")]), (["--json"], lambda out: list(json.loads(out)))):
+        assert main(["tag", str(folder), "--labels", "cat,dog", *words]) == 1
+        captured = capsys.readouterr()
+        assert read(captured.out) == [str(folder / "a.png"), str(folder / "c.png")]
+        lines = [line for line in captured.err.splitlines() if line.startswith("qks: ")]
+        assert len(lines) == 3 and "notes.txt" in lines[0] and "b.png is damaged" in lines[1] and lines[2] == "qks: 1 of 3 pictures could not be read and have no tags"
+    assert main(["tag", str(folder / "b.png"), "--labels", "cat,dog", "--json"]) == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {} and captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_what_is_tagged_is_printed_before_the_next(picture, tmp_path, monkeypatch, capsys, words):
+    "Ctrl-C in the second batch: the first one's tags are there, and the JSON is whole."
+    (folder := tmp_path / "trip").mkdir()
+    for number in range(40): shutil.copyfile(picture, folder / f"{number:02}.png")
+    original = QKS.predict
+    def predict(self, images, embeddings):
+        if len(images) < 32: raise KeyboardInterrupt
+        return original(self, images, embeddings)
+    monkeypatch.setattr(QKS, "predict", predict)
+    assert main(["tag", str(folder), "--labels", "cat,dog", *words]) == 130
+    out = capsys.readouterr().out
+    assert (len(json.loads(out)) if words else out.count(".png\n")) == 32
 
 
 def test_a_terminal_that_cannot_show_a_name_costs_no_tags(picture, tmp_path):

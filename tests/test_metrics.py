@@ -205,7 +205,7 @@ def test_scores_that_are_not_finite(sample, bad):
 
 
 @pytest.mark.parametrize("options, message", [
-    (dict(protocol="mine"), "'mine'.*official"), (dict(n_seen=0), "n_seen is 0.*1 to 13"), (dict(n_seen=14), "n_seen is 14"),
+    (dict(protocol="mine"), "'mine'.*official"), (dict(n_seen=-1), "n_seen is -1.*0 to 14"), (dict(n_seen=15), "n_seen is 15"),
     (dict(topk=(3, 6)), "6 labels.*part zsl has only 5"), (dict(topk=()), "at least one"), (dict(topk=(0,)), "1 or more"),
     (dict(topk=(1.5,)), "whole number")])
 def test_bad_options(sample, options, message):

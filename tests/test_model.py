@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from qks.core import QKSError
 from qks.losses import AsymmetricLoss
-from qks.model import QKS, HeadConfig, QKSHead, head_scores, rank_labels, rename_official, score_batches
+from qks.model import QKS, HeadConfig, QKSHead, head_scores, rename_official, score_batches
 from qks.prompts import PromptPool
 from qks.vlp import VLP, fingerprint, load_vlp
 
@@ -322,25 +322,6 @@ def test_order_survives_probabilities_that_round_to_one(qks, monkeypatch):
     assert [row[0] for row in qks.tag(PICTURE, LABELS)[0]] == ["bridge", "tree", "cat", "house", "dog"]
 
 
-def plain_ranking(labels, logits, token_index, top_k, threshold):
-    "Every label sorted, then cut."
-    order, probabilities = logits.argsort(descending=True, stable=True)[:top_k].tolist(), logits.sigmoid()
-    return [(labels[c], probabilities[c].item(), token_index[c].item()) for c in order if threshold is None or probabilities[c] >= threshold]
-
-
-@pytest.mark.parametrize("top_k", [None, 1, 2, 7, 59, 60])
-@pytest.mark.parametrize("threshold", [None, 0., 0.5, 1.])
-@pytest.mark.parametrize("kind", ["distinct", "ties", "all equal", "sure"])
-def test_ranking_equals_sorting_everything(top_k, threshold, kind):
-    "Of equal labels the first comes first, also where top_k cuts between them."
-    torch.manual_seed(0)
-    logits = {"distinct": torch.randn(60), "ties": torch.randint(-2, 3, (60,)).float(), "all equal": torch.zeros(60), "sure": torch.randn(60) + 40}[kind]
-    labels, token_index = [f"label {c}" for c in range(60)], torch.randint(5, (60,))
-    found, expected = rank_labels(labels, logits, token_index, top_k, threshold), plain_ranking(labels, logits, token_index, top_k, threshold)
-    assert [(label, token) for label, _, token in found] == [(label, token) for label, _, token in expected]
-    assert [p for _, p, _ in found] == pytest.approx([p for _, p, _ in expected], rel=1e-6)
-
-
 @pytest.mark.parametrize("top_k", [1, 3, 5])
 def test_top_k(qks, top_k):
     assert qks.tag(PICTURE, LABELS, top_k=top_k)[0] == qks.tag(PICTURE, LABELS)[0][:top_k]
@@ -390,6 +371,24 @@ def test_a_list_of_images(qks, batch_size):
     for image, answer in zip(images, together):
         alone = {row[0]: row[1] for row in qks.tag(image, LABELS)[0]}
         assert {row[0]: pytest.approx(row[1], rel=1e-5) for row in answer} == alone
+
+
+def test_tags_come_one_image_after_another(qks, tmp_path):
+    "From an endless iterable, a batch ahead at most; an image that cannot be read goes to whom it may concern, or is the end."
+    (tmp_path / "broken.jpg").write_text("no picture")
+    taken, told = [], []
+    def images():
+        for number, image in enumerate([PICTURE, tmp_path / "broken.jpg", PICTURE.rotate(90), "gone.jpg", "gone too.jpg"] + [PICTURE]*100):
+            taken.append(number)
+            yield image
+    found = qks.tag_each(images(), LABELS, top_k=2, batch_size=2, unreadable=lambda image, error: told.append((image, str(error))))
+    assert not taken
+    first, second, third = (next(found) for _ in range(3))  # the first batch is images 0 and 2, the second 5 and 6
+    assert first[0] is PICTURE and len(second[1]) == 2 and third[0] is PICTURE and taken == list(range(7))
+    assert [label for label, _, _ in first[1]] == [label for label, _, _ in qks.tag(PICTURE, LABELS, top_k=2)[0]]
+    assert [image for image, _ in told] == [tmp_path / "broken.jpg", "gone.jpg", "gone too.jpg"] and "broken.jpg is not an image" in told[0][1]
+    refused("broken.jpg is not an image", list, qks.tag_each([PICTURE, tmp_path / "broken.jpg"], LABELS))
+    refused("top_k is 9", qks.tag_each, [PICTURE], LABELS, 9)
 
 
 def test_tagging_twice_is_the_same_even_after_training_mode(qks):

@@ -293,11 +293,18 @@ def test_few_unseen_labels_are_all_named_without_a_gap():
     assert rows == [0, 1, 2, 3] and title == "Unseen labels, best first"
 
 
+def test_without_an_unseen_label_the_seen_ones_are_named():
+    figure = plot_label_ap(AP, NAMES, n_seen=8, top=1)
+    drawn, rows, title = bars(figure)
+    assert drawn == {"a": 0.9, "d": 0.2} and rows == [0, 2] and title == "Best and worst seen labels"
+    assert figure.axes[0].get_title() == "All labels" and len(figure.axes[0].get_lines()) == 2
+
+
 def test_labels_without_any_annotation():
     plot_label_ap(np.full(4, np.nan), NAMES[:4], n_seen=2).canvas.draw()
 
 
-@pytest.mark.parametrize("names, n_seen", [(NAMES[:5], 3), (NAMES, 8), (NAMES, -1)])
+@pytest.mark.parametrize("names, n_seen", [(NAMES[:5], 3), (NAMES, 9), (NAMES, -1)])
 def test_average_precision_refuses_what_does_not_fit(names, n_seen):
     with pytest.raises(QKSError, match="one value a name"):
         plot_label_ap(AP, names, n_seen)

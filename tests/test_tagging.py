@@ -1,0 +1,59 @@
+"""Which labels are the tags, against sorting all of them; which files are the pictures."""
+import pytest
+import torch
+from PIL import Image
+
+from qks.core import QKSError
+from qks.tagging import find_pictures, rank_labels, read_pictures
+
+
+def plain_ranking(labels, logits, token_index, top_k, threshold):
+    "Every label sorted, then cut."
+    order, probabilities = logits.argsort(descending=True, stable=True)[:top_k].tolist(), logits.sigmoid()
+    return [(labels[c], probabilities[c].item(), token_index[c].item()) for c in order if threshold is None or probabilities[c] >= threshold]
+
+
+@pytest.mark.parametrize("top_k", [None, 1, 2, 7, 59, 60])
+@pytest.mark.parametrize("threshold", [None, 0., 0.5, 1.])
+@pytest.mark.parametrize("kind", ["distinct", "ties", "all equal", "sure"])
+def test_ranking_equals_sorting_everything(top_k, threshold, kind):
+    "Of equal labels the first comes first, also where top_k cuts between them."
+    torch.manual_seed(0)
+    logits = {"distinct": torch.randn(60), "ties": torch.randint(-2, 3, (60,)).float(), "all equal": torch.zeros(60), "sure": torch.randn(60) + 40}[kind]
+    labels, token_index = [f"label {c}" for c in range(60)], torch.randint(5, (60,))
+    found, expected = rank_labels(labels, logits, token_index, top_k, threshold), plain_ranking(labels, logits, token_index, top_k, threshold)
+    assert [(label, token) for label, _, token in found] == [(label, token) for label, _, token in expected]
+    assert [p for _, p, _ in found] == pytest.approx([p for _, p, _ in expected], rel=1e-6)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("b.PNG", "a.jpg", "deep/c.webp", "deep/notes.txt", ".hidden.png", ".cache/d.png", "deep/._a.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4), "red").save(tmp_path / name, "PNG")
+    return tmp_path
+
+
+def test_a_folder_stands_for_its_pictures(folder):
+    pictures, others = find_pictures([str(folder / "b.PNG"), folder])
+    assert pictures == [str(folder / name) for name in ("b.PNG", "a.jpg", "deep/c.webp")]  # each once, in the order in which they are named
+    assert others == [str(folder / "deep/notes.txt")]
+
+
+def test_a_file_that_is_named_counts_whatever_its_ending(folder):
+    assert find_pictures([folder / "deep/notes.txt", folder / ".hidden.png"]) == ([str(folder / "deep/notes.txt"), str(folder / ".hidden.png")], [])
+
+
+def test_where_there_is_no_picture(folder):
+    with pytest.raises(QKSError, match="gone.png does not exist"): find_pictures([folder / "a.jpg", folder / "gone.png"])
+    (folder / "empty").mkdir()
+    with pytest.raises(QKSError, match="no picture is in .*empty: name picture files, or folders that hold some"): find_pictures([folder / "empty"])
+
+
+def test_who_asks_gets_the_others(folder):
+    (folder / "a.jpg").write_text("no picture")
+    told = []
+    read = list(read_pictures([folder / "a.jpg", folder / "b.PNG"], lambda *what: told.append(what)))
+    assert [image for image, _ in read] == [folder / "b.PNG"] and read[0][1].size == (4, 4)
+    assert [image for image, _ in told] == [folder / "a.jpg"] and isinstance(told[0][1], QKSError)
+    with pytest.raises(QKSError, match="a.jpg is not an image"): next(read_pictures([folder / "a.jpg"]))
