@@ -29,6 +29,11 @@ def is_progress_bar(output):
     return output.get("name") == "stderr" and "\r" in "".join(output["text"])
 
 
+def is_widget(output):
+    """Whether an output is a control that lives only while the notebook runs."""
+    return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+
+
 def run(path):
     """Run one notebook in this process and write it back with its outputs; exits with what failed."""
     notebook = read_nb(path)
@@ -44,7 +49,7 @@ def run(path):
         shell.cell(cell)
         if shell.exc:
             sys.exit(f"{path.name}, cell {number}: {type(shell.exc).__name__}: {shell.exc}")
-        cell.outputs = [output for output in cell.outputs if not is_progress_bar(output)]
+        cell.outputs = [output for output in cell.outputs if not is_progress_bar(output) and not is_widget(output)]
     write_nb(notebook, path)
 
 
