@@ -166,11 +166,13 @@ def prune_checkpoints(
     folder: Path, # of the run
     keep: int, # the last so many stay
 ):
-    "Delete all but the last checkpoints and the best."
+    "Delete all but the last checkpoints and the best; warns of one that cannot be deleted."
     paths = list_checkpoints(folder)
     stay = set(list(paths)[-keep:])
     for step in tuple(stay):
         try:
             with safe_open(paths[step], "pt") as file: stay.add(int(file.metadata()["best"]))
         except (OSError, SafetensorError, ValueError, KeyError, TypeError): pass # damaged, or no best yet
-    for path in [path for step, path in paths.items() if step not in stay] + list(folder.glob(".step-*.part")): path.unlink(missing_ok=True)
+    for path in [path for step, path in paths.items() if step not in stay] + list(folder.glob(".step-*.part")):
+        try: path.unlink(missing_ok=True)
+        except OSError as error: warnings.warn(f"old checkpoint {path} cannot be deleted ({error.strerror or error}), and takes room", stacklevel=2)

@@ -60,11 +60,12 @@ def token_digest(
 def to_device_if_it_fits(
     tokens, # a tensor, DiskTokens
     device, # where the head trains
-    spare: int = 4_000_000_000, # bytes that stay free there, for the head and its activations; ours
+    step: int = 0, # bytes that training takes there beside the tokens
+    spare: int = 4_000_000_000, # bytes that stay free there besides, for the judge; ours
 ): # a tensor on the device, or the tokens as they were
     "Move tokens to a CUDA device where its free memory holds them; elsewhere they stay where they are."
     device = torch.device(device)
-    if device.type != "cuda" or tokens.nbytes + spare > torch.cuda.mem_get_info(device)[0]: return tokens
+    if device.type != "cuda" or tokens.nbytes + step + spare > torch.cuda.mem_get_info(device)[0]: return tokens
     return tokens.to(device)
 
 # %% ../nbs/11_stream.ipynb #076f7174

@@ -3,8 +3,9 @@
     python -m torch.distributed.run --standalone --nproc-per-node 2 spread_training.py FOLDER
 
 Each process notes which images it was asked for; the first one notes losses, metrics, scores and weights. There is no dropout: its
-noise would differ between the processes. The same is trained twice more: with every share in two parts, and stopped in the middle by a signal
-that only the last process receives.
+noise would differ between the processes. The same is trained again: with every share in two parts; with plain gradient steps, which show the
+gradient's length; and stopped in the middle by a signal that only the last process receives, without dropout and with it. At last the first
+process cannot write its checkpoint.
 """
 import json
 import os
@@ -15,8 +16,9 @@ from pathlib import Path
 
 import torch
 
-from qks import engine
-from qks.devices import gather_rows, in_turns, process_state, score_images
+from qks import engine, training
+from qks.core import QKSError
+from qks.devices import gather_rows, in_turns, make_accelerator, process_state, score_images
 from qks.engine import Interrupted
 from qks.logs import RunConfig
 from qks.model import HeadConfig, QKSHead
@@ -51,6 +53,17 @@ def stopped(train, process):
     finally: engine.train_step = step
 
 
+def failed(train):
+    "What each process says when the first one's disk is full."
+    save = training.save_checkpoint
+
+    def full(*args): raise QKSError("the disk is full")
+    training.save_checkpoint = full
+    try: train()
+    except QKSError as error: return [type(error).__name__, str(error)]
+    finally: training.save_checkpoint = save
+
+
 def main(folder):
     torch.set_num_threads(1)
     state = process_state()
@@ -69,14 +82,21 @@ def main(folder):
     results["weights"] = {name: tensor.tolist() for name, tensor in head.state_dict().items()}
     data = (tokens[:N], labels[:N, :S]), names, (tokens[N:], labels[N:, :S])
 
-    def again(**changes):
+    def again(name=None, dropout=0., **changes):
         torch.manual_seed(process)
-        head = QKSHead(torch.randn(D, E) * 0.3, HeadConfig(n_queries=3, n_layers=1, dropout=0.))
-        history = fit(head, *data, replace(config, **changes), None if changes else RunConfig(folder / "stopped", save_steps=4, log_steps=2))
+        head = QKSHead(torch.randn(D, E) * 0.3, HeadConfig(n_queries=3, n_layers=1, dropout=dropout))
+        history = fit(head, *data, replace(config, **changes), name and RunConfig(folder / name, save_steps=4, log_steps=2))
         return {"history": history, "weights": {name: tensor.tolist() for name, tensor in head.state_dict().items()}}
-    results["parts"], results["stopped"] = again(accumulate=2), stopped(again, process == processes - 1)
+    results["parts"], results["stopped"] = again(accumulate=2), stopped(lambda: again("stopped"), process == processes - 1)
+    results["noise"], results["noise stopped"] = again(dropout=0.3), stopped(lambda: again("noise", 0.3), process == processes - 1)
+    make, engine.make_optimizer = engine.make_optimizer, lambda weights, config: torch.optim.SGD(weights, config.lr)
+    results["plain"] = again(clip=0., ema=0.)
+    engine.make_optimizer = make
+    engine.Trainer(head, tokens[:N], engine.Targets(labels[:N, :S]), names[:S], config, make_accelerator(torch.device("cpu")))
+    drawn, told = torch.rand(4).tolist(), failed(lambda: again("failed"))
     state = process_state()
     (folder / f"asked{state.process_index}.json").write_text(json.dumps(watched.asked))
+    (folder / f"of{state.process_index}.json").write_text(json.dumps({"drawn": drawn, "told": told}))
     in_turns(lambda: (folder / "turns.txt").open("a").write(f"{state.process_index}\n"))
     print(f"process {state.process_index} is done")
     if state.is_main_process: (folder / "results.json").write_text(json.dumps(results | {"processes": state.num_processes}))

@@ -28,8 +28,8 @@ def main(folder):
     torch.set_num_threads(1)
     steps = training.epoch_steps
 
-    def slowly(trainer):
-        for done in steps(trainer):
+    def slowly(trainer, hurry):
+        for done in steps(trainer, hurry):
             print("step", flush=True)
             time.sleep(0.02)
             yield done

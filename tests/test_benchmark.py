@@ -36,6 +36,11 @@ def test_a_tenth_is_held_out(root):
     assert sorted(parts["train"].images + parts["validation"].images) == sorted(splits["train"].images)
 
 
+def test_of_very_many_images_few_are_held_out(root, monkeypatch):
+    monkeypatch.setattr(module, "VALIDATION_IMAGES", 3)
+    assert {name: len(data) for name, data in benchmark_splits(open_splits(root)).items()} == {"train": 37, "validation": 3, "test": 20}
+
+
 def test_by_the_authors_rule_nothing_is_held_out(root, tiny_vlp):
     splits = open_splits(root)
     parts = benchmark_splits(splits, "official")
@@ -99,6 +104,15 @@ def test_room_for_the_scores(monkeypatch, seeds):
     monkeypatch.setattr(module, "available_memory", lambda: need - 1)
     with pytest.raises(QKSError, match="the scores of 10 test images and 3 labels, and the tokens will need .* GB of memory.*fewer --seeds"): check_scores_fit(parts, seeds, 2, 500)
     check_scores_fit(parts, seeds)
+
+
+def test_room_for_the_scores_of_the_images_held_out(monkeypatch):
+    parts = {"validation": split(100, [[1, -1]], 2), "test": split(10, [[1, -1, 1]], 2)}
+    need = 10*3*8*2 + 100*2*(8*2 + 1)  # of two seeds that are done; of the third in two processes, and labels
+    monkeypatch.setattr(module, "available_memory", lambda: need)
+    check_scores_fit(parts, 3, 2)
+    monkeypatch.setattr(module, "available_memory", lambda: need - 1)
+    with pytest.raises(QKSError, match="the scores of 100 held-out images and 2 labels will need"): check_scores_fit(parts, 3, 2)
 
 
 def test_pairs_of_tokens_and_labels(tiny_vlp):

@@ -109,6 +109,33 @@ def test_stopped_in_two_processes(spread):
         for a, b in zip(found["history"], found["stopped"]["history"], strict=True): assert {**a, "seconds": 0} == {**b, "seconds": 0}
 
 
+def test_dropout_goes_on_where_it_was_in_every_process(spread):
+    alone, pair = map(results, spread)
+    for found in (alone, pair):
+        whole, again = ([{**row, "seconds": 0} for row in found[name]["history"]] for name in ("noise", "noise stopped"))
+        assert whole == again and found["noise"]["weights"] == found["noise stopped"]["weights"] and whole != [{**row, "seconds": 0} for row in found["history"]]
+
+
+def of(folder, process):
+    return json.loads((folder / f"of{process}.json").read_text())
+
+
+def test_every_process_draws_its_own_dropout(spread):
+    assert of(spread[1], 0)["drawn"] != of(spread[1], 1)["drawn"] and of(spread[1], 0)["drawn"] == of(spread[0], 0)["drawn"]
+
+
+def test_the_gradient_is_as_long_as_in_one_process(spread):
+    "Steps along the plain gradient, which a wrong factor would lengthen; AdamW and clipping would hide it."
+    alone, pair = (results(folder)["plain"]["weights"] for folder in spread)
+    for name, weights in alone.items(): torch.testing.assert_close(torch.tensor(pair[name]), torch.tensor(weights), rtol=1e-4, atol=1e-6)
+
+
+def test_where_one_process_fails_all_stop_and_one_tells(spread):
+    alone, pair = spread
+    assert of(alone, 0)["told"] == of(pair, 0)["told"] == ["QKSError", "the disk is full"]
+    assert of(pair, 1)["told"] == ["Elsewhere", "the disk is full"]
+
+
 def test_another_number_of_processes(spread):
     torch.manual_seed(0)
     tokens, names = torch.randn(28, 4, 64), torch.randn(9, 8)
@@ -129,7 +156,7 @@ def test_every_image_is_scored_once_and_in_its_place(spread):
 
 def test_only_the_first_process_writes(spread):
     alone, pair = ({path.name for path in (folder / "run").iterdir()} for folder in spread)
-    assert alone == pair == {"epochs.csv", "steps.csv", *(f"step-{step:012d}.safetensors" for step in (6, 16, 18))}
+    assert alone == pair == {".lock", "epochs.csv", "steps.csv", *(f"step-{step:012d}.safetensors" for step in (6, 16, 18))}
 
 
 # ---- the command

@@ -16,7 +16,7 @@ import torch
 
 from qks import checkpoint, engine, training
 from qks.batchfile import BatchFile
-from qks.checkpoint import list_checkpoints, read_checkpoint
+from qks.checkpoint import list_checkpoints, pack, read_checkpoint, unpack
 from qks.core import QKSError
 from qks.devices import make_accelerator
 from qks.engine import Interrupted, StopSignals, Trainer, compiled, epoch_steps, restore_trainer, trainer_state
@@ -115,11 +115,13 @@ def test_the_gradient_is_that_of_a_plain_loop(data):
     close(found[0], [weight.grad for weight in head.parameters()])
 
 
-def test_clipping(data):
-    free = gradients(data, config(lr=1e-12))
+@pytest.mark.parametrize("parts", [1, 3])
+def test_clipping(data, parts):
+    "The gradient of the whole batch is clipped, once, however many parts it comes in."
+    free = gradients(data, config(lr=1e-12, accumulate=parts))
     norms = [torch.cat([gradient.flatten() for gradient in step]).norm().item() for step in free]
     limit = sum(sorted(norms)[:2]) / 2  # between the shortest and the next
-    clipped = gradients(data, config(lr=1e-12, clip=limit))
+    clipped = gradients(data, config(lr=1e-12, clip=limit, accumulate=parts))
     for one, two, norm in zip(free, clipped, norms):
         for a, b in zip(one, two): torch.testing.assert_close(b, a * min(1, limit / norm), rtol=1e-4, atol=1e-7)
 
@@ -375,7 +377,7 @@ def test_a_loss_that_is_nan(data, tmp_path, monkeypatch, step):
         return LOSSES["bce"](logits, targets) * (float("nan") if len(calls) == step else 1.)
     monkeypatch.setitem(engine.LOSSES, "asl", loss)
     head = new_head()
-    monkeypatch.setattr(training, "epoch_steps", lambda found: (kept.append(copy.deepcopy(head.state_dict())) or done for done in epoch_steps(found)))
+    monkeypatch.setattr(training, "epoch_steps", lambda found, hurry: (kept.append(copy.deepcopy(head.state_dict())) or done for done in epoch_steps(found)))
     place = f"the loss is nan at step {(step - 1) % 3 + 1} of epoch {(step - 1) // 3 + 1}"
     refused(place + (f".*keeps the run up to step {step - 1}" if step > 1 else ": lower the learning rate"), run, data, config(), tmp_path, head=head, save_steps=1)
     assert len(kept) == step - 1 and all(weight.isfinite().all() for weight in head.parameters())
@@ -394,7 +396,7 @@ def test_a_gradient_that_is_nan(data, tmp_path, monkeypatch, step, clip):
         return LOSSES["bce"](logits, targets) + ((logits * 0).sum().sqrt() * 0 if len(calls) == step else 0)
     monkeypatch.setitem(engine.LOSSES, "asl", loss)
     head = new_head()
-    monkeypatch.setattr(training, "epoch_steps", lambda found: (kept.append(copy.deepcopy(head.state_dict())) or done for done in epoch_steps(found)))
+    monkeypatch.setattr(training, "epoch_steps", lambda found, hurry: (kept.append(copy.deepcopy(head.state_dict())) or done for done in epoch_steps(found)))
     refused(f"the gradient is not finite at step {(step - 1) % 3 + 1} of epoch {(step - 1) // 3 + 1}: lower the learning rate", run, data, config(clip=clip), tmp_path, head=head, save_steps=1)
     assert len(kept) == step - 1 and all(weight.isfinite().all() for weight in head.parameters())
     assert step == 1 or all(torch.equal(value, kept[-1][name]) for name, value in head.state_dict().items())
@@ -408,13 +410,98 @@ def test_weights_that_are_not_finite_after_an_epoch(data, monkeypatch):
     head, found = new_head(), trainer(data, config())
     found.head, found.device, before = head, Elsewhere, copy.deepcopy(head.state_dict())
 
-    def spoilt(trainer):
+    def spoilt(trainer, hurry):
         trainer.step = 3
         with torch.no_grad(): head.projection.fill_(float("nan"))
         yield 3
     monkeypatch.setattr(training, "epoch_steps", spoilt)
     refused("the weights are not finite at step 3 of epoch 1", training.train_on, found, None, data[1], training.Keeper(None, found, StopSignals()))
     assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
+
+
+# ---- fp16's scaler, on the processor
+
+def scaled(data, start, **changes):
+    (images, names, labels), accelerator = data, make_accelerator(torch.device("cpu"))
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=start, growth_interval=3)
+    return Trainer(new_head(), images[:N], Targets(labels[:N]), names, config(epochs=3, **changes), accelerator)
+
+
+@pytest.fixture
+def overflowing(monkeypatch): monkeypatch.setattr("qks.steps.check_finite", lambda *args: None)  # as on a GPU
+
+
+@pytest.mark.parametrize("options", [{"schedule": "cosine", "clip": 5., "accumulate": 2, "ema": 0.8}, {}], ids=["all", "plain"])
+def test_the_scale_goes_on_where_it_was(data, overflowing, options):
+    "From a scale at which gradients overflow: the first steps are left out, and the scale comes down; stopped in between, to the same bits."
+    whole, again = (scaled(data, 2.**120, **options) for _ in range(2))
+    skipped = [whole.optimizer.step_was_skipped for _ in epoch_steps(whole)]
+    assert skipped[0] and 1 < whole.accelerator.scaler.get_scale() < 2.**120
+    for _ in epoch_steps(stopped := scaled(data, 2.**120, **options)):
+        if stopped.step == 2: break
+    state = unpack(pack(trainer_state(stopped), tensors := {}), tensors)
+    restore_trainer(again, state)
+    assert again.accelerator.scaler.get_scale() == stopped.accelerator.scaler.get_scale() != 2.**120
+    for _ in epoch_steps(again): pass
+    assert same(whole.judged, again.judged) and whole.accelerator.scaler.get_scale() == again.accelerator.scaler.get_scale()
+
+
+def test_the_rate_waits_while_steps_are_left_out(data, overflowing):
+    found = scaled(data, 2.**120, schedule="cosine", warmup=2)
+    before = found.optimizer.param_groups[0]["lr"]
+    next(epoch_steps(found))
+    assert found.optimizer.step_was_skipped and found.optimizer.param_groups[0]["lr"] == before
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_gradients_that_are_never_finite_are_told(data, overflowing, monkeypatch, fused):
+    forward = engine.HeadLoss.forward
+    monkeypatch.setattr(engine.HeadLoss, "forward", lambda self, *args: forward(self, *args) + (self.head.projection.sum()*0).sqrt())
+    found = scaled(data, 2.**2, fused=fused)
+    refused("in fp16 the gradient was not finite in so many steps up to step [0-9]+ of epoch 1.*use precision bf16 or fp32", list, epoch_steps(found))
+
+
+# ---- somebody waits
+
+def test_on_a_device_losses_are_looked_at_when_somebody_waits(data, monkeypatch):
+    found, asked = trainer(data, config(batch_size=2)), []
+    found.device = torch.device("meta")  # stands for a GPU in the one comparison that counts
+    monkeypatch.setattr(engine, "train_step", lambda *args, **kwargs: torch.tensor(1.))
+    monkeypatch.setattr(engine, "read_ahead", lambda *args: iter([]))
+    assert list(epoch_steps(found)) == [found.steps_per_epoch] and found.steps_per_epoch < engine.CHECK_STEPS
+    found.step = 0
+    assert next(epoch_steps(found, lambda: asked.append(1) or len(asked) == 3)) == 3
+
+
+# ---- one run a folder
+
+def test_two_trainings_do_not_share_a_folder(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "LOCK_SECONDS", 0.1)
+    other = subprocess.Popen([sys.executable, "-c", f"from filelock import FileLock; lock = FileLock({str(tmp_path / '.lock')!r}); lock.acquire(); print('held', flush=True); input()"],
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "held\n"
+    refused("another process trains in .*: wait until it is done, or stop it, or name another folder", run, data, config(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    other.kill()  # however it dies, the folder is free
+    other.wait()
+    run(data, config(), tmp_path)
+
+
+def test_another_judge_is_another_run(data, tmp_path):
+    run(data, config(epochs=1), tmp_path)
+    tokens, names, labels = data
+    for name, changed in (("labels", (tokens, torch.cat([labels[:N], -labels[N:]]))), ("tokens", (torch.cat([tokens[:N], tokens[N:] + 1]), labels))):
+        refused(f"another configuration .judging {name}", run, (changed[0], names, changed[1]), config(epochs=1), tmp_path)
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_costs_only_room(data, tmp_path, monkeypatch):
+    unlink = Path.unlink
+    def kept(path, missing_ok=False):
+        if path.name.startswith("step-"): raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        unlink(path, missing_ok=missing_ok)
+    monkeypatch.setattr(Path, "unlink", kept)
+    with pytest.warns(UserWarning, match="old checkpoint .* cannot be deleted .*, and takes room"): history, _ = run(data, config(epochs=4), tmp_path, keep=1)
+    assert len(history) == 4 and len(list(tmp_path.glob("step-*"))) == 4
 
 
 @pytest.mark.parametrize("tensors, fine", [([], True), ([torch.tensor([3e38, -3e38])], True), ([torch.zeros(2), torch.tensor([1., float("nan"), 2.])], False),
@@ -489,7 +576,7 @@ def test_a_tracker_that_fails(data, tmp_path, monkeypatch, where, trouble, told)
 
 def test_a_folder_that_is_a_file(data, tmp_path):
     (tmp_path / "file").write_text("")
-    refused("file cannot be written", run, data, config(), tmp_path / "file")
+    refused("file cannot hold a run", run, data, config(), tmp_path / "file")
 
 
 class Failing:
@@ -560,7 +647,7 @@ def test_a_disk_that_fails_in_the_middle_of_an_epoch(data, on_disk, monkeypatch)
 
 def test_tokens_that_cannot_be_brought_to_the_device(data, on_disk, monkeypatch):
     "The first read may be before the first step."
-    def unreadable(tokens, device): return tokens[:].read()
+    def unreadable(tokens, device, step): return tokens[:].read()
     monkeypatch.setattr(engine, "to_device_if_it_fits", unreadable)
     tokens = on_disk.tensor()
     os.truncate(on_disk.numbers, 0)

@@ -111,6 +111,7 @@ def test_tokens_stay_where_there_is_no_room(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "to", lambda self, device: moved.append(device) or self)
     to_device_if_it_fits(tokens, "cuda", spare=60)
     to_device_if_it_fits(tokens, "cuda", spare=61)
+    to_device_if_it_fits(tokens, "cuda", step=41, spare=20)
     assert moved == [torch.device("cuda")]
 
 
@@ -146,7 +147,7 @@ def test_views_go_to_the_device_as_well(views, monkeypatch):
 
 def test_a_trainer_asks_for_room_for_its_views(views, monkeypatch):
     asked, elsewhere = [], ViewSampler(views)
-    monkeypatch.setattr("qks.engine.to_device_if_it_fits", lambda tokens, device: asked.append(tokens) or elsewhere)
+    monkeypatch.setattr("qks.engine.to_device_if_it_fits", lambda tokens, device, step: asked.append(tokens) or elsewhere)
     sampler, head = ViewSampler(views), QKSHead(torch.randn(64, 8), HeadConfig(2, 1))
     trainer = Trainer(head, sampler, Targets(-torch.ones(N, 3)), torch.randn(3, 8), TrainConfig(), make_accelerator(torch.device("cpu")))
     assert asked == [sampler] and trainer.tokens is elsewhere
