@@ -19,6 +19,7 @@ import torch
 from .augment import check_workers
 from .core import QKSError, progress
 from .data_commands import add_data_commands
+from .devices import Elsewhere
 from .evaluate_command import add_evaluate_arguments, load_model
 from .linear import keep_freed_memory, product_rate
 from .pocket import PocketConfig
@@ -144,6 +145,7 @@ def main(argv=None) -> int: # 0; 1 where a command found something wrong; 2 afte
         check_workers(getattr(args, "workers", None) or 0)
         suit_processor(args)
         return args.run(args) or 0
+    except Elsewhere: return 2 # the process that failed tells it
     except QKSError as error:
         print(f"qks: {error}", file=sys.stderr)
         return 2

@@ -113,6 +113,7 @@ def prepare_run(
     folder, # where a run's results go
     force: bool = False, # replace an earlier run
     config: dict = None, # what is asked for
+    cache=None, # folder of image tokens, which stays wherever it lies
 ) -> Path: # the folder, empty but for the configuration and an earlier run's tokens
     "Make a run's folder; raises `QKSError` where it exists and `force` is not given, or where it holds something else."
     folder = Path(folder)
@@ -121,7 +122,8 @@ def prepare_run(
     if there and not force: raise QKSError(f"run folder {folder} exists already: pass --force to replace it, or name another one")
     if there and not (folder/RUN_MARK).is_file(): raise QKSError(f"{folder} holds no run of qks, so it is not replaced: name a new folder")
     for path in sorted(there, key=lambda path: path.name != "results.json"):                      # first what says that it is finished
-        if path.name not in (RUN_MARK, KEPT): shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        holds_tokens = path.name.startswith(KEPT) or (cache is not None and Path(cache).resolve().is_relative_to(path.resolve()))
+        if path.name != RUN_MARK and not holds_tokens: shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder/RUN_MARK, json.dumps(config or {}, indent=1) + "\n")
     return folder

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECIPE', 'CHOSEN', 'read_dtype', 'add_training_arguments', 'read_recipe', 'training_tokens', 'token_place', 'flat',
-           'claim_folder', 'ask_first', 'run_train']
+           'claim_folder', 'ask_first', 'begin', 'run_train']
 
 # %% ../nbs/15_train_command.ipynb #852e56d1
 import json
@@ -22,7 +22,7 @@ from .cache import cache_tokens, check_room
 from .benchmark import benchmark_splits, check_measurable, check_scores_fit, load_benchmark, token_bytes
 from .core import QKSError, check_count
 from .data import require_images
-from .devices import in_turns, process_state
+from .devices import in_turns, process_state, together
 from .engine import Interrupted
 from .linear import PRECISIONS
 from .logs import RunConfig
@@ -117,8 +117,8 @@ def token_place(
 def flat(
     config: dict, # with dictionaries inside
 ) -> dict: # without
-    "The settings of a nested dictionary under their own names, for a comparison."
-    return {name: value for key, item in config.items() for name, value in (flat(item) if isinstance(item, dict) else {key: item}).items()}
+    "The settings of a nested dictionary under their own names, for a comparison: without the place of weights, which are known by their fingerprint."
+    return {name: value for key, item in config.items() for name, value in (flat(item) if isinstance(item, dict) else {key: item}).items() if name != "pretrained"}
 
 # %% ../nbs/15_train_command.ipynb #d15734a6
 def claim_folder(
@@ -126,6 +126,7 @@ def claim_folder(
     config: dict, # what is asked for
     force: bool = False, # replace an earlier run
     resume: bool = False, # go on with it
+    cache=None, # folder of its image tokens, which no `force` deletes
 ) -> Path: # the folder
     "Make a run's folder, or find it again; raises `QKSError` where it holds another run, or a finished one."
     if force and resume: raise QKSError("--resume goes on with a run, and --force deletes it: pass one of the two")
@@ -141,7 +142,7 @@ def claim_folder(
             else: write_whole(mark, json.dumps(config, indent=1) + "\n")                       # nothing is trained yet, so nothing can disagree
             for part in (*folder.glob(".*.part"), *folder.glob("model/.*.part")): part.unlink()    # what a kill left of a file
             return folder
-    return prepare_run(folder, force, config)
+    return prepare_run(folder, force, config, cache)
 
 # %% ../nbs/15_train_command.ipynb #9af238c7
 def ask_first(
@@ -159,19 +160,29 @@ def ask_first(
     check_scores_fit(parts, args.seeds, int(os.environ.get("LOCAL_WORLD_SIZE", 1)), need if cache is None else 0)
     return parts
 
+# %% ../nbs/15_train_command.ipynb #9af238ca
+def begin(
+    args, # of `add_training_arguments`
+    many: bool, # more than one process
+    device=None, # where the VLP runs; None: as it chooses
+) -> tuple: # recipe, sizes of the head, `RunConfig` of a folder, what `token_place` gave, VLP, what `ask_first` gave
+    "Everything that can be a mistake of the user's, before anything is written; raises `QKSError`."
+    recipe, head = read_recipe(args), HeadConfig(args.queries, args.layers)
+    logs = partial(RunConfig, keep=args.keep, save_steps=args.save_steps, log_steps=args.log_steps, log_with=tuple(args.log_with))
+    logs(args.out), check_count("seeds", args.seeds), check_count("views", args.views)
+    place = token_place(args, many)
+    vlp = load_vlp(args.vlp, args.pretrained, args.device or device)
+    return recipe, head, logs, place, vlp, ask_first(args, vlp, *place[:2])
+
 # %% ../nbs/15_train_command.ipynb #9af238cd
 def run_train(args):
     "Train a head on a data set and evaluate it on its test split."
-    recipe, head, clock, state = read_recipe(args), HeadConfig(args.queries, args.layers), time.time(), process_state()
-    many, seeds = state.num_processes > 1, range(args.seed, args.seed + args.seeds)
-    logs = partial(RunConfig, keep=args.keep, save_steps=args.save_steps, log_steps=args.log_steps, log_with=tuple(args.log_with))
-    logs(args.out), check_count("seeds", args.seeds), check_count("views", args.views)   # a mistake in the arguments or the data shows before anything is written
-    cache, dtype, place = token_place(args, many)
-    vlp = load_vlp(args.vlp, args.pretrained, args.device or (str(state.device) if many else None))
-    parts = ask_first(args, vlp, cache, dtype)
-    config = {"root": str(args.root), "vlp": vlp.source | {"fingerprint": fingerprint(vlp)}, "head": asdict(head), "train": asdict(recipe), "seeds": args.seeds, "tokens": place, "views": args.views}
-    state.wait_for_everyone()                                                            # before an earlier run may be deleted, nobody has refused
-    in_turns(lambda: claim_folder(args.out, config, args.force, args.resume) if state.is_main_process else None)
+    clock, state = time.time(), process_state()
+    many = state.num_processes > 1
+    recipe, head, logs, (cache, dtype, place), vlp, parts = together(lambda: begin(args, many, str(state.device) if many else None))
+    seeds = range(args.seed, args.seed + args.seeds)
+    config = {"root": str(args.root.resolve()), "vlp": vlp.source | {"fingerprint": fingerprint(vlp)}, "head": asdict(head), "train": asdict(recipe), "seeds": args.seeds, "tokens": place, "views": args.views}
+    together(lambda: state.is_main_process and claim_folder(args.out, config, args.force, args.resume, cache))   # nobody has refused before an earlier run is deleted
     tokens = partial(training_tokens, workers=args.workers, cache=cache, dtype=dtype, views=args.views, live=args.no_cache)
     try: benchmark = in_turns(lambda: load_benchmark(args.root, vlp, workers=args.workers, parts=parts, cache=cache, dtype=dtype, train_tokens=tokens))
     except KeyboardInterrupt as stopped:
@@ -179,10 +190,10 @@ def run_train(args):
         raise Interrupted(f"stopped while image tokens were computed, and {kept}: run the same with --resume to go on") from stopped
     try:
         runs = train_and_score(benchmark, head, recipe, seeds, lambda seed: logs(args.out/"training"/f"seed{seed}"))
-        if state.is_main_process: print(save_run(args.out, config, benchmark, runs, recipe.topk, {"all": round(time.time() - clock, 1)}))
+        table = together(lambda: state.is_main_process and save_run(args.out, config, benchmark, runs, recipe.topk, {"all": round(time.time() - clock, 1)}))
     except Interrupted: raise
     except KeyboardInterrupt as stopped:                                                 # between the steps of training, or after them
         raise Interrupted(f"stopped, and {args.out/'training'} keeps what is trained: run the same with --resume to go on") from stopped
-    if state.is_main_process: print(f"Best epoch by the rule {args.selection!r}; protocol 'official'; model and figures in {args.out}")
+    if state.is_main_process: print(f"{table}\nBest epoch by the rule {args.selection!r}; protocol 'official'; model and figures in {args.out}")
     state.wait_for_everyone()
     if many: state.destroy_process_group()

@@ -270,3 +270,12 @@ def test_precisions():
     for precision, expected in (("bf16", "bf16"), ("fp32", "no")):  # each run chooses anew
         assert make_accelerator(torch.device("cpu"), precision).mixed_precision == expected
         release_accelerator()
+
+
+def test_a_mistake_is_told_once(commands, tmp_path):
+    "Two processes find the same mistake, or only one of them does: one sentence, no traceback of ours, nothing written."
+    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "yes"}
+    words = ["-m", "qks.cli", "train", str(commands[0].parent / "data"), "--out", str(tmp_path / "new"), "--topk", "3", "60"]
+    done = subprocess.run([sys.executable, *TORCHRUN, *words], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0 and done.stderr.count("qks: ") == 1 and "topk asks for 60 labels" in done.stderr, done.stderr
+    assert "qks/cli.py" not in done.stderr and not (tmp_path / "new").exists()

@@ -260,6 +260,26 @@ def test_other_numbers_in_the_cache(pocket, tmp_path, monkeypatch, capsys, views
 
 # ---- the folder
 
+@pytest.mark.parametrize("cache", [".", "deep/tokens-of-mine", "tokens"])
+def test_no_force_deletes_image_tokens(tmp_path, cache):
+    "Hours of computing, in whatever folder of the run they lie."
+    run = claim_folder(tmp_path / "run", {"seeds": 1})
+    (numbers := run / cache / "tokens-0123" / "tokens.bin").parent.mkdir(parents=True)
+    numbers.write_text("numbers")
+    (run / "table.md").write_text("old")
+    assert claim_folder(run, {"seeds": 2}, force=True, cache=run / cache) == run
+    assert numbers.read_text() == "numbers" and not (run / "table.md").exists() and json.loads((run / "config.json").read_text()) == {"seeds": 2}
+
+
+def test_another_spelling_of_the_same_place(pocket, tmp_path, monkeypatch, capsys):
+    "Stopped with one spelling of the data's place, gone on with another."
+    monkeypatch.setattr("qks.train_command.save_run", lambda *args, **kwargs: (_ for _ in ()).throw(QKSError("stopped before the results")))
+    assert train(pocket, tmp_path / "run", "--topk", "1") == 2
+    monkeypatch.undo()
+    monkeypatch.chdir(pocket.parent)
+    assert train("pocket", tmp_path / "run", "--topk", "1", "--resume") == 0
+
+
 def test_claiming_a_folder(tmp_path):
     config, folder = {"train": {"lr": 0.1, "topk": (3, 5)}, "seeds": 1}, tmp_path / "run"
     assert claim_folder(folder, config) == folder and json.loads((folder / "config.json").read_text()) == {"train": {"lr": 0.1, "topk": [3, 5]}, "seeds": 1}
@@ -281,6 +301,11 @@ def test_claiming_a_folder(tmp_path):
     (tmp_path / "begun" / ".config.json.123.part").write_text('{"tra')  # killed while the very first file was written
     assert claim_folder(tmp_path / "begun", config) == tmp_path / "begun"
     assert claim_folder(tmp_path / "new", config, resume=True) == tmp_path / "new"  # nothing there yet: a run begins
+    moved = {"vlp": {"pretrained": "elsewhere/clip.pt", "fingerprint": "12"}}
+    assert claim_folder(tmp_path / "weights", {"vlp": {"pretrained": "clip.pt", "fingerprint": "12"}})
+    (tmp_path / "weights" / "training" / "seed0").mkdir(parents=True)
+    (tmp_path / "weights" / "training" / "seed0" / NAME.format(3)).write_text("a checkpoint")
+    assert claim_folder(tmp_path / "weights", moved, resume=True)  # the same weights, wherever they lie
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")
     for force in (False, True):
