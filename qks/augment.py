@@ -50,15 +50,17 @@ def split_preprocess(
 def preprocess_digest(
     preprocess, # PIL image -> tensor; what cannot be called has no digest
 ) -> str: # 32 hexadecimal digits
-    "A digest of what a preprocessing makes of one fixed picture; global random numbers stay as they are."
+    "A digest of what a preprocessing makes of two fixed pictures, a tall and a wide one; global random numbers stay as they are."
     if not callable(preprocess): return ""
-    y, x, colour = np.indices((331, 257, 3))
-    picture = Image.fromarray(((x*(colour + 1) + y*(3 - colour) + (x*y)//7 % 61) % 256).astype(np.uint8))
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        numbers = torch.as_tensor(preprocess(picture)).contiguous()
-    raw = numbers.flatten().view(torch.uint8).numpy().tobytes()
-    return hashlib.blake2b(f"{numbers.dtype} {list(numbers.shape)} ".encode() + raw, digest_size=16).hexdigest()
+    digest = hashlib.blake2b(digest_size=16)
+    for height, width in ((331, 257), (240, 320)):
+        y, x, colour = np.indices((height, width, 3))
+        picture = Image.fromarray(((x*(colour + 1) + y*(3 - colour) + (x*y)//7 % 61) % 256).astype(np.uint8))
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            numbers = torch.as_tensor(preprocess(picture)).contiguous()
+        digest.update(f"{numbers.dtype} {list(numbers.shape)} ".encode() + numbers.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 # %% ../nbs/11_augment.ipynb #c12ae5ca
 class Augmentation:

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .core import QKSError, whole_file
+from .core import QKSError, progress, whole_file
 
 # %% ../nbs/11_batchfile.ipynb #d06d0e62
 def write_whole(
@@ -196,7 +196,7 @@ def sound_batches(
     there = min(file.size, file.n_bytes)//file.item_bytes                         # whole items
     batches = [batch for batch in read_batches(file.record) if batch[1] <= there and file.source(*batch[:2]) == batch[3]]
     looked_at = batches if verify or len(batches) <= 8 else [batches[i] for i in np.linspace(0, len(batches) - 1, 8).astype(int)]
-    wrong = {batch for batch in looked_at if file.digest(*batch[:2]) != batch[2]}
+    wrong = {batch for batch in progress(looked_at, "Checking tokens on the disk") if file.digest(*batch[:2]) != batch[2]}
     return [batch for batch in batches if batch not in wrong]
 
 # %% ../nbs/11_batchfile.ipynb #63a6a938

@@ -75,13 +75,17 @@ def cache_ingredients(
     identify: str = "stat", # how an image is known; its list is known by whole paths, or by file names for "content"
 ) -> dict: # everything that the tokens depend on, but the images' own bytes
     "What makes a token cache the one it is; its digest names the folder."
-    paths = [Path(images.data.path(index)) for index in range(len(images.data))]
-    names = "\0".join(path.name if identify == "content" else str(path.absolute()) for path in paths)
+    def name(index): # of an image
+        path = Path(images.data.path(index))
+        return os.fsencode(path.name if identify == "content" else path.absolute())
+    names = hashlib.sha256()
+    for index in range(len(images.data)): names.update((b"\0" if index else b"") + name(index))     # one by one: there may be millions
+    changes = preprocess_digest(images.augmentation and (lambda picture: images.augmentation(picture, 0, 0)))
     return {"format": FORMAT, "vlp": fingerprint(vlp), "precision": vlp.precision, "leading_tokens_dropped": vlp.first_token,
             "preprocess": re.sub(r" at 0x[0-9a-fA-F]+", "", repr(vlp.preprocess)), "preprocess_digest": preprocess_digest(vlp.preprocess), # no addresses: they differ each run
             "image_size": vlp.image_size,
-            "augmentation": repr(images.augmentation), "views": images.views, "dtype": DTYPES[dtype], "images": len(paths),
-            "first_image": paths[0].name, "images_by": identify, "images_digest": hashlib.sha256(os.fsencode(names)).hexdigest()[:32]}
+            "augmentation": repr(images.augmentation), "augmentation_digest": changes, "views": images.views, "dtype": DTYPES[dtype], "images": len(images.data),
+            "first_image": Path(images.data.path(0)).name, "images_by": identify, "images_digest": names.hexdigest()[:32]}
 
 # %% ../nbs/11_cache.ipynb #7ea6976d
 def cache_key(

@@ -41,8 +41,9 @@ def share(
     at_once = at_once or SCORES_AT_ONCE*(1 if query_features.device.type == "cpu" else 4)
     size = max(1, at_once//max(1, query_features.shape[0]*query_features.shape[1]))                   # c, labels of a part
     if size >= len(label_embeddings): return tuple(best_token(query_features @ label_embeddings.T))        # [B, K, C] -> [B, C], [B, C]
+    parts = [slice(start, start + size) for start in range(0, len(label_embeddings), size)]
+    found = (best_token(query_features @ label_embeddings[part].T) for part in parts)                      # [B, K, c] -> [B, c], [B, c]
+    if torch.is_grad_enabled() and query_features.requires_grad: return tuple(torch.cat(both, 1) for both in zip(*found))
     logits, token_index = (query_features.new_empty(len(query_features), len(label_embeddings), dtype=dtype) for dtype in (None, torch.int64))
-    for start in range(0, len(label_embeddings), size):
-        part = slice(start, start + size)
-        logits[:, part], token_index[:, part] = best_token(query_features @ label_embeddings[part].T)      # [B, K, c] -> [B, c], [B, c]
+    for part, both in zip(parts, found): logits[:, part], token_index[:, part] = both                      # in place: less memory, but a gradient would go through all of it once a part
     return logits, token_index

@@ -136,13 +136,22 @@ class VLP:
 # %% ../nbs/02_vlp.ipynb #428c1d45
 def fingerprint(
     vlp: VLP, # any VLP
-) -> str: # 16 hexadecimal digits, equal for equal weights
-    "A digest of a VLP's weights, to key caches with and to tell a head its VLP."
+) -> str: # 16 hexadecimal digits, equal for equal weights in equal use
+    "A digest of a VLP's weights, and of what they do not show, to key caches with and to tell a head its VLP."
     digest = hashlib.sha256()
     for name, tensor in sorted(vlp.model.state_dict().items()):
         digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     if any(isinstance(module, QuickGELU) for module in vlp.model.modules()): digest.update(b"QuickGELU") # has no weights of its own
+    heads = {module.embed_dim//module.num_heads for module in vlp.model.visual.modules() if isinstance(module, nn.MultiheadAttention)} - {64}
+    if heads: digest.update(f"heads of {sorted(heads)}".encode())                            # as many weights, differently parted
     return digest.hexdigest()[:16]
+
+# %% ../nbs/02_vlp.ipynb #02f00001
+def _head_width(width):
+    "Channels of a head in an image tower of this width: as open_clip's own ViTs have them, 80 in ViT-H; else 64, as OpenAI's."
+    towers = [open_clip.get_model_config(name)["vision_cfg"] for name in open_clip.list_models()]
+    found = {tower.get("head_width", 64) for tower in towers if tower.get("width") == width and isinstance(tower.get("layers"), int)}
+    return found.pop() if len(found) == 1 else 64
 
 # %% ../nbs/02_vlp.ipynb #7f160274
 def _configs_from(state):
@@ -153,8 +162,9 @@ def _configs_from(state):
                                  vocab_size=state["token_embedding.weight"].shape[0], layers=count("transformer.resblocks", 2))
     if "visual.proj" in state:
         n, patch = state["visual.positional_embedding"].shape[0], state["visual.conv1.weight"].shape[-1]
-        vision = open_clip.CLIPVisionCfg(layers=count("visual.transformer.resblocks", 3), patch_size=patch,
-                                         width=state["visual.conv1.weight"].shape[0], image_size=patch*round((n - 1)**0.5))
+        inner, channels = state["visual.transformer.resblocks.0.mlp.c_fc.weight"].shape
+        vision = open_clip.CLIPVisionCfg(layers=count("visual.transformer.resblocks", 3), patch_size=patch, width=channels, image_size=patch*round((n - 1)**0.5),
+                                         head_width=_head_width(channels), mlp_ratio=(inner + 0.5)/channels)   # open_clip rounds down
     else:
         n = state["visual.attnpool.positional_embedding"].shape[0]
         vision = open_clip.CLIPVisionCfg(layers=tuple(count(f"visual.layer{stage}.", 2) for stage in (1, 2, 3, 4)),

@@ -87,7 +87,7 @@ def make_data(root):
 
 def main(root):
     torch.set_num_threads(1)
-    cache.progress = lambda items, description: items  # tqdm's lock is shared with a killed child, and would stay locked
+    cache.progress = batchfile.progress = lambda items, description: items  # tqdm's lock is shared with a killed child, and would stay locked
     model = random_clip()
     vlp = VLP(model, open_clip.image_transform(32, is_train=False), None, "tiny")
     data, runs = make_data(root), []

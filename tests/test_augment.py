@@ -117,9 +117,9 @@ def test_a_preprocessing_is_known_by_what_it_does(tiny_vlp, make_vlp):
     assert digest == preprocess_digest(again) == preprocess_digest(lambda image: after(before(image))) and len(digest) == 32
     others = [lambda image: after(before(image)) * (1 + 1e-6), lambda image: after(before(image))[[2, 1, 0]], lambda image: after(image.crop((0, 0, 32, 32))),
               lambda image: after(before(ImageOps.mirror(image))), lambda image: after(image.resize((32, 32))), lambda image: after(before(image)).double(), lambda image: after(before(image)).bfloat16(),
-              lambda image: after(before(image)) + torch.rand(1)]
+              lambda image: after(before(image)) + torch.rand(1), lambda image: after(before(ImageOps.mirror(image) if image.width > image.height else image))]
     digests = [preprocess_digest(other) for other in others]
-    assert len({digest, *digests}) == 9 and digests == [preprocess_digest(other) for other in others]
+    assert len({digest, *digests}) == 10 and digests == [preprocess_digest(other) for other in others]
     assert torch.equal(torch.get_rng_state(), state) and preprocess_digest(object()) == preprocess_digest(None) == ""
 
 

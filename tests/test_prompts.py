@@ -137,6 +137,17 @@ def test_the_key_depends_on(make_vlp, tiny_vlp, pool, calls, tmp_path, other):
     assert len(calls) == 3 and len(files(tmp_path)) == 2
 
 
+def test_another_tokenizer_is_another_key(tiny_vlp, make_vlp, pool, tmp_path):
+    "The same weights, fed with words that are read otherwise."
+    other, read = make_vlp(), tiny_vlp.tokenizer
+    class Capitals:
+        context_length = read.context_length
+        def __call__(self, texts, **options): return read([text.replace("a", "b") for text in texts], **options)
+    first = pool.embed(tiny_vlp, ["cat", "dog"], cache=tmp_path)
+    other.tokenizer = Capitals()
+    assert not torch.equal(pool.embed(other, ["cat", "dog"], cache=tmp_path), first) and len(files(tmp_path)) == 2
+
+
 def test_swapped_labels_swap_rows(tiny_vlp, pool, tmp_path):
     straight, swapped = (pool.embed(tiny_vlp, labels, cache=tmp_path) for labels in (["cat", "dog"], ["dog", "cat"]))
     torch.testing.assert_close(swapped, straight.flip(0))

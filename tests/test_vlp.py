@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from qks import linear
 from qks.core import ASSETS, QKSError
-from qks.vlp import VLP, fingerprint, load_vlp, preprocess_images, tokenize
+from qks.vlp import VLP, _configs_from, fingerprint, load_vlp, preprocess_images, tokenize
 
 GOLDEN = {key: torch.from_numpy(np.asarray(value)) for key, value in np.load(Path(__file__).parent / "data" / "clip.npz").items()}
 WEIGHTS = {key.removeprefix("weights/"): value for key, value in GOLDEN.items() if key.startswith("weights/")}
@@ -269,6 +269,25 @@ def test_fingerprint(make_vlp, tiny_vlp):
 def test_fingerprint_tells_activations_apart(make_vlp, tiny_vlp):
     "Equal weights under another activation are another model: caches and heads must not mix them up."
     assert fingerprint(make_vlp(quick_gelu=False)) != fingerprint(tiny_vlp)
+
+
+def test_fingerprint_tells_heads_apart(make_vlp, tiny_vlp):
+    "Equal weights in heads of another width give other tokens."
+    one, other = make_vlp(vision={"head_width": 16}), make_vlp(vision={"head_width": 64})
+    for name, weight in one.model.state_dict().items(): assert torch.equal(weight, other.model.state_dict()[name])
+    assert fingerprint(one) != fingerprint(other)
+
+
+@pytest.mark.parametrize("name", ["ViT-B-16", "ViT-L-14", "ViT-H-14", "ViT-g-14"])
+def test_a_weight_file_has_the_heads_of_its_model(name):
+    "Sizes read off weights, on no memory: a file of ViT-H has 16 heads of 80 channels, not 20 of 64."
+    config = open_clip.get_model_config(name)
+    with torch.device("meta"): model = open_clip.CLIP(config["embed_dim"], open_clip.CLIPVisionCfg(**config["vision_cfg"]), open_clip.CLIPTextCfg(**config["text_cfg"]))
+    embed_dim, vision, text = _configs_from(model.state_dict())
+    with torch.device("meta"): again = open_clip.CLIP(embed_dim, vision, text)
+    shapes = [{key: value.shape for key, value in one.state_dict().items()} for one in (model, again)]
+    heads = [{module.num_heads for module in one.visual.modules() if isinstance(module, torch.nn.MultiheadAttention)} for one in (model, again)]
+    assert shapes[0] == shapes[1] and heads[0] == heads[1] and text.heads == config["text_cfg"]["heads"] and vision.image_size == config["vision_cfg"]["image_size"]
 
 
 # ---- loading that fails
