@@ -8,6 +8,7 @@ __all__ = ['read_label_arguments', 'print_tags', 'run_tag', 'run_reproduce', 'ad
 
 # %% ../nbs/15_cli.ipynb #f11c19dc
 import argparse
+import csv
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from . import __version__
 from .augment import check_workers
 from .core import QKSError, progress
 from .data_commands import add_data_commands
@@ -33,12 +35,14 @@ def read_label_arguments(
     labels: str, # labels separated by commas, or None
     labels_file: str, # path of a file with one label a line, or None
 ) -> list: # label names
-    "The labels that the user gave; raises `QKSError` where the file cannot be read."
-    if labels is not None: return [label.strip() for label in labels.split(",")]
+    "The labels that the user gave, as a CSV's line has them, or a line each; raises `QKSError` where the file cannot be read."
+    if labels is not None: return [label.strip() for label in next(csv.reader([labels.rstrip(", ")], skipinitialspace=True), [])]
     try: lines = Path(labels_file).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise QKSError(f"label file {labels_file} cannot be read ({type(error).__name__}): give a UTF-8 text file with one label a line") from error
-    return [line.strip() for line in lines if line.strip()]
+    labels = [line.strip() for line in lines if line.strip()]
+    if len(labels) == 1 and "," in labels[0]: raise QKSError(f"label file {labels_file} has one line, with commas in it: give one label a line, or the same line as --labels")
+    return labels
 
 # %% ../nbs/15_cli.ipynb #0016cf1c
 def print_tags(
@@ -61,13 +65,15 @@ def print_tags(
 # %% ../nbs/15_cli.ipynb #0016cf1e
 def run_tag(args):
     "Print the tags of each picture; 1 where one could not be read."
-    labels, (pictures, others) = read_label_arguments(args.labels, args.labels_file), find_pictures(args.images)
+    pictures, others = find_pictures(args.images)
     if others: print(f"qks: {len(others):,} files in these folders are no pictures by their names and are left out, such as {others[0]}", file=sys.stderr)
-    top_k, unreadable = args.top_k if args.top_k is not None else (None if args.threshold is not None else min(5, len(labels))), []
+    labels = None if args.labels is args.labels_file is None else read_label_arguments(args.labels, args.labels_file)
+    model, unreadable = load_model(args.model, args.vlp, args.pretrained, device=args.device, quick_gelu=not args.gelu), []
+    if labels is None and not (labels := list(model.labels)): raise QKSError(f"{args.model} does not say which labels it was trained on: pass --labels or --labels-file")
+    top_k = min(args.top_k, len(labels)) if args.top_k is not None else None if args.threshold is not None else min(5, len(labels))
     def tell(image, error):
         unreadable.append(image)
         print(f"qks: {error}", file=sys.stderr, flush=True)
-    model = load_model(args.model, args.vlp, args.pretrained, device=args.device)
     looked_at = pictures if sys.stdout.isatty() else progress(pictures, "Tagging")
     print_tags(model.tag_each(looked_at, labels, top_k, args.threshold, unreadable=tell), args.json)
     if unreadable and len(pictures) > 1: print(f"qks: {len(unreadable):,} of {len(pictures):,} pictures could not be read and have no tags", file=sys.stderr)
@@ -88,13 +94,13 @@ def run_reproduce(args):
 def add_tag_arguments(parser):
     "Arguments of `qks tag`."
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files, and folders of pictures")
-    labels = parser.add_mutually_exclusive_group(required=True)
-    labels.add_argument("--labels", help="label names, separated by commas: cat,bridge,sunset")
+    labels = parser.add_mutually_exclusive_group()
+    labels.add_argument("--labels", help="label names, any, separated by commas: cat,bridge,sunset (default: those that the model was trained on)")
     labels.add_argument("--labels-file", metavar="FILE", help="text file with one label a line")
-    parser.add_argument("--model", default="pocket", help="'pocket', the model folder of a run, or the authors' checkpoint file with --vlp and --pretrained (default: %(default)s)")
+    parser.add_argument("--model", default="pocket", help="'pocket', the folder of a run or of its model, or the authors' checkpoint file with --vlp and --pretrained (default: %(default)s)")
     parser.add_argument("--vlp", help="name of the VLP: pocket, or a model of open_clip's such as ViT-B-16 (default: the model's own)")
     parser.add_argument("--pretrained", help="weights of that VLP: a tag such as openai, or a file")
-    parser.add_argument("--top-k", type=int, help="labels shown per picture (default: 5, or all over the threshold)")
+    parser.add_argument("--top-k", type=int, help="labels shown per picture, at most (default: 5, or all over the threshold)")
     parser.add_argument("--threshold", type=float, help="show only labels at least this probable, 0 to 1")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run_tag)
@@ -103,6 +109,7 @@ def add_tag_arguments(parser):
 def build_parser() -> argparse.ArgumentParser:
     "The parser of the `qks` command."
     parser = argparse.ArgumentParser("qks", description="Query-Based Knowledge Sharing: tag pictures with any labels, and reproduce the paper.")
+    parser.add_argument("--version", action="version", version=f"qks {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     def command(name, text): return commands.add_parser(name, help=text, description=text)
     whole = command("reproduce", "Write Pocket-WIDE, train, evaluate and draw: the whole method, offline, about ten minutes on two cores.")
@@ -115,7 +122,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_training_arguments(train := command("train", "Train a head on a data set, then evaluate it."))
     add_evaluate_arguments(evaluate := command("evaluate", "Score a model on the test split of a data set, under named protocols."))
     add_data_commands(command("data", "Fetch, check and prepare data sets; write Pocket-WIDE."))
-    for sub in (tag, train, evaluate): sub.add_argument("--device", help="cpu, cuda, cuda:1 … (default: CUDA where there is one)")
+    for sub in (tag, train, evaluate):
+        sub.add_argument("--device", help="cpu, cuda, cuda:1 … (default: CUDA where there is one)")
+        sub.add_argument("--gelu", action="store_true", help="the VLP's weight file was trained with GELU, as LAION's and DataComp's (default: QuickGELU, as OpenAI's)")
     for sub in (whole, train, evaluate): sub.add_argument("--workers", type=int, default=0, help="processes that read images (default: %(default)s)")
     for sub in (whole, train, evaluate): sub.add_argument("--force", action="store_true", help="replace what an earlier run wrote there")
     return parser
@@ -149,6 +158,9 @@ def main(argv=None) -> int: # 0; 1 where a command found something wrong; 2 afte
     except QKSError as error:
         print(f"qks: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError: # whoever read the output, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error: # a place that cannot be written, a full disk
         print(f"qks: {error.filename or 'a file'} cannot be used ({error.strerror or error}): check the path, its permissions and free space", file=sys.stderr)
         return 2

@@ -60,7 +60,7 @@ def check_count(
     return int(value)
 
 # %% ../nbs/00_core.ipynb #6da4f3bf
-MAX_PIXELS = 64_000_000 # ours: an 8,000 x 8,000 photograph; unpacked to RGB that is 192 MB
+MAX_PIXELS = 178_956_970 # where Pillow, too, refuses an image as a bomb; unpacked to RGB that is 537 MB
 
 def _open_image(source, max_pixels):
     "The PIL image behind a path, an array or a PIL image, its size checked before its pixels are unpacked."
@@ -84,6 +84,20 @@ def _upright(image):
     try: return ImageOps.exif_transpose(image)
     except Exception: return image # Pillow fails in many ways at what cameras and editors write
 
+# %% ../nbs/00_core.ipynb #2dd8c161
+def _plain(image, name):
+    "A picture on white where it is transparent, and of 8 bits where its grey is deeper; as it is where it is neither."
+    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+        seen = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
+    if image.mode.startswith("I;16"): return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode not in ("I", "F"): return image
+    grey = np.asarray(image, np.float64)                                                       # [H, W]
+    if not (grey.min() >= 0 and grey.max() < 2**16):
+        raise QKSError(f"image {name} has grey values from {grey.min():g} to {grey.max():g}, and nothing says which of them is white: save it with 8 or 16 bits")
+    scale = 255 if image.mode == "F" and grey.max() <= 1 else 1 if grey.max() < 256 else 1/256  # parts of white, 8 bits, 16 bits
+    return Image.fromarray((grey*scale).astype(np.uint8))
+
 # %% ../nbs/00_core.ipynb #2dd8c174
 def check_there(
     source, # what `load_image` takes
@@ -100,7 +114,7 @@ def load_image(
     source, # a path, a PIL image, or a uint8 array [H, W], [H, W, 3] or [H, W, 4]
     max_pixels: int = MAX_PIXELS, # larger images are refused before their pixels are unpacked
 ) -> Image.Image: # the image in RGB, fully read
-    "Read one image as RGB, turned upright as its EXIF data say; raises `QKSError` for a file that is missing, empty, truncated, no image, or too large."
+    "Read one image as RGB, turned upright as its EXIF data say, on white where it is transparent; raises `QKSError` for a file that is missing, empty, truncated, no image, or too large."
     check_there(source)
     try:
         with warnings.catch_warnings():
@@ -108,8 +122,7 @@ def load_image(
             warnings.filterwarnings("ignore", "Corrupt EXIF")
             image = _open_image(source, max_pixels)
             image.load() # all pixels
-            if image.mode.startswith("I;16"): image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) # 16-bit grey: convert() would clip it at 255
-            return _upright(image).convert("RGB")
+            return _plain(_upright(image), source if isinstance(source, (str, Path)) else "given").convert("RGB")
     except QKSError: raise
     except Image.DecompressionBombError as error:
         limit = min(max_pixels, 2*(Image.MAX_IMAGE_PIXELS or max_pixels)) # Pillow has a limit of its own, twice this constant

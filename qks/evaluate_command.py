@@ -23,9 +23,9 @@ from .evaluation import best_patch_scores, zero_shot_scores
 from .index import Index
 from .linear import PRECISIONS
 from .metrics import to_array
-from .model import QKS, QKSHead, head_scores
+from .model import QKS, QKSHead, head_scores, model_folder
 from .prompts import PromptPool, embed_names
-from .protocols import PROTOCOLS, DenseLabels, plan
+from .protocols import PROTOCOLS, DenseLabels, plan, usual_topk
 from .report import ReportConfig, code_version, open_streams, pool_facts, report, report_streams
 from .report_tables import check_new_file, report_breakdown, report_notes, report_table, save_labels, save_report
 from .reproduce import ONE_PROMPT, provenance
@@ -43,13 +43,17 @@ def load_model(
     n_heads: int = None,  # of a checkpoint; None: one per 64 channels
     precision: str = "fp32",  # of the VLP: "fp32", "bf16" or "fp16"
     device=None,  # None: CUDA where there is one
+    quick_gelu: bool = True,  # of a VLP from a weight file
 ) -> QKS:
     "Load what is to be evaluated; QKSError for what is no model."
-    if pretrained and not vlp: raise QKSError(f"pretrained={pretrained!r} are weights of a VLP that is not named: pass --vlp as well, such as --vlp ViT-B-16")
     is_file = Path(model).is_file()
+    if pretrained and not vlp:
+        try: vlp = json.loads((model_folder(model)/"config.json").read_text(encoding="utf-8"))["vlp"]["name"]  # the model's own, from another place
+        except (OSError, ValueError, KeyError, TypeError):
+            raise QKSError(f"pretrained={pretrained!r} are weights of a VLP that is not named: pass --vlp as well, such as --vlp ViT-B-16") from None
     if is_file and not vlp: raise QKSError(f"{model} is a checkpoint file, which holds no VLP to run: pass --vlp and --pretrained, such as --vlp ViT-B-16 --pretrained openai")
     if n_heads is not None and not is_file: raise QKSError(f"heads are read from the configuration of {model}: leave --heads out, it is for a checkpoint file")
-    tower = load_vlp(vlp, pretrained, device, precision) if vlp else None
+    tower = load_vlp(vlp, pretrained, device, precision, quick_gelu=quick_gelu) if vlp else None
     if is_file: return QKS(tower, QKSHead.from_official(model, n_heads))
     loaded = QKS.from_pretrained(model, tower, device)
     loaded.vlp.precision = precision
@@ -61,7 +65,7 @@ def training_facts(
 ) -> dict:  # "selection" and "seed", each "unknown" where nobody wrote it down
     "How the model's epoch was chosen, and the seed of its training, from the run's configuration."
     try:
-        config = json.loads((Path(model).parent/"config.json").read_text(encoding="utf-8"))
+        config = json.loads((model_folder(model).parent/"config.json").read_text(encoding="utf-8"))
         train = config["train"]
         return {"selection": str(train["selection"]), "seed": config.get("seed", train["seed"])}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -165,12 +169,12 @@ def print_report(
 # %% ../nbs/15_evaluate_command.ipynb #e0091333
 def run_evaluate(args):
     "Score a model on the test split of a folder, print the report, and write it where asked."
-    config = ReportConfig(read_protocols(args.protocol), tuple(args.topk), args.bootstrap, args.seed)
+    index, trained = open_split(args.root, "test"), training_facts(args.model)
+    config = ReportConfig(read_protocols(args.protocol), tuple(args.topk or usual_topk(len(index.label_ids), index.n_seen)), args.bootstrap, args.seed)
     files = [check_new_file(path, args.force) for path in (args.json, args.per_label) if path]
     if len({path.resolve() for path in files}) < len(files): raise QKSError(f"--json and --per-label both name {files[0]}: give each a file of its own")
-    model = load_model(args.model, args.vlp, args.pretrained, args.heads, args.precision, args.device)
+    model = load_model(args.model, args.vlp, args.pretrained, args.heads, args.precision, args.device, not args.gelu)
     dtype = read_dtype(args.cache_dtype, args.cache)
-    index, trained = open_split(args.root, "test"), training_facts(args.model)
     found = {"model": str(args.model), "head": asdict(model.head.config), **trained, "prompts": pool_facts(model.pool), "code": code_version(),
              "tokens": f"{DTYPES[dtype]}, from a cache" if args.cache else "float32", **provenance(model.vlp)}
     found |= evaluate_model(model, index, config, args.baselines, args.workers, args.cache, dtype=dtype)
@@ -187,7 +191,7 @@ def add_evaluate_arguments(parser):
     add("model", help="'pocket', the model folder of a run, or the authors' checkpoint file (with --vlp and --pretrained)")
     add("root", type=Path, help="the data set's folder")
     add("--protocol", action="append", metavar="NAME", help=f"whose rules: {', '.join(PROTOCOLS)}, or all; may be repeated, or a list with commas (default: official, the authors')")
-    add("--topk", type=int, nargs="+", default=[3, 5], metavar="K", help="k of precision, recall and F1 (default: 3 5, the authors' for NUS-WIDE; 10 20 for Open Images)")
+    add("--topk", type=int, nargs="+", metavar="K", help="k of precision, recall and F1 (default: 3 5, the authors' for NUS-WIDE, as far as there are labels; give 10 20 for Open Images)")
     add("--bootstrap", type=int, default=0, metavar="R", help="95%% intervals over images from so many resamples, such as 1000 (default: none)")
     add("--seed", type=int, default=0, help="of the resamples (default: %(default)s)")
     add("--baselines", action="store_true", help="score the frozen VLP alone, too: zero-shot and best patch")

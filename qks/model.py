@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['QKSOutput', 'OFFICIAL_NAMES', 'UNUSED_OFFICIAL', 'HeadConfig', 'rename_official', 'QKSHead', 'score_batches',
-           'head_scores', 'QKS']
+           'head_scores', 'model_folder', 'QKS']
 
 # %% ../nbs/10_model.ipynb #32970bad
 import json
@@ -22,8 +22,8 @@ from .fast_query import extract
 from .prompts import PromptPool
 from .query import QueryExtractor
 from .sharing import share
-from .tagging import check_tag_arguments, rank_labels, read_pictures
-from .vlp import fingerprint, load_vlp, preprocess_images
+from .tagging import check_tag_arguments, image_list, rank_labels, read_pictures
+from .vlp import VLP, check_device, fingerprint, load_vlp, preprocess_images
 
 # %% ../nbs/10_model.ipynb #40d6a4f4
 @dataclass(frozen=True)
@@ -157,17 +157,27 @@ def _save(qks, folder):
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in qks.head.state_dict().items()}
     with whole_file(folder/"head.safetensors") as file: file.write(save(weights))
     config = {"head": asdict(qks.head.config), "templates": qks.pool.templates, "vlp": qks.vlp.source,
-              "vlp_fingerprint": fingerprint(qks.vlp)}
+              "vlp_fingerprint": fingerprint(qks.vlp), "labels": qks.labels}
     with whole_file(folder/"config.json") as file: file.write((json.dumps(config, indent=2) + "\n").encode())
+
+# %% ../nbs/10_model.ipynb #563120ee
+def model_folder(
+    folder, # of a model, or of the run that it came from
+) -> Path: # of the model
+    "Where a model lies: the folder itself, or a run's `model`."
+    inside = Path(folder)/"model"
+    return inside if (inside/"head.safetensors").is_file() and not (Path(folder)/"head.safetensors").is_file() else Path(folder)
 
 # %% ../nbs/10_model.ipynb #563120f0
 def _load(folder, vlp=None, device=None):
-    "VLP, head and pool from a folder; raises `QKSError` where files are missing, damaged, or made for another VLP."
-    path = Path(folder)/"config.json"
-    if not path.is_file(): raise QKSError(f"{folder} is not a saved QKS: expected a folder with config.json and head.safetensors, or 'pocket'")
+    "VLP, head, pool and label names from a folder; raises `QKSError` where files are missing, damaged, or made for another VLP."
+    check_device(device)
+    if vlp is not None and not isinstance(vlp, VLP): raise QKSError(f"vlp is {vlp!r}: pass a VLP, as load_vlp('ViT-B-16', 'openai') gives it")
+    path = model_folder(folder)/"config.json"
+    if not path.is_file(): raise QKSError(f"{folder} is not a saved QKS: expected a folder with config.json and head.safetensors, the folder of a finished run, or 'pocket'")
     try:
         config = json.loads(path.read_text())
-        source, sizes, pool, expected = config["vlp"], config["head"], PromptPool(config["templates"]), config["vlp_fingerprint"]
+        source, sizes, pool, expected, labels = config["vlp"], config["head"], PromptPool(config["templates"]), config["vlp_fingerprint"], [*config.get("labels", ())]
         head = QKSHead.from_state({name: tensor.float() for name, tensor in read_tensors(path.with_name("head.safetensors")).items()},
                                   sizes["n_heads"], sizes["dropout"])
         try: vlp = vlp or load_vlp(**source, device=device)
@@ -176,8 +186,8 @@ def _load(folder, vlp=None, device=None):
     except (ValueError, KeyError, TypeError) as error: # ValueError: no JSON, no UTF-8
         raise QKSError(f"{path} is damaged ({type(error).__name__}: {error}): expected the keys head, templates, vlp and vlp_fingerprint; save the model again") from error
     if fingerprint(vlp) != expected:
-        raise QKSError(f"the head in {folder} was trained on another VLP than {vlp.name} as it is loaded here: pass vlp= with the weights it was trained on")
-    return vlp, head, pool
+        raise QKSError(f"the head in {folder} was trained on another VLP than {vlp.name} as it is loaded here: name the one it was trained on, with its weights (--vlp and --pretrained on the command line, vlp= in Python), or another model (--model)")
+    return vlp, head, pool, labels
 
 # %% ../nbs/10_model.ipynb #8af62fd8
 def _tags(qks, read, embeddings, rank, batch_size):
@@ -189,14 +199,15 @@ def _tags(qks, read, embeddings, rank, batch_size):
 # %% ../nbs/10_model.ipynb #8af62fdb
 class QKS:
     "A frozen VLP, a trained head and a prompt pool: pictures and label names in, tags out."
-    def __init__(self, vlp, head: QKSHead, pool: PromptPool = None):
+    def __init__(self, vlp: VLP, head: QKSHead, pool: PromptPool = None, labels=()): # labels: names it was trained on or tested with, where known
+        if not isinstance(vlp, VLP): raise QKSError(f"vlp is {vlp!r}: pass a VLP, as load_vlp('ViT-B-16', 'openai') gives it")
         if head.projection.shape != vlp.projection.shape:
             raise QKSError(f"the head was made for a VLP with [D, E] = {list(head.projection.shape)}, but that of {vlp.name} is {list(vlp.projection.shape)}: use the VLP that the head was trained with")
-        self.vlp, self.head, self.pool = vlp, head.eval().to(vlp.device), pool or PromptPool()
+        self.vlp, self.head, self.pool, self.labels = vlp, head.eval().to(vlp.device), pool or PromptPool(), tuple(dict.fromkeys(labels))
 
     @classmethod
-    def from_pretrained(cls, name_or_dir="pocket", vlp=None, device=None): # "pocket", or a folder from `save_pretrained`
-        return cls(*_load(ASSETS/"pocket_qks" if name_or_dir == "pocket" else name_or_dir, vlp, device))
+    def from_pretrained(cls, name_or_dir="pocket", vlp=None, device=None): # "pocket", a folder from `save_pretrained`, or that of a run
+        return cls(*_load(ASSETS/"pocket_qks" if str(name_or_dir) == "pocket" else name_or_dir, vlp, device))
     def save_pretrained(self, folder): _save(self, folder) # safetensors and JSON
 
     @torch.no_grad()
@@ -210,15 +221,14 @@ class QKS:
         return QKSOutput(logits.cpu(), index.cpu(), attention and [a.cpu() for a in attention])
 
     def tag(self,
-        images, # paths, PIL images or uint8 arrays; or one of them
+        images, # any iterable of paths, PIL images or uint8 arrays; or one of them
         labels, # label names, any
         top_k: int = None, # keep only so many, the most probable
         threshold: float = None, # keep only labels at least this probable
         batch_size: int = 32, # images per forward pass
     ) -> list: # per image a list of (label, probability, token), most probable first
         "Tag images with any labels; raises `QKSError` for a bad image, label, `top_k` or `threshold`."
-        if not (images := list(images) if isinstance(images, (list, tuple)) else [images]): raise QKSError("no image was given: pass at least one path, PIL image or array")
-        for image in images: check_there(image)                                              # all of them, before the first is looked at
+        for image in (images := image_list(images)): check_there(image)                      # all of them, before the first is looked at
         return [tags for _, tags in self.tag_each(progress(images, "Tagging"), labels, top_k, threshold, batch_size)]
 
     def tag_each(self,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'VALUES_AT_ONCE', 'Protocol', 'find_protocol', 'word_forms', 'leaks', 'twins', 'part_labels', 'blocks',
-           'DenseLabels', 'Part', 'plan_part', 'check_topk', 'plan', 'widest']
+           'DenseLabels', 'Part', 'plan_part', 'check_topk', 'usual_topk', 'plan', 'widest']
 
 # %% ../nbs/06_protocols.ipynb #df135a0b
 import re
@@ -175,6 +175,15 @@ def check_topk(
     if not len(topk) or min(topk) < 1 or any(k != int(k) for k in topk):
         raise QKSError(f"topk is {tuple(topk)}: give at least one whole number, each 1 or more.")
     return [int(k) for k in topk]
+
+# %% ../nbs/06_protocols.ipynb #99878930
+def usual_topk(
+    n_labels: int,  # C
+    n_seen: int,  # S
+) -> tuple:  # numbers of predictions per image
+    "The authors' k, 3 and 5, as far as there are labels for them; else 1."
+    fewest = min(n for n in (n_seen, n_labels - n_seen) if n)
+    return tuple(k for k in (3, 5) if k <= fewest) or (1,)
 
 # %% ../nbs/06_protocols.ipynb #7e69a354
 def plan(

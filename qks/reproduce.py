@@ -158,7 +158,7 @@ def train_and_score(benchmark: Benchmark, head_config: HeadConfig, train_config:
         logits, token_index = score_images(head, benchmark.tokens["test"], benchmark.embeddings)
         if not process_state().is_main_process: continue
         metrics = evaluate_scores(logits, benchmark.test.labels, benchmark.test.n_seen, train_config.topk)
-        runs.append({"seed": seed, "model": QKS(benchmark.vlp, head, benchmark.pool), "history": history,
+        runs.append({"seed": seed, "model": QKS(benchmark.vlp, head, benchmark.pool, benchmark.test.label_names), "history": history,
                      "logits": logits, "token_index": token_index, "metrics": metrics})
     return runs
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECIPE', 'CHOSEN', 'read_dtype', 'add_training_arguments', 'read_recipe', 'training_tokens', 'token_place', 'flat',
-           'claim_folder', 'ask_first', 'begin', 'run_train']
+           'claim_folder', 'ask_first', 'begin', 'closing_words', 'run_train']
 
 # %% ../nbs/15_train_command.ipynb #852e56d1
 import json
@@ -27,6 +27,7 @@ from .engine import Interrupted
 from .linear import PRECISIONS
 from .logs import RunConfig
 from .model import HeadConfig
+from .protocols import usual_topk
 from .recipe import CHOICES, TrainConfig
 from .reproduce import RUN_MARK, prepare_run, save_run, train_and_score
 from .splits import open_splits
@@ -72,7 +73,7 @@ def add_training_arguments(parser):
         parser.add_argument(f"--{name}", choices=CHOICES[name], default=getattr(recipe, name), help=f"{text} (default: %(default)s)")
     parser.add_argument("--warmup", type=int, metavar="STEPS", help="steps that the cosine rises (default: one epoch, at most 100)")
     parser.add_argument("--save-steps", type=int, metavar="STEPS", help="a checkpoint every so many steps, besides one an epoch; on a GPU at least 50")
-    parser.add_argument("--topk", type=int, nargs="+", default=list(recipe.topk), metavar="K", help="k of F1 (default: 3 5, the authors' for NUS-WIDE; 10 20 for Open Images)")
+    parser.add_argument("--topk", type=int, nargs="+", metavar="K", help="k of F1 (default: 3 5, the authors' for NUS-WIDE, as far as there are labels; give 10 20 for Open Images)")
     parser.add_argument("--fused", action="store_true", help="AdamW in one kernel")
     parser.add_argument("--compile", action="store_true", help="torch.compile")
     parser.add_argument("--log-with", nargs="+", default=[], metavar="TRACKER", help="tensorboard, wandb, …, besides CSV")
@@ -81,9 +82,10 @@ def add_training_arguments(parser):
 # %% ../nbs/15_train_command.ipynb #bb588720
 def read_recipe(
     args, # of `add_training_arguments`
+    topk: tuple = TrainConfig.topk, # where the user named none
 ) -> TrainConfig:
     "The recipe that the user gave; raises `QKSError` for a value that is none."
-    return TrainConfig(**{name: getattr(args, name) for name in (*RECIPE, *CHOSEN, "seed", "warmup", "fused", "compile")}, topk=tuple(args.topk))
+    return TrainConfig(**{name: getattr(args, name) for name in (*RECIPE, *CHOSEN, "seed", "warmup", "fused", "compile")}, topk=tuple(args.topk or topk))
 
 # %% ../nbs/15_train_command.ipynb #e4ee65bd
 def training_tokens(
@@ -150,10 +152,12 @@ def ask_first(
     vlp, # a frozen VLP
     cache, # folder of the token cache; None: in memory
     dtype: torch.dtype, # of the tokens in the cache
+    splits: dict, # from `open_splits`
+    topk: tuple, # k of precision, recall and F1
 ) -> dict: # what `benchmark_splits` gave
     "Raise `QKSError` for what would stop a run later: images, labels, disk and memory."
-    parts, views = benchmark_splits(open_splits(args.root), args.selection), 0 if args.no_cache else args.views
-    check_measurable(parts, args.topk)
+    parts, views = benchmark_splits(splits, args.selection), 0 if args.no_cache else args.views
+    check_measurable(parts, topk)
     if process_state().is_local_main_process:
         for name, data in parts.items(): require_images(data, name)
     check_room(cache, need := token_bytes(vlp, parts, cache, dtype, views))
@@ -167,12 +171,31 @@ def begin(
     device=None, # where the VLP runs; None: as it chooses
 ) -> tuple: # recipe, sizes of the head, `RunConfig` of a folder, what `token_place` gave, VLP, what `ask_first` gave
     "Everything that can be a mistake of the user's, before anything is written; raises `QKSError`."
-    recipe, head = read_recipe(args), HeadConfig(args.queries, args.layers)
+    read_recipe(args)                                                                    # what is wrong in any case shows first
+    test = (splits := open_splits(args.root))["test"]
+    recipe, head = read_recipe(args, usual_topk(len(test.label_ids), test.n_seen)), HeadConfig(args.queries, args.layers)
     logs = partial(RunConfig, keep=args.keep, save_steps=args.save_steps, log_steps=args.log_steps, log_with=tuple(args.log_with))
     logs(args.out), check_count("seeds", args.seeds), check_count("views", args.views)
     place = token_place(args, many)
-    vlp = load_vlp(args.vlp, args.pretrained, args.device or device)
-    return recipe, head, logs, place, vlp, ask_first(args, vlp, *place[:2])
+    vlp = load_vlp(args.vlp, args.pretrained, args.device or device, quick_gelu=not args.gelu)
+    return recipe, head, logs, place, vlp, ask_first(args, vlp, *place[:2], splits, recipe.topk)
+
+# %% ../nbs/15_train_command.ipynb #9af238d1
+def closing_words(
+    results: dict, # what `save_run` wrote into results.json
+    recipe: TrainConfig, # that was trained with
+) -> list: # sentences
+    "Which epoch was kept, and what the numbers say of the recipe."
+    seen = {name: row["seen"]["mAP"]["mean"] for name, row in results["rows"].items()}
+    history = results["runs"][0]["history"]
+    kept, best = max(history, key=lambda row: row["score"])["epoch"], max((name for name in seen if name != "QKS"), key=seen.get)
+    words = [f"Epoch {kept} of {len(history)} was kept, the best by the rule {recipe.selection!r}; protocol 'official'"]
+    if history[-1]["lr"] <= recipe.lr/100 and recipe.schedule == "plateau":
+        fell = next(row["epoch"] for row in history if row["lr"] <= recipe.lr/100)
+        words.append(f"By epoch {fell} the plateau schedule had brought the learning rate to a hundredth, and little was learnt from there on: with few images try --schedule cosine, and a higher --lr")
+    if seen["QKS"] < seen[best]:
+        words.append(f"On the labels it was trained on the head ({100*seen['QKS']:.1f} seen mAP) is no better than the frozen model without it ({best!r}, {100*seen[best]:.1f}): train longer, or at a higher rate, such as --lr 1e-4 --schedule cosine")
+    return words
 
 # %% ../nbs/15_train_command.ipynb #9af238cd
 def run_train(args):
@@ -182,18 +205,23 @@ def run_train(args):
     recipe, head, logs, (cache, dtype, place), vlp, parts = together(lambda: begin(args, many, str(state.device) if many else None))
     seeds = range(args.seed, args.seed + args.seeds)
     config = {"root": str(args.root.resolve()), "vlp": vlp.source | {"fingerprint": fingerprint(vlp)}, "head": asdict(head), "train": asdict(recipe), "seeds": args.seeds, "tokens": place, "views": args.views}
-    together(lambda: state.is_main_process and claim_folder(args.out, config, args.force, args.resume, cache))   # nobody has refused before an earlier run is deleted
+    def claim(): return state.is_main_process and claim_folder(args.out, config, args.force, args.resume, cache)
+    replaces = args.force and (args.out/RUN_MARK).is_file()                              # an earlier run stays until every image was read
+    if not replaces: together(claim)
     tokens = partial(training_tokens, workers=args.workers, cache=cache, dtype=dtype, views=args.views, live=args.no_cache)
     try: benchmark = in_turns(lambda: load_benchmark(args.root, vlp, workers=args.workers, parts=parts, cache=cache, dtype=dtype, train_tokens=tokens))
     except KeyboardInterrupt as stopped:
         kept = f"{cache} keeps what is finished" if cache else "none of them is kept without --cache"
-        raise Interrupted(f"stopped while image tokens were computed, and {kept}: run the same with --resume to go on") from stopped
+        raise Interrupted(f"stopped while image tokens were computed, and {kept}: run the same {'again' if replaces else 'with --resume to go on'}") from stopped
+    if replaces: together(claim)
     try:
         runs = train_and_score(benchmark, head, recipe, seeds, lambda seed: logs(args.out/"training"/f"seed{seed}"))
         table = together(lambda: state.is_main_process and save_run(args.out, config, benchmark, runs, recipe.topk, {"all": round(time.time() - clock, 1)}))
     except Interrupted: raise
     except KeyboardInterrupt as stopped:                                                 # between the steps of training, or after them
         raise Interrupted(f"stopped, and {args.out/'training'} keeps what is trained: run the same with --resume to go on") from stopped
-    if state.is_main_process: print(f"{table}\nBest epoch by the rule {args.selection!r}; protocol 'official'; model and figures in {args.out}")
+    if state.is_main_process:
+        words = closing_words(json.loads((args.out/"results.json").read_text(encoding="utf-8")), recipe)
+        print(table, *words, f"Model and figures are in {args.out}; next: qks tag PICTURE.jpg --model {args.out}", sep="\n")
     state.wait_for_everyone()
     if many: state.destroy_process_group()

@@ -200,7 +200,7 @@ def _from_open_clip(name, tag):
         if not tag: raise QKSError(f"open_clip cannot build {name} here ({type(error).__name__}: {str(error)[:80]})") from error
         where = source.get("url") or f"{source.get('hf_hub', '')}open_clip_model.safetensors on the Hugging Face hub"
         raise QKSError(f"the weights {tag!r} of {name} could not be fetched ({type(error).__name__}): fetch {where} where there "
-                       "is a connection, then pass load_vlp(pretrained=PATH)") from error
+                       "is a connection, then give the file's path (--pretrained PATH on the command line, load_vlp(pretrained=PATH) in Python)") from error
     return model, open_clip.get_tokenizer(name)
 
 # %% ../nbs/02_vlp.ipynb #7d774ffd

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from PIL import Image
 
 from qks import cli
 from qks.cli import main
+from qks.core import QKSError
 from qks.model import QKS
 
 SMALL = ["--n-train", "60", "--n-test", "30"]
@@ -98,6 +100,51 @@ def test_a_labels_file_with_and_without_a_byte_order_mark(tmp_path, encoding):
     assert cli.read_label_arguments(None, str(tmp_path / "labels.txt")) == ["cat", "ice cream"]
 
 
+@pytest.mark.parametrize("text, labels", [("cat, dog,", ["cat", "dog"]), ('"salt, pepper",cat', ["salt, pepper", "cat"]), ("a,,b", ["a", "", "b"]), ("", [])])
+def test_labels_as_a_line_of_a_csv(text, labels):
+    assert cli.read_label_arguments(text, None) == labels
+
+
+def test_a_labels_file_of_one_line_with_commas(tmp_path):
+    (tmp_path / "labels.txt").write_text("cat, dog\n")
+    with pytest.raises(QKSError, match="labels.txt has one line, with commas in it: give one label a line"): cli.read_label_arguments(None, str(tmp_path / "labels.txt"))
+
+
+def test_without_labels_the_models_own(picture, run, monkeypatch, capsys):
+    assert main(["tag", str(picture), "--model", str(run), "--top-k", "1000", "--json"]) == 0  # the run's folder stands for its model
+    tags = json.loads(capsys.readouterr().out)[str(picture)]
+    assert len(tags) == 326 and {"dog", "pizza"} <= {tag["label"] for tag in tags}
+    monkeypatch.setattr("qks.cli.load_model", lambda *args, **kwargs: SimpleNamespace(labels=()))
+    assert main(["tag", str(picture)]) == 2 and "qks: pocket does not say which labels it was trained on: pass --labels or --labels-file\n" == capsys.readouterr().err
+
+
+def test_a_reader_that_has_enough_is_no_mistake(picture, tmp_path):
+    if shutil.which("bash") is None: pytest.skip("needs bash")
+    (folder := tmp_path / "trip").mkdir()
+    for number in range(100): shutil.copyfile(picture, folder / f"{number}.png")
+    command = f"{shlex.quote(sys.executable)} -m qks.cli tag {shlex.quote(str(folder))} --labels cat,dog --device cpu | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)})
+    assert done.stdout.splitlines()[1:] == ["0"] and "qks:" not in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("words", [["tag", "PICTURE", "--labels", "cat", "--vlp", "ViT-B-16", "--pretrained", "clip.pt"], ["evaluate", "pocket", "POCKET", "--vlp", "ViT-B-16", "--pretrained", "clip.pt"],
+                                   ["train", "POCKET", "--out", "NEW", "--vlp", "ViT-B-16", "--pretrained", "clip.pt"], ["tag", "PICTURE", "--model", "RUN", "--pretrained", "moved.pt"]], ids=lambda words: words[0])
+def test_weights_of_other_activations_and_in_other_places(words, picture, pocket, run, tmp_path, monkeypatch):
+    asked = []
+    def load(name, pretrained, *args, quick_gelu, **kwargs):
+        asked.append((name, pretrained, quick_gelu))
+        raise QKSError("enough")
+    for module in ("train_command", "evaluate_command"): monkeypatch.setattr(f"qks.{module}.load_vlp", load)
+    for place, path in {"PICTURE": picture, "POCKET": pocket, "RUN": run, "NEW": tmp_path / "new"}.items(): words = [word.replace(place, str(path)) for word in words]
+    assert main(words) == main([*words, "--gelu"]) == 2
+    assert asked == [("pocket" if "moved.pt" in words else "ViT-B-16", "moved.pt" if "moved.pt" in words else "clip.pt", quick_gelu) for quick_gelu in (True, False)]
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stopped: main(["--version"])
+    assert stopped.value.code == 0 and re.fullmatch(r"qks \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
 def test_a_missing_picture_is_told_before_any_work(picture, monkeypatch, capsys):
     monkeypatch.setattr("qks.model.PromptPool.embed", lambda *args, **kwargs: pytest.fail("began to work"))
     assert main(["tag", str(picture), "nowhere.jpg", "--labels", "cat", "--device", "cpu"]) == 2
@@ -155,8 +202,11 @@ def test_tag_labels_file_and_threshold(picture, tmp_path, capsys):
 @pytest.mark.parametrize("arguments, words", [
     (["tag", "missing.jpg", "--labels", "cat"], "missing.jpg"),
     (["tag", "PICTURE", "--labels", "cat,cat"], "'cat' stands twice"),
-    (["tag", "PICTURE", "--labels", " "], "blank"),
-    (["tag", "PICTURE", "--labels", "cat", "--top-k", "2"], "top_k is 2"),
+    (["tag", "PICTURE", "--labels", " "], "label list is empty"),
+    (["tag", "PICTURE", "--labels", "cat,,dog"], "blank"),
+    (["tag", "PICTURE", "--labels", "cat", "--top-k", "0"], "top_k is 0"),
+    (["tag", "PICTURE", "--labels", "cat", "--device", "abacus"], "qks: device 'abacus' is not to be had here"),
+    (["tag", "PICTURE", "--labels", "cat", "--pretrained", "openai", "--model", "nowhere"], "pass --vlp as well"),
     (["tag", "PICTURE", "--labels", "cat", "--threshold", "2"], "threshold is 2"),
     (["tag", "PICTURE", "--labels", "cat", "--model", "nowhere"], "nowhere"),
     (["tag", "PICTURE", "--labels-file", "nowhere.txt"], "nowhere.txt"),

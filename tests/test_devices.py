@@ -183,7 +183,7 @@ def commands(tmp_path_factory):
 
 def test_the_command_prints_and_writes_once(commands):
     one, two, printed = commands
-    assert printed.count("| QKS ") == 1 and printed.count("Best epoch by the rule") == 1
+    assert printed.count("| QKS ") == 1 and printed.count("was kept, the best by the rule 'seen'; protocol 'official'") == 1
     names = [{path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} for folder in (one, two)]
     assert names[0] == names[1]
     assert len((two / "training" / "seed0" / "epochs.csv").read_text().splitlines()) == 3

@@ -352,6 +352,11 @@ def test_kinds_of_image_agree(qks, tmp_path, kind):
     assert qks.tag(kind(tmp_path / "a.png"), LABELS) == qks.tag([PICTURE], LABELS)
 
 
+def test_any_iterable_of_images(qks):
+    together = qks.tag([PICTURE, PICTURE.rotate(90)], LABELS)
+    for images in ((picture for picture in (PICTURE, PICTURE.rotate(90))), {0: PICTURE, 1: PICTURE.rotate(90)}.values()): assert qks.tag(images, LABELS) == together
+
+
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "LA"])
 def test_modes_of_image(qks, mode):
     image = PICTURE.convert(mode)
@@ -422,7 +427,7 @@ def test_bad_threshold(qks, threshold):
 def test_no_image_and_bad_images(qks, tmp_path):
     refused("no image was given", qks.tag, [], LABELS)
     refused("nowhere.jpg does not exist", qks.tag, [PICTURE, tmp_path / "nowhere.jpg"], LABELS)
-    for wrong in (None, 3, {}): refused("must be a path, a PIL image or a uint8 array", qks.tag, wrong, LABELS)
+    for wrong in (None, 3, b""): refused("must be a path, a PIL image or a uint8 array", qks.tag, wrong, LABELS)
 
 
 def test_predict_returns_attention_on_request(qks):
@@ -435,3 +440,30 @@ def test_predict_returns_attention_on_request(qks):
 @pytest.mark.parametrize("batch_size", [0, 1.5])
 def test_bad_batch_size(qks, batch_size):
     refused("batch_size is", qks.tag, PICTURE, LABELS, batch_size=batch_size)
+
+
+def test_the_folder_of_a_run_stands_for_its_model(qks, tmp_path):
+    qks.save_pretrained(tmp_path / "run" / "model")
+    (tmp_path / "run" / "config.json").write_text("{}")  # of the run
+    assert QKS.from_pretrained(tmp_path / "run", qks.vlp).tag(PICTURE, LABELS) == qks.tag(PICTURE, LABELS)
+    refused("empty is not a saved QKS", QKS.from_pretrained, tmp_path / "empty", qks.vlp)
+
+
+def test_a_model_knows_its_labels(qks, tmp_path):
+    QKS(qks.vlp, qks.head, qks.pool, ["sea", "sand", "sea"]).save_pretrained(tmp_path)
+    assert QKS.from_pretrained(tmp_path, qks.vlp).labels == ("sea", "sand")
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["labels"]  # written by an older version
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert QKS.from_pretrained(tmp_path, qks.vlp).labels == ()
+
+
+def test_what_is_no_vlp(qks, tmp_path):
+    qks.save_pretrained(tmp_path)
+    refused("vlp is 'ViT-B-16': pass a VLP", QKS.from_pretrained, tmp_path, "ViT-B-16")
+    refused("vlp is 'ViT-B-16': pass a VLP", QKS, "ViT-B-16", qks.head)
+
+
+def test_a_device_that_is_not_there_is_not_the_models_fault(qks, tmp_path):
+    qks.save_pretrained(tmp_path)
+    refused("^device 'abacus' is not to be had here", QKS.from_pretrained, tmp_path, None, "abacus")

@@ -2,6 +2,7 @@
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from qks.cli import main
 from qks.core import QKSError, load_image
 from qks.prompts import PromptPool
 from qks.recipe import TrainConfig
-from qks.train_command import add_training_arguments, claim_folder, flat, read_recipe, training_tokens
+from qks.train_command import add_training_arguments, claim_folder, closing_words, flat, read_recipe, training_tokens
 from qks.vlp import VLP, load_vlp
 
 TESTS = Path(__file__).parent
@@ -269,6 +270,45 @@ def test_no_force_deletes_image_tokens(tmp_path, cache):
     (run / "table.md").write_text("old")
     assert claim_folder(run, {"seeds": 2}, force=True, cache=run / cache) == run
     assert numbers.read_text() == "numbers" and not (run / "table.md").exists() and json.loads((run / "config.json").read_text()) == {"seeds": 2}
+
+
+def test_a_run_is_replaced_when_every_image_was_read(pocket, tmp_path, capsys):
+    "A damaged picture in the new data: the finished run is still there, and is replaced once the picture is mended."
+    shutil.copytree(pocket, tmp_path / "data")
+    run, damaged = tmp_path / "run", next((tmp_path / "data" / "Flickr").rglob("*.jpg"), None) or next((tmp_path / "data" / "Flickr").rglob("*.png"))
+    assert train(pocket, run) == 0
+    kept, content = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}, damaged.read_bytes()
+    damaged.write_bytes(content[:200])
+    capsys.readouterr()
+    assert train(tmp_path / "data", run, "--force", "--lr", "2e-3") == 2 and "damaged or truncated" in said(capsys)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == kept
+    damaged.write_bytes(content)
+    assert train(tmp_path / "data", run, "--force", "--lr", "2e-3") == 0
+    assert json.loads((run / "config.json").read_text())["train"]["lr"] == 2e-3
+
+
+def row(mAP): return {"seen": {"mAP": {"mean": mAP}}}
+
+
+@pytest.mark.parametrize("lrs, schedule, frozen, words", [([1e-3, 1e-3, 1e-3], "plateau", 0.2, 1), ([1e-3, 1e-4, 1e-5], "plateau", 0.2, 2), ([1e-3, 1e-4, 1e-5], "cosine", 0.2, 1), ([1e-3, 1e-4, 1e-5], "plateau", 0.9, 3)])
+def test_what_is_said_at_the_end(lrs, schedule, frozen, words):
+    history = [{"epoch": epoch, "lr": lr, "score": -abs(epoch - 2)} for epoch, lr in enumerate(lrs, 1)]
+    told = closing_words({"rows": {"VLP best patch": row(frozen), "VLP zero-shot": row(0.1), "QKS": row(0.5)}, "runs": [{"history": history}]}, TrainConfig(lr=1e-3, schedule=schedule))
+    assert len(told) == words and told[0].startswith("Epoch 2 of 3 was kept") and ("By epoch 3" in " ".join(told)) == (words > 1)
+    assert ("(50.0 seen mAP) is no better than the frozen model without it ('VLP best patch', 90.0)" in told[-1]) == (frozen > 0.5)
+
+
+def test_few_labels_have_fewer_places(pocket, tmp_path, capsys):
+    "Two unseen labels: F1 at 1 where nobody says which k, and what was asked for where somebody does."
+    root = tmp_path / "own"
+    root.mkdir()
+    for split in ("train", "test"):
+        for number in range(20): Image.new("RGB", (8, 8), (12*number, 0, 0)).save(root / f"{split}{number}.png")
+        (root / f"{split}.csv").write_text("image,labels\n" + "".join(f"{split}{i}.png,{'abcde'[i % 5]}|{'fg'[i % 2]}\n" for i in range(20)))
+    (root / "unseen.txt").write_text("f\ng\n")
+    assert main(["data", "folder", "prepare", str(root), "--unseen", "unseen.txt"]) == train(root, tmp_path / "run") == 0
+    assert main(["evaluate", str(tmp_path / "run"), str(root)]) == 0 and "F1@1" in capsys.readouterr().out
+    assert main(["evaluate", str(tmp_path / "run"), str(root), "--topk", "5"]) == 2 and "the part zsl has only 2 annotated labels" in said(capsys)
 
 
 def test_another_spelling_of_the_same_place(pocket, tmp_path, monkeypatch, capsys):
