@@ -12,7 +12,7 @@ import argparse
 import textwrap
 from pathlib import Path
 
-from .check import check_nuswide, check_openimages
+from .check import check_nuswide, check_openimages, check_prepared
 from .fetch import fetch_nuswide, fetch_openimages
 from .download import FetchPolicy
 from .files import read_names
@@ -79,22 +79,24 @@ def run_fetch(
 # %% ../nbs/15_data_commands.ipynb #9e3173d3
 def add_check_arguments(
     parser, # of a command that checks
-    dataset: str, # nuswide or openimages
+    dataset: str, # nuswide, openimages, coco, voc or folder
 ):
     "Arguments of a check."
+    parser.set_defaults(dataset=dataset)
     if dataset == "openimages": parser.add_argument("--unseen", default=UNSEEN, metavar="FILE", help="list of the unseen MIDs, relative to ROOT (default: %(default)s)")
     parser.add_argument("--decode", action="store_true", help="decode every image too, which takes much longer")
     parser.add_argument("--workers", type=int, metavar="N", help="threads that look at images (default: one a processor)")
-    parser.add_argument("--min-bytes", type=int, default=4001, metavar="N", help="smaller files count as placeholders, not as images (default: %(default)s)")
+    parser.add_argument("--min-bytes", type=int, default=4001 if dataset in ("nuswide", "openimages") else 1, metavar="N", help="smaller files count as placeholders, not as images (default: %(default)s)")
 
 # %% ../nbs/15_data_commands.ipynb #e261cea5
 def run_check(
-    args, # parsed arguments of `qks data nuswide check` or `qks data openimages check`
+    args, # parsed arguments of one of the five `check`
 ) -> int: # 0 where nothing has to be repaired, 1 where something has
     "Check a data set's folder from end to end."
     recognise(args.root) # there is such a folder
     options = dict(decode=args.decode, workers=args.workers, min_bytes=args.min_bytes)
-    report = check_openimages(args.root, args.unseen, **options) if "unseen" in args else check_nuswide(args.root, **options)
+    if args.dataset == "openimages": report = check_openimages(args.root, args.unseen, **options)
+    else: report = (check_nuswide if args.dataset == "nuswide" else check_prepared)(args.root, **options)
     return answer(report, report.ok)
 
 # %% ../nbs/15_data_commands.ipynb #e0a5f0b5
@@ -165,8 +167,8 @@ def add_dataset(
         lists = "--urls NUS-WIDE-urls.txt" if dataset == "nuswide" else "--images test-images-with-rotation.csv"
         made["fetch"] = add_command(commands, "fetch", "Fetch what is missing of the images; exit status 1 where some could not be had. Run it again to go on.",
                                     f"{dataset} fetch {root} {lists}", run_fetch)
-        made["check"] = add_command(commands, "check", "Tell what is there, what is missing and what disagrees; exit status 1 where something has to be repaired.",
-                                    f"{dataset} check {root} --decode", run_check)
+    made["check"] = add_command(commands, "check", "Tell what is there, what is missing and what disagrees; exit status 1 where something has to be repaired.",
+                                f"{dataset} check {root} --decode", run_check)
     made["prepare"] = add_command(commands, "prepare", "Write the index that training and evaluation read.", f"{dataset} prepare {root}{EXAMPLES[dataset]}", run_prepare)
     for command, parser in made.items():
         parser.add_argument("root", type=Path, metavar="ROOT", help="the data set's folder (see data/README.md)")

@@ -224,9 +224,10 @@ def csv_rows(
     path, # a UTF-8 file of comma-separated values
     columns: tuple, # what the columns are called
     header: bool = True, # whether the first line says so
+    delimiter: str = ",", # what stands between values
 ): # yields (line number, values)
     "Walk through a CSV file; raises `QKSError` with the line for another header, a row of another length or a quote left open."
-    reader, width = csv.reader(text_lines(path), strict=True), len(columns)
+    reader, width = csv.reader(text_lines(path), strict=True, delimiter=delimiter), len(columns)
     expected, number = f"expected {width} values, {','.join(columns)}", 0
     try:
         for number, row in enumerate(reader, 1):

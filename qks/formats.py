@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COCO_SEEN_48', 'COCO_UNSEEN_17', 'COCO_UNSEEN_15', 'COCO_DIVISIONS', 'COCO_KEYS', 'VOC_CLASSES', 'MAX_XML',
            'VOC_FOLDERS', 'index_pairs', 'read_coco_json', 'places_of', 'coco_selection', 'coco_labels', 'index_coco',
-           'read_voc_objects', 'index_voc', 'index_folder']
+           'read_voc_objects', 'index_voc', 'own_rows', 'index_folder']
 
 # %% ../nbs/08_formats.ipynb #0d243e53
 import json
@@ -17,7 +17,7 @@ from xml.parsers import expat
 import numpy as np
 
 from .core import QKSError, check_labels
-from .files import CONTROL, MAX_NAME, csv_rows, find_file, inside_path, opened, read_names
+from .files import CONTROL, MAX_NAME, csv_rows, find_file, inside_path, opened, read_names, text_lines
 from .index import Index, raw_digest, sort_entries
 
 # %% ../nbs/08_formats.ipynb #0e818c4a
@@ -199,6 +199,26 @@ def index_voc(
     return index_pairs(root, (f"{name}.jpg" for name in ids), pairs, [name for name in VOC_CLASSES if name not in unseen], [name for name in VOC_CLASSES if name in unseen],
                        image_folder=(base/"JPEGImages").relative_to(root).as_posix(), sources=sources, digest=digest)
 
+# %% ../nbs/08_formats.ipynb #921014d0
+def own_rows(
+    path, # a table with the columns image and labels, in any order, perhaps among others
+): # yields (line number, image, labels) for every row that is not blank
+    "Walk through a table of one's own, as a spreadsheet saves it; raises `QKSError` with the line for what is no such table."
+    line = next(iter(text_lines(path)))
+    delimiter = ";" if ";" in line and "," not in line else ","                             # of spreadsheets in countries with a decimal comma
+    header = [name.strip().strip('"').strip() for name in line.split(delimiter)]
+    names = [name.lower() for name in header]
+    if not names.count("image") == names.count("labels") == 1:
+        raise QKSError(f"{path} line 1 is {line[:80]!r}: expected the header 'image,labels', with or without other columns")
+    places, rows = [names.index(name) for name in ("image", "labels")], csv_rows(path, tuple(header), delimiter=delimiter)
+    kept = [(number, *(row[place].strip() for place in places)) for number, row in rows if any(value.strip() for value in row)]
+    cells = [(number, cell) for number, _, cell in kept if cell]
+    for other, most in ((";", 0), (",", len(cells)/2)): # what stands between labels in other tools; a label may hold a comma, but hardly most of them do
+        wrong = [(number, cell) for number, cell in cells if other in cell]
+        if len(wrong) > most and not any("|" in cell for _, cell in cells):
+            raise QKSError(f"{path} line {wrong[0][0]}: {wrong[0][1][:60]!r} looks like several labels with {other!r} between them: put '|' there")
+    for number, image, cell in kept: yield number, image, [label.strip() for label in cell.split("|")] if cell else []
+
 # %% ../nbs/08_formats.ipynb #921014df
 def index_folder(
     root, # the folder
@@ -214,13 +234,13 @@ def index_folder(
     sources = path.relative_to(root).as_posix(), *lists
     digest, first_line, pairs = raw_digest(root, sources), {}, []
     unseen, seen = check_labels(unseen) if len(unseen) else [], seen if seen is None else check_labels(seen)
-    for line, (image, cell) in csv_rows(path, ("image", "labels")):
-        image = inside_path(image.strip(), f"{path} line {line}")
+    for line, image, labels in own_rows(path):
+        if not image: raise QKSError(f"{path} line {line} names no image: give its path, relative to the folder")
+        image = inside_path(image, f"{path} line {line}")
         if first_line.setdefault(image, line) != line: raise QKSError(f"{path} line {line}: image {image!r} already stands in line {first_line[image]}; keep one")
-        labels = [label.strip() for label in cell.split("|")] if cell.strip() else []
         for label in labels:
-            if not label or len(label) > MAX_NAME or labels.count(label) > 1:
-                raise QKSError(f"{path} line {line}: label {label[:40]!r} is empty, too long, or stands twice: expected distinct labels with '|' between")
+            wrong = "is empty" if not label else "is too long" if len(label) > MAX_NAME else "stands twice" if labels.count(label) > 1 else ""
+            if wrong: raise QKSError(f"{path} line {line}: label {label[:40]!r} {wrong}: expected distinct labels with '|' between")
             if seen is not None and label not in seen and label not in unseen: raise QKSError(f"{path} line {line}: label {label!r} is neither in seen nor in unseen: add it to one of the two lists (where none is given, the seen labels are those of the training table), or correct it")
         pairs += [(len(first_line) - 1, label, 1) for label in labels]
     if not first_line: raise QKSError(f"{path} has no row below its header: expected an image a row")

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['MARKS', 'SPLITS', 'READERS', 'recognise', 'prepare_command', 'without_unseen', 'label_list', 'index_own',
            'index_coco_split', 'index_voc_split', 'check_splits', 'index_splits', 'index_places', 'save_split',
-           'Prepared', 'present_images', 'prepare', 'open_split', 'open_splits']
+           'label_remarks', 'Prepared', 'present_images', 'prepare', 'open_split', 'open_splits']
 
 # %% ../nbs/08_splits.ipynb #10e9d5fa
+import difflib
 import errno
 import hashlib
 import os
@@ -159,6 +160,20 @@ def save_split(
     except OSError as error: raise QKSError(f"neither {place} nor {other} can be written ({error.strerror}): set QKS_CACHE to a folder of your own") from error
     return index.save(other)
 
+# %% ../nbs/08_splits.ipynb #7afb7601
+def label_remarks(
+    index: Index, # a test split
+) -> list: # sentences
+    "What may be a slip of the pen: an unseen label that no image shows, and names that differ in capitals only."
+    names, S = index.label_names, index.n_seen
+    plain, remarks = {name.casefold(): name for name in names[:S]}, []
+    for column in np.flatnonzero(index.positives()[S:] == 0).tolist():
+        near = difflib.get_close_matches(names[S + column].casefold(), plain, 1, 0.7)
+        remarks.append(f"no test image shows the unseen label {names[S + column]!r}" + (f": is it {plain[near[0]]!r}?" if near else ""))
+    alike = {}
+    for name in dict.fromkeys(names): alike.setdefault(name.casefold(), []).append(name)
+    return remarks + [f"labels {' and '.join(map(repr, group))} differ in capitals only" for group in alike.values() if len(group) > 1]
+
 # %% ../nbs/08_splits.ipynb #7afb7606
 @dataclass(frozen=True)
 class Prepared:
@@ -167,6 +182,7 @@ class Prepared:
     files: dict # split -> path of the saved index
     seconds: float # for reading and saving
     left_out: dict # split -> images that were not there; empty where all were to stay
+    missing: dict # split -> images that are not there and stay, where they were looked for
 
     def __str__(self):
         lines = []
@@ -175,7 +191,10 @@ class Prepared:
             lines.append(f"{split}: {len(index):,} images, {C:,} labels ({S:,} seen, {C - S:,} unseen), {len(index.values):,} entries, {index.conflicts:,} conflicts; other entries count as {zeros}")
             if split in self.left_out: lines.append(f"  {self.left_out[split]:,} images are missing or too small, and left out; prepare again after fetching more")
             if index.conflicts: lines.append(f"  conflicts count as not annotated, the first: {index.first_conflict}")
-            if split == "test" and S == C: lines.append("  no label is unseen: there is nothing to evaluate zero-shot")
+            if split == "test" and S == C: lines.append("  no label is unseen: all are trained on, and nothing is zero-shot")
+            if found := self.missing.get(split): lines.append(f"  {len(found):,} images are not there or empty, the first: {found[0]}; training asks for them, or leave them out with --leave-out-missing")
+            remarks = label_remarks(index) if split == "test" else []
+            lines += [f"  {remark}" for remark in remarks[:5]] + [f"  … and {len(remarks) - 5} more such labels"]*(len(remarks) > 5)
             lines.append(f"  {self.files[split].stat().st_size:,} bytes in {self.files[split]}")
         return "\n".join([*lines, f"read and saved in {self.seconds:.1f} s"])
 
@@ -204,7 +223,8 @@ def prepare(
     present = indexes if min_bytes is None else {split: present_images(index, split, check_count("min_bytes", min_bytes)) for split, index in indexes.items()}
     files = {split: save_split(index, root, split) for split, index in present.items()}
     left_out = {} if min_bytes is None else {split: len(index) - len(present[split]) for split, index in indexes.items()}
-    return Prepared(present, files, time.perf_counter() - clock, left_out)
+    missing = {split: missing_images(index) for split, index in present.items()} if dataset == "folder" and min_bytes is None else {}
+    return Prepared(present, files, time.perf_counter() - clock, left_out, missing)
 
 # %% ../nbs/08_splits.ipynb #36d93270
 def open_split(

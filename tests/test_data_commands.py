@@ -187,7 +187,7 @@ def test_prepare_nuswide(nuswide, capsys):
     assert lines[0] == "train: 31 images, 925 labels (925 seen, 0 unseen), 119 entries, 0 conflicts; other entries count as absent"
     assert lines[2] == "test: 30 images, 1,006 labels (925 seen, 81 unseen), 111 entries, 0 conflicts; other entries count as absent"
     size = (nuswide/"qks-index-train.npz").stat().st_size
-    assert lines[1] == f"  {size:,} bytes in {nuswide/'qks-index-train.npz'}" and re.fullmatch(r"read and saved in \d+\.\d s", lines[4])
+    assert lines[1] == f"  {size:,} bytes in {nuswide/'qks-index-train.npz'}" and re.fullmatch(r"read and saved in \d+\.\d s", lines[-1])
 
 
 def test_prepare_without_what_is_missing(complete, capsys):
@@ -297,7 +297,7 @@ def test_a_mistake_ends_in_one_sentence(arguments, words, nuswide, tmp_path, cap
 
 @pytest.mark.parametrize("arguments", [["nuswide81", "check", "x"], ["nuswide", "prepare"], ["nuswide", "prepare", "x", "--splits", "val"], ["nuswide", "fetch", "x"],
     ["nuswide", "fetch", "x", "--urls", "y", "--size", "huge"], ["openimages", "fetch", "x", "--images", "y", "--source", "z"], ["coco", "prepare", "x", "--division", "50/30"],
-    ["nuswide", "check", "x", "--workers", "many"], ["coco", "check", "x"], ["nuswide"], []])
+    ["nuswide", "check", "x", "--workers", "many"], ["coco", "fetch", "x"], ["nuswide"], []])
 def test_what_the_parser_refuses_ends_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop: data(*arguments)
     assert stop.value.code == 2 and "usage: qks data" in capsys.readouterr().err
@@ -415,3 +415,22 @@ def test_every_command_that_the_readme_names_exists():
 
 def commands_of(parser):
     return [sub for action in parser._actions if isinstance(action, argparse._SubParsersAction) for sub in action.choices.values()]
+
+
+def test_a_folder_of_ones_own_is_checked(tmp_path, capsys):
+    "A picture that is not there, one that cannot be decoded, a label in two spellings, an unseen label that nothing shows."
+    for split in ("train", "test"):
+        for number in range(4): Image.new("RGB", (8, 8)).save(tmp_path/f"{split}{number}.png")
+        rows = [f"{split}{number}.png,{'moon' if number % 2 else 'sun'}|{'Sky' if number else 'sky'}" for number in range(4)]
+        (tmp_path/f"{split}.csv").write_text("\n".join(["image,labels", *rows]) + "\n")
+    (tmp_path/"unseen.txt").write_text("moom\n")
+    (tmp_path/"train3.png").unlink()
+    assert data("folder", "prepare", tmp_path, "--unseen", "unseen.txt") == 0
+    told = capsys.readouterr().out
+    assert "1 images are not there or empty, the first: train3.png; training asks for them, or leave them out with --leave-out-missing" in told
+    assert "  no test image shows the unseen label 'moom': is it 'moon'?\n  labels 'sky' and 'Sky' differ in capitals only\n" in told
+    (tmp_path/"test1.png").write_bytes(b"no picture")
+    assert data("folder", "check", tmp_path) == 1 and "1 of 4 images in" in (told := capsys.readouterr().out) and "train3.png" in told and "test1.png" not in told and "is it 'moon'?" in told
+    assert data("folder", "check", tmp_path, "--decode") == 1 and "no images that can be decoded, the first: test1.png" in capsys.readouterr().out
+    for name in ("train3.png", "test1.png"): Image.new("RGB", (8, 8)).save(tmp_path/name)
+    assert data("folder", "check", tmp_path, "--decode") == 0 and "test images   4 of 4 images are there and decode" in capsys.readouterr().out

@@ -141,14 +141,27 @@ def test_a_folder_of_ones_own(tmp_path, end):
 
 
 @pytest.mark.parametrize("lines, said", [
-    (["image;labels"], "line 1 is 'image;labels': expected the header 'image,labels'"), (["image,labels"], "has no row below its header"),
+    (["picture,labels"], "line 1 is 'picture,labels': expected the header 'image,labels'"), (["image,image,labels"], "line 1 is"), (["image,labels"], "has no row below its header"),
     (["image,labels", "1.jpg,a,b"], "line 2 has 3 values: expected 2"), (["image,labels", "1.jpg"], "line 2 has 1 values"),
-    (["image,labels", "1.jpg,a", "2.jpg,a||b"], "line 3: label '' is empty"), (["image,labels", "1.jpg,a|b|a"], "line 2: label 'a' is empty, too long, or stands twice"),
+    (["image,labels", "1.jpg,a", "2.jpg,a||b"], "line 3: label '' is empty"), (["image,labels", "1.jpg,a|b|a"], "line 2: label 'a' stands twice: expected"),
     (["image,labels", "1.jpg,a", "./1.jpg,b"], "line 3: image '1.jpg' already stands in line 2"), (["image,labels", "../1.jpg,a"], "line 2: '../1.jpg' leaves"),
-    (["image,labels", ",a"], "line 2: '' leaves"), (["image,labels", '"1.jpg,a', '2.jpg",b'], "line 2 opens a quote that another line closes"),
+    (["image,labels", ",a"], "line 2 names no image"), (["image,labels", "1.jpg,a;b", "2.jpg,a"], "line 2: 'a;b' looks like several labels with ';' between them: put '|' there"),
+    (["image,labels", '1.jpg,"a,b"', '2.jpg,"b,c"'], "line 2: 'a,b' looks like several labels with ',' between them"), (["image,labels", '"1.jpg,a', '2.jpg",b'], "line 2 opens a quote that another line closes"),
     (["image,labels", "1.jpg,a", "", "2.jpg,b"], "line 3 is blank"), (["image,labels", "1.jpg," + "x"*200_000], "line 2 is not comma-separated values")])
 def test_tables_that_are_refused(tmp_path, lines, said):
     with pytest.raises(QKSError, match="labels.csv " + said.replace("|", r"\|")): index_folder(own(tmp_path, *lines))
+
+
+@pytest.mark.parametrize("lines", [["Image,Labels", "1.jpg,a|b", "2.jpg,"], ["labels,note,image", "a|b,nice,1.jpg", ",,2.jpg"], ["image;labels", "1.jpg;a|b", "2.jpg;"],
+                                   ["image,labels", "1.jpg,a|b", "2.jpg,", ",", ","], ['"image","labels"', '"1.jpg","a|b"', '"2.jpg",""'], ["\ufeffimage,labels", "1.jpg,a | b", " 2.jpg , "]], ids=str)
+def test_tables_as_spreadsheets_save_them(tmp_path, lines):
+    index = index_folder(own(tmp_path, *lines))
+    assert index.images == ("1.jpg", "2.jpg") and index.label_names == ("a", "b") and index.labels().tolist() == [[1, 1], [-1, -1]]
+
+
+def test_a_label_may_hold_a_comma(tmp_path):
+    index = index_folder(own(tmp_path, "image,labels", '1.jpg,"salt, pepper"', "2.jpg,sea"))
+    assert index.label_names == ("salt, pepper", "sea")
 
 
 def test_folder_arguments(tmp_path):

@@ -174,7 +174,7 @@ def test_own_folder_to_test_only(own):
     ("test.csv", "image,labels\ne.jpg,sky\n", "test.csv line 2: label 'sky' is neither in seen nor in unseen"),
     ("test.csv", "image,labels\na.jpg,sea\n", "stand in both splits, 1 in all, such as a.jpg"),
     ("unseen.txt", "dog\n\nsea\n", "unseen.txt line 2 is blank"),
-    ("test.csv", "image;labels\ne.jpg;sky\n", "test.csv line 1 is .*expected the header")])
+    ("test.csv", "picture,labels\ne.jpg,sky\n", "test.csv line 1 is .*expected the header")])
 def test_a_mistake_in_the_second_split_saves_neither(own, name, text, said):
     (own/name).write_text(text)
     with pytest.raises(QKSError, match=said): prepare(own, "folder", unseen="unseen.txt")
