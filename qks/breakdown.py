@@ -81,10 +81,9 @@ def kinds(
             raise QKSError(f"{len(label_names)} label names for {len(positives)} labels: give one name a label, seen labels first.")
         leaking = twins(label_names, n_seen)
         splits["zsl"]["twin"] = ["with a twin" if name in leaking else "without a twin" for name in label_names[n_seen:]]
-        for part, names in (("seen", label_names[:n_seen]), ("zsl", label_names[n_seen:])):
-            splits[part]["concept"] = concept(names)
-            if "scene" not in splits[part]["concept"]:
-                del splits[part]["concept"]
+        if len(SCENES.intersection(label_names)) > len(SCENES) / 2:  # NUS-WIDE's labels, or nearly
+            for part, names in (("seen", label_names[:n_seen]), ("zsl", label_names[n_seen:])):
+                if "scene" in concept(names): splits[part]["concept"] = concept(names)
     return {part: found for part, found in splits.items() if found["frequency"]}
 
 # %% ../nbs/12_breakdown.ipynb #b8a318f4

@@ -54,7 +54,8 @@ def test_a_stream_gives_the_same(sample):
         np.testing.assert_array_equal(ours, expected)
 
 
-def test_kinds_of_labels():
+def test_kinds_of_labels(monkeypatch):
+    monkeypatch.setattr("qks.breakdown.SCENES", frozenset(["sky"]))
     split = kinds(np.array([1, 2, 30, 4, 5, 600, 7, 8000, 0]), 5, NAMES)
     assert list(split["seen"]) == ["frequency"], "no seen label is a scene"
     assert split["zsl"]["twin"] == ["without a twin", "with a twin", "without a twin", "without a twin"]
@@ -70,7 +71,14 @@ def test_decades():
     assert len(SCENES) == 33
 
 
-def test_by_hand():
+def test_scenes_are_told_apart_among_nus_wides_labels_only():
+    "A house of one's own is perhaps no scene."
+    assert list(kinds(np.ones(4, dtype=int), 1, ["dog", "house", "moon", "cat"])["zsl"]) == ["frequency", "twin"]
+    assert kinds(np.ones(35, dtype=int), 1, ["dog", "cat", *sorted(SCENES)])["zsl"]["concept"] == ["object or other"] + ["scene"]*33
+
+
+def test_by_hand(monkeypatch):
+    monkeypatch.setattr("qks.breakdown.SCENES", frozenset(["sky"]))
     ap, positives = np.array([0.2, 0.4, np.nan, 0.6, 1.0]), np.array([5, 50, 0, 20, 30])
     parts = breakdown(ap, positives, 2, ["bird", "car", "birds", "sky", "sea"])
     assert parts["seen"] == {"frequency": {"1 to 9": {"mAP": 0.2, "labels": 1}, "10 to 99": {"mAP": 0.4, "labels": 1}}}

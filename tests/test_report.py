@@ -159,7 +159,8 @@ def test_no_line_without_its_protocol():
     assert "do not compare" not in alone and "protocol 'official'" in alone and "2 of 5 unseen labels have a twin" in alone
 
 
-def test_the_breakdown_adds_up():
+def test_the_breakdown_adds_up(monkeypatch):
+    monkeypatch.setattr("qks.breakdown.SCENES", frozenset(["sky", "lake"]))
     scores, labels = sample()
     row = report({"QKS": scores}, labels, 5, ReportConfig(topk=(1,)), NAMES)["rows"]["QKS"]["official"]
     for split in ("frequency", "twin", "concept"):
