@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .core import QKSError, check_count, load_image, progress
-from .data import LABEL_FOLDER, read_vocabulary, unknown_concepts
+from .data import LABEL_FOLDER, label_remarks, read_vocabulary, unknown_concepts
 from .files import find_file, read_image_list, table_blocks
 from .openimages import UNSEEN, index_openimages, label_files, read_openimages_labels
-from .splits import SPLITS, label_remarks, open_split
+from .splits import SPLITS, open_split
 
 # %% ../nbs/08_check.ipynb #b911a8a1
 SHOWN = 12 # ours: problems on the screen; the report holds them all

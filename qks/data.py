@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['TAG_LIST', 'CONCEPT_LIST', 'LABEL_FOLDER', 'read_vocabulary', 'unknown_concepts', 'concept_files',
            'read_concept_labels', 'read_tag_entries', 'index_nuswide', 'read_nuswide', 'missing_images',
-           'require_images', 'holdout', 'write_lists']
+           'require_images', 'label_remarks', 'holdout', 'write_lists']
 
 # %% ../nbs/08_data.ipynb #6b89a173
+import difflib
 import os
 import re
 import stat
@@ -148,6 +149,20 @@ def require_images(
     if missing := missing_images(data):
         raise QKSError(f"{len(missing):,} of {len(data):,} {split} images are missing or empty in {Path(data.root)/data.image_folder}, "
                        f"the first is {missing[0]}: fetch them, or leave them out with `qks data … prepare … --leave-out-missing`")
+
+# %% ../nbs/08_data.ipynb #08d00002
+def label_remarks(
+    index, # a test split: an Index
+) -> list: # sentences
+    "What may be a slip of the pen: an unseen label that no image shows, and names that differ in capitals only."
+    names, S = index.label_names, index.n_seen
+    plain, remarks = {name.casefold(): name for name in names[:S]}, []
+    for column in np.flatnonzero(index.positives()[S:] == 0).tolist():
+        near = difflib.get_close_matches(names[S + column].casefold(), plain, 1, 0.7)
+        remarks.append(f"no test image shows the unseen label {names[S + column]!r}" + (f": is it {plain[near[0]]!r}?" if near else ""))
+    alike = {}
+    for name in dict.fromkeys(names): alike.setdefault(name.casefold(), []).append(name)
+    return remarks + [f"labels {' and '.join(map(repr, group))} differ in capitals only" for group in alike.values() if len(group) > 1]
 
 # %% ../nbs/08_data.ipynb #061e5cbb
 def holdout(

@@ -119,6 +119,7 @@ def add_prepare_arguments(
     if dataset == "folder":
         option("train", "train.csv", "table of the training images, relative to ROOT: a header image,labels and '|' between labels", metavar="CSV")
         option("test", "test.csv", "table of the test images, relative to ROOT", metavar="CSV")
+        option("test-part", None, "part of the first table's images to test on, drawn at random, instead of a second table, such as 0.2", type=float, metavar="P")
         option("unseen", None, "list of the unseen labels, one a line, relative to ROOT", metavar="FILE")
         parser.add_argument("--seen", metavar="FILE", help="list of the seen labels, likewise (default: the training table's labels, less the unseen ones)")
         option("image-folder", "", "where below ROOT the images lie", metavar="FOLDER")
@@ -128,7 +129,7 @@ def run_prepare(
     args, # parsed arguments of one of the five `prepare`
 ) -> int: # 0
     "Write the index of a data set's splits."
-    options = {name: value for name, value in vars(args).items() if name in ("unseen", "seen", "division", "train", "test", "image_folder")}
+    options = {name: value for name, value in vars(args).items() if name in ("unseen", "seen", "division", "train", "test", "test_part", "image_folder")}
     if options.get("division") == "all": options["division"] = None
     min_bytes = 1 if args.leave_out_missing and args.min_bytes is None else args.min_bytes
     return answer(prepare(args.root, args.dataset, args.splits, min_bytes, **options))

@@ -86,6 +86,7 @@ class RunLog:
         self.folder, self.accelerator, self.main = Path(run.folder), accelerator, accelerator.is_main_process
         if not self.main: return
         self._try(self.folder.mkdir, parents=True, exist_ok=True)
+        for part in self.folder.glob(".*.csv.*.part"): self._try(part.unlink)                  # what a kill left of a file
         self._try(cut_lines, self.folder/"steps.csv", step)
         shown = {name: value if isinstance(value, (int, float, str)) else str(value) for name, value in config.items()}
         if run.log_with: self._track(accelerator.init_trackers, "qks", shown, {"tensorboard": {"purge_step": step + 1}}) # later events belong to a run that was killed

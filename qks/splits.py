@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['MARKS', 'SPLITS', 'READERS', 'recognise', 'prepare_command', 'without_unseen', 'label_list', 'index_own',
            'index_coco_split', 'index_voc_split', 'check_splits', 'index_splits', 'index_places', 'save_split',
-           'label_remarks', 'Prepared', 'present_images', 'prepare', 'open_split', 'open_splits']
+           'Prepared', 'present_images', 'prepare', 'open_split', 'open_splits']
 
 # %% ../nbs/08_splits.ipynb #10e9d5fa
-import difflib
 import errno
 import hashlib
 import os
@@ -20,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from .core import QKSError, cache_folder, check_count
-from .data import index_nuswide, missing_images
+from .data import holdout, index_nuswide, label_remarks, missing_images
 from .files import find_file, inside_path, read_names
 from .formats import index_coco, index_folder, index_voc
 from .index import Index, load_index
@@ -74,10 +73,14 @@ def index_own(
     seen=None, # list of the seen labels, relative to root; None: the first table's labels, less the unseen ones
     unseen=None, # list of the unseen labels, relative to root; None: no unseen label
     image_folder: str = "", # where below root the images lie
+    test_part: float = None, # part of the first table's images to test on, drawn at random; None: those of the second table
 ) -> dict: # split -> Index
-    "Index the splits of a folder with a CSV for each; the labels of the training table are the seen ones of both."
+    "Index the splits of a folder with a CSV for each, or one for both; the labels of the training table are the seen ones of both."
     lists, tables, found = [name for name in (seen, unseen) if name], {"train": train, "test": test}, {}
     seen, unseen = label_list(root, seen), label_list(root, unseen) or ()
+    if test_part is not None:
+        parts = holdout(index_folder(root, train, seen, unseen, image_folder, lists), test_part, seed=0)
+        return {split: part for split, part in (("train", without_unseen(parts[0])), ("test", parts[1])) if split in splits}
     for split in sorted(splits, reverse=True): # training first
         index = index_folder(root, tables[split], seen, unseen, image_folder, lists)
         if seen is None: seen, lists = list(index.label_ids[:index.n_seen]), [*lists, tables[split]]
@@ -159,20 +162,6 @@ def save_split(
     try: other.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error: raise QKSError(f"neither {place} nor {other} can be written ({error.strerror}): set QKS_CACHE to a folder of your own") from error
     return index.save(other)
-
-# %% ../nbs/08_splits.ipynb #7afb7601
-def label_remarks(
-    index: Index, # a test split
-) -> list: # sentences
-    "What may be a slip of the pen: an unseen label that no image shows, and names that differ in capitals only."
-    names, S = index.label_names, index.n_seen
-    plain, remarks = {name.casefold(): name for name in names[:S]}, []
-    for column in np.flatnonzero(index.positives()[S:] == 0).tolist():
-        near = difflib.get_close_matches(names[S + column].casefold(), plain, 1, 0.7)
-        remarks.append(f"no test image shows the unseen label {names[S + column]!r}" + (f": is it {plain[near[0]]!r}?" if near else ""))
-    alike = {}
-    for name in dict.fromkeys(names): alike.setdefault(name.casefold(), []).append(name)
-    return remarks + [f"labels {' and '.join(map(repr, group))} differ in capitals only" for group in alike.values() if len(group) > 1]
 
 # %% ../nbs/08_splits.ipynb #7afb7606
 @dataclass(frozen=True)

@@ -181,6 +181,19 @@ def test_a_mistake_in_the_second_split_saves_neither(own, name, text, said):
     assert files(own) == []
 
 
+def test_one_table_for_both_splits(tmp_path):
+    "A fifth of the images to test on, the same every time; an unseen label leaves training, and stays in the test."
+    rows = [f"{number}.jpg,{'sea' if number % 2 else 'sand'}|{'dog' if number % 3 == 0 else 'sky'}" for number in range(30)]
+    (tmp_path/"train.csv").write_text("\n".join(["image,labels", *rows]))
+    (tmp_path/"unseen.txt").write_text("dog\n")
+    one, again = (index_splits(tmp_path, "folder", test_part=0.2, unseen="unseen.txt") for _ in range(2))
+    assert len(one["test"]) == 6 and len(one["train"]) == 24 and not set(one["train"].images) & set(one["test"].images)
+    assert one["test"].images == again["test"].images and one["test"].label_ids == ("sand", "sea", "sky", "dog") and one["train"].label_ids == ("sand", "sea", "sky")
+    assert list(index_splits(tmp_path, "folder", ["test"], test_part=0.2)) == ["test"]
+    for part in (0, 1.5, 0.001):
+        with pytest.raises(QKSError, match="leaves one part empty"): index_splits(tmp_path, "folder", test_part=part)
+
+
 @pytest.mark.parametrize("options", [{"unseen": "../unseen.txt"}, {"seen": "/etc/passwd"}, {"train": "../train.csv"}, {"image_folder": "../x"}])
 def test_no_option_leaves_the_folder(own, options):
     with pytest.raises(QKSError, match="relative, without '..'"): prepare(own, "folder", **options)
