@@ -387,7 +387,7 @@ def test_the_commands_of_the_readme_run(server, tmp_path, monkeypatch, nuswide, 
         Path(f"data/voc/Annotations/{name}.xml").write_text("<annotation><object><name>dog</name></object></annotation>")
     Path("data/voc/unseen.txt").write_text("cat\n")
     table = README.partition("```\nimage,labels\n")[2].partition("```")[0]
-    for split in ("train", "test"): Path(f"data/folder/{split}.csv").write_text("image,labels\n" + table.replace("/", f"/{split}-"))
+    for split in ("train", "test"): Path(f"data/folder/{split}.csv").write_text("image,labels\n" + "".join(table.replace("/", f"/{split}{number}-") for number in range(4)))
     Path("data/folder/unseen.txt").write_text("dog\n")
     lines = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
     lines += re.findall(r"`(qks data [^`]* --min-bytes 1)`", README)
