@@ -40,10 +40,12 @@ def train_head(
     head_config: HeadConfig = HeadConfig(), # sizes
     config: TrainConfig = TrainConfig(), # recipe; config.seed also draws the head's first weights
     run: RunConfig = None, # where checkpoints and logs go
+    first: dict = None, # weights to begin with, of a head of these sizes; None: new ones
 ) -> tuple: # the trained head, and `fit`'s history
     "Train a head on the seen labels; the epoch is chosen by `config.selection`."
     torch.manual_seed(config.seed)
     head = QKSHead(benchmark.vlp.projection, head_config).to(benchmark.vlp.device)
+    if first is not None: head.load_state_dict(first)
     judge = benchmark.pair("test" if config.selection == "official" else "validation")
     return head, fit(head, benchmark.pair("train"), benchmark.embeddings, judge, config, run)
 
@@ -150,11 +152,11 @@ class ReproduceConfig:
         replace(self.data, seed=self.seed), replace(self.train, seed=self.seed) # raises for a seed that is none
 
 # %% ../nbs/14_reproduce.ipynb #35f4d0e2
-def train_and_score(benchmark: Benchmark, head_config: HeadConfig, train_config: TrainConfig, seeds, run=lambda seed: None) -> list:
+def train_and_score(benchmark: Benchmark, head_config: HeadConfig, train_config: TrainConfig, seeds, run=lambda seed: None, first=None) -> list:
     "One trained head a seed: dicts of seed, model, history, logits [t, C], token_index [t, C], metrics; of many processes the first one has them."
     runs = []
     for seed in seeds:
-        head, history = train_head(benchmark, head_config, replace(train_config, seed=seed), run(seed))
+        head, history = train_head(benchmark, head_config, replace(train_config, seed=seed), run(seed), first)
         logits, token_index = score_images(head, benchmark.tokens["test"], benchmark.embeddings)
         if not process_state().is_main_process: continue
         metrics = evaluate_scores(logits, benchmark.test.labels, benchmark.test.n_seen, train_config.topk)

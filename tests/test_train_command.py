@@ -15,6 +15,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from safetensors.torch import load_file
 
 from qks import cache as tokens_cache
 from qks import engine
@@ -24,9 +25,10 @@ from qks.cache import cache_size, list_caches
 from qks.checkpoint import NAME, list_checkpoints
 from qks.cli import main
 from qks.core import QKSError, load_image
+from qks.model import QKSHead
 from qks.prompts import PromptPool
 from qks.recipe import TrainConfig
-from qks.train_command import add_training_arguments, claim_folder, closing_words, flat, read_recipe, training_tokens
+from qks.train_command import add_training_arguments, claim_folder, closing_words, first_head, flat, read_recipe, training_tokens
 from qks.vlp import VLP, load_vlp
 
 TESTS = Path(__file__).parent
@@ -285,6 +287,32 @@ def test_a_run_is_replaced_when_every_image_was_read(pocket, tmp_path, capsys):
     damaged.write_bytes(content)
     assert train(tmp_path / "data", run, "--force", "--lr", "2e-3") == 0
     assert json.loads((run / "config.json").read_text())["train"]["lr"] == 2e-3
+
+
+def test_a_training_begins_with_another_heads_weights(pocket, tmp_path, capsys):
+    "At a rate that changes nothing the head is the one it began with; what it began with is part of the configuration."
+    assert train(pocket, tmp_path / "one") == 0
+    words = ["--init", str(tmp_path / "one"), "--lr", "1e-12", "--queries", "7", "--clip", "1"]
+    assert train(pocket, tmp_path / "two", *words) == 0
+    one, two = (QKSHead.from_state(load_file(tmp_path / name / "model" / "head.safetensors"), 3).state_dict() for name in ("one", "two"))
+    for name in one: torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-8)
+    configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("one", "two")]
+    assert configs[0]["init"] is None and len(configs[1]["init"]) == 32 and [config["head"]["n_queries"] for config in configs] == [2, 2]
+    capsys.readouterr()
+    (tmp_path / "two" / "results.json").unlink()
+    assert train(pocket, tmp_path / "two", "--resume", "--lr", "1e-12", "--clip", "1", "--queries", "2") == 2 and "; init " in said(capsys)
+    for wrong, told in ((str(tmp_path / "nowhere"), "nowhere is not a saved QKS"), (str(pocket / "ImageList" / "TrainImagelist.txt"), "TrainImagelist.txt")):
+        assert train(pocket, tmp_path / "three", "--init", wrong) == 2 and told in said(capsys)
+    assert not (tmp_path / "three").exists()
+
+
+def test_the_authors_head_to_begin_with(tmp_path, tiny_vlp):
+    weights = {"proj": tiny_vlp.projection.clone()} | {key.removeprefix("weights/"): torch.from_numpy(value) for key, value in np.load(TESTS / "data" / "model.npz").items() if key.startswith("weights/") and key != "weights/proj"}
+    torch.save(weights, tmp_path / "authors.pth")
+    head = first_head(tmp_path / "authors.pth", tiny_vlp)
+    assert torch.equal(head.projection, tiny_vlp.projection) and head.config.n_layers == 3 and head.config.n_queries == 5
+    torch.save(weights | {"proj": torch.zeros(64, 7)}, tmp_path / "other.pth")
+    with pytest.raises(QKSError, match="use the VLP that the head was trained with"): first_head(tmp_path / "other.pth", tiny_vlp)
 
 
 def row(mAP): return {"seen": {"mAP": {"mean": mAP}}}
