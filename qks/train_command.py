@@ -177,8 +177,8 @@ def first_head(
     return QKS(vlp, QKSHead.from_official(model)).head if Path(model).is_file() else QKS.from_pretrained(model, vlp).head
 
 # %% ../nbs/15_train_command.ipynb #9af238e3
-Begun = namedtuple("Begun", "recipe sizes first logs place vlp parts")
-Begun.__doc__ = "TrainConfig; HeadConfig; weights to begin with, or None; folder -> RunConfig; what `token_place` gave; VLP; what `ask_first` gave."
+Begun = namedtuple("Begun", "recipe sizes first logs place replaces vlp parts")
+Begun.__doc__ = "TrainConfig; HeadConfig; weights to begin with, or None; folder -> RunConfig; what `token_place` gave; whether an earlier run is to be replaced; VLP; what `ask_first` gave."
 
 # %% ../nbs/15_train_command.ipynb #9af238ca
 def begin(
@@ -192,10 +192,10 @@ def begin(
     recipe, sizes = read_recipe(args, usual_topk(len(test.label_ids), test.n_seen)), HeadConfig(args.queries, args.layers)
     logs = partial(RunConfig, keep=args.keep, save_steps=args.save_steps, log_steps=args.log_steps, log_with=tuple(args.log_with))
     logs(args.out), check_count("seeds", args.seeds), check_count("views", args.views)
-    place = token_place(args, many)
+    place, replaces = token_place(args, many), args.force and (args.out/RUN_MARK).is_file()
     vlp = load_vlp(args.vlp, args.pretrained, args.device or device, quick_gelu=not args.gelu)
     if first := first_head(args.init, vlp): sizes = first.config
-    return Begun(recipe, sizes, first and first.state_dict(), logs, place, vlp, ask_first(args, vlp, *place[:2], splits, recipe.topk))
+    return Begun(recipe, sizes, first and first.state_dict(), logs, place, replaces, vlp, ask_first(args, vlp, *place[:2], splits, recipe.topk))
 
 # %% ../nbs/15_train_command.ipynb #9af238d1
 def closing_words(
@@ -219,12 +219,11 @@ def run_train(args):
     "Train a head on a data set and evaluate it on its test split."
     clock, state = time.time(), process_state()
     many = state.num_processes > 1
-    recipe, sizes, first, logs, (cache, dtype, place), vlp, parts = together(lambda: begin(args, many, str(state.device) if many else None))
+    recipe, sizes, first, logs, (cache, dtype, place), replaces, vlp, parts = together(lambda: begin(args, many, str(state.device) if many else None))
     seeds = range(args.seed, args.seed + args.seeds)
     config = {"root": str(args.root.resolve()), "vlp": vlp.source | {"fingerprint": fingerprint(vlp)}, "head": asdict(sizes), "init": first and state_digest({name: tensor.cpu() for name, tensor in first.items()}, ""), "train": asdict(recipe), "seeds": args.seeds, "tokens": place, "views": args.views}
     def claim(): return state.is_main_process and claim_folder(args.out, config, args.force, args.resume, cache)
-    replaces = args.force and (args.out/RUN_MARK).is_file()                              # an earlier run stays until every image was read
-    if not replaces: together(claim)
+    if not replaces: together(claim)                                                     # an earlier run stays until every image was read
     tokens = partial(training_tokens, workers=args.workers, cache=cache, dtype=dtype, views=args.views, live=args.no_cache)
     try: benchmark = in_turns(lambda: load_benchmark(args.root, vlp, workers=args.workers, parts=parts, cache=cache, dtype=dtype, train_tokens=tokens))
     except KeyboardInterrupt as stopped:
