@@ -16,7 +16,7 @@ from .core import QKSError, check_count, load_image, progress
 from .data import LABEL_FOLDER, label_remarks, read_vocabulary, unknown_concepts
 from .files import find_file, read_image_list, table_blocks
 from .openimages import UNSEEN, index_openimages, label_files, read_openimages_labels
-from .splits import SPLITS, open_split
+from .splits import SPLITS, check_splits, index_places, open_split
 
 # %% ../nbs/08_check.ipynb #b911a8a1
 SHOWN = 12 # ours: problems on the screen; the report holds them all
@@ -175,12 +175,17 @@ def check_prepared(
 ) -> Report: # print it; `ok` where nothing has to be repaired
     "Check a folder that `qks.splits.prepare` has prepared: its splits, labels that look like slips of the pen, images."
     if workers is not None: check_count("workers", workers)
-    report = Report(f"prepared data in {root}")
+    report, splits = Report(f"prepared data in {root}"), {}
     for split in SPLITS:
+        if not any(place.exists() for place in index_places(root, split)) and any(place.exists() for other in SPLITS for place in index_places(root, other)):
+            report.notes.append(f"the {split} split was not prepared")
+            continue
         if not (index := report.attempt(open_split, root, split)): continue
+        splits[split] = index
         report.facts.append((split, f"{len(index):,} images, {index.n_seen:,} seen and {len(index.label_ids) - index.n_seen:,} unseen labels, {(index.values == 1).sum():,} labels present"))
         if split == "test": report.notes += label_remarks(index)
         before = len(report.facts)
         check_images(report, Path(root)/index.image_folder, index.images, decode, workers, min_bytes)
         report.facts[before:] = [(f"{split} images", value) for _, value in report.facts[before:]]
+    report.attempt(check_splits, splits)
     return report

@@ -8,7 +8,6 @@ __all__ = ['read_label_arguments', 'print_tags', 'run_tag', 'run_reproduce', 'ad
 
 # %% ../nbs/15_cli.ipynb #f11c19dc
 import argparse
-import csv
 import json
 import os
 import sys
@@ -26,7 +25,7 @@ from .evaluate_command import add_evaluate_arguments, load_model
 from .linear import keep_freed_memory, product_rate
 from .pocket import PocketConfig
 from .reproduce import ReproduceConfig, reproduce
-from .tagging import find_pictures
+from .tagging import find_pictures, read_labels
 from .train_command import add_training_arguments
 
 
@@ -35,8 +34,8 @@ def read_label_arguments(
     labels: str, # labels separated by commas, or None
     labels_file: str, # path of a file with one label a line, or None
 ) -> list: # label names
-    "The labels that the user gave, as a CSV's line has them, or a line each; raises `QKSError` where the file cannot be read."
-    if labels is not None: return [label.strip() for label in next(csv.reader([labels.rstrip(", ")], skipinitialspace=True), [])]
+    "The labels that the user gave; raises `QKSError` where the file cannot be read."
+    if labels is not None: return read_labels(labels)
     try: lines = Path(labels_file).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise QKSError(f"label file {labels_file} cannot be read ({type(error).__name__}): give a UTF-8 text file with one label a line") from error
@@ -160,7 +159,7 @@ def main(argv=None) -> int: # 0; 1 where a command found something wrong; 2 afte
         return 2
     except BrokenPipeError: # whoever read the output, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 0 if args.command in ("tag", "evaluate") else 1 # whose answer is all they make
     except OSError as error: # a place that cannot be written, a full disk
         print(f"qks: {error.filename or 'a file'} cannot be used ({error.strerror or error}): check the path, its permissions and free space", file=sys.stderr)
         return 2

@@ -87,10 +87,12 @@ def _upright(image):
 # %% ../nbs/00_core.ipynb #2dd8c161
 def _plain(image, name):
     "A picture on white where it is transparent, and of 8 bits where its grey is deeper; as it is where it is neither."
+    if image.mode.startswith("I;16"): # Pillow would clip it, whatever it is turned into
+        grey, clear = np.asarray(image), image.info.get("transparency", -1)                     # [H, W]; the one shade that is transparent
+        return Image.fromarray(np.where(grey == clear, 255, grey >> 8).astype(np.uint8))
     if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
         seen = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
-    if image.mode.startswith("I;16"): return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode not in ("I", "F"): return image
     grey = np.asarray(image, np.float64)                                                       # [H, W]
     if not (grey.min() >= 0 and grey.max() < 2**16):

@@ -68,10 +68,10 @@ class Elsewhere(QKSError):
 def together(
     work, # a function without arguments
 ): # what it returned in this process
-    "Do some work in every process. Where it fails in one with a `QKSError`, all of them stop: the first that failed raises its own, the others `Elsewhere`."
+    "Do some work in every process. Where it fails in one with a `QKSError` or an `OSError`, all of them stop: the first that failed raises its own, the others `Elsewhere`."
     state, result, mine = process_state(), None, None
     try: result = work()
-    except QKSError as error: mine = error
+    except (QKSError, OSError) as error: mine = error                                       # a mistake; a full disk
     if state.num_processes > 1:
         told = gather_object([None if mine is None else str(mine)])                         # in the order of the processes
         first = next((number for number, message in enumerate(told) if message is not None), state.process_index)

@@ -48,11 +48,14 @@ def load_model(
     "Load what is to be evaluated; QKSError for what is no model."
     is_file = Path(model).is_file()
     if pretrained and not vlp:
-        try: vlp = json.loads((model_folder(model)/"config.json").read_text(encoding="utf-8"))["vlp"]["name"]  # the model's own, from another place
+        try: # the model's own, from another place
+            source = json.loads((model_folder(model)/"config.json").read_text(encoding="utf-8"))["vlp"]
+            vlp, quick_gelu = source["name"], quick_gelu and source["quick_gelu"]
         except (OSError, ValueError, KeyError, TypeError):
             raise QKSError(f"pretrained={pretrained!r} are weights of a VLP that is not named: pass --vlp as well, such as --vlp ViT-B-16") from None
     if is_file and not vlp: raise QKSError(f"{model} is a checkpoint file, which holds no VLP to run: pass --vlp and --pretrained, such as --vlp ViT-B-16 --pretrained openai")
     if n_heads is not None and not is_file: raise QKSError(f"heads are read from the configuration of {model}: leave --heads out, it is for a checkpoint file")
+    if not (vlp or quick_gelu): raise QKSError(f"{model} knows its VLP and how its weights were trained: leave --gelu out")
     tower = load_vlp(vlp, pretrained, device, precision, quick_gelu=quick_gelu) if vlp else None
     if is_file: return QKS(tower, QKSHead.from_official(model, n_heads))
     loaded = QKS.from_pretrained(model, tower, device)

@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt
 from .core import QKSError, load_image
 from .model import QKS
 from .plots import PLAIN, draw_attention, draw_panels, draw_tags, token_attention
-from .tagging import check_tag_arguments, rank_labels
+from .tagging import check_tag_arguments, rank_labels, read_labels, write_labels
 
 # %% ../nbs/14_explore.ipynb #14e00009
 @plt.rc_context(PLAIN)
@@ -93,10 +93,12 @@ class Explorer:
         top_k: int = 4, # tags shown
         unseen=(), # labels that training never saw, for the stars
     ):
+        if not pictures: raise QKSError("there is no picture to begin with: give at least one, by a name")
+        check_tag_arguments(labels, None, None)
         self.qks, self.pictures, self.top_k, self.unseen = qks, dict(pictures), top_k, unseen
         self.picture = widgets.Dropdown(options=list(pictures), description="picture")
         self.upload = widgets.FileUpload(accept="image/*", multiple=True, description="your own")
-        self.labels = widgets.Text(", ".join(labels), description="labels", continuous_update=False, layout=widgets.Layout(width="95%"))
+        self.labels = widgets.Text(write_labels(labels), description="labels", continuous_update=False, layout=widgets.Layout(width="95%"))
         self.token = widgets.IntSlider(0, 0, qks.head.config.n_queries - 1, description="token", continuous_update=False)
         self.answer, self.look, self.told = widgets.Image(), widgets.Image(), widgets.HTML()
         for control, react in ((self.picture, self.tag), (self.labels, self.tag), (self.token, self.show_token), (self.upload, self.take)): control.observe(react, "value")
@@ -105,17 +107,17 @@ class Explorer:
 
     def tag(self, change=None): # the picture with the labels that are typed
         image, grid = self.pictures[self.picture.value], self.qks.vlp.grid
-        try: labels = check_tag_arguments([label.strip() for label in self.labels.value.split(",")], None, None)
+        try: labels = check_tag_arguments(read_labels(self.labels.value), None, None)
         except QKSError as error: return self.tell(error)
         output = self.qks.predict([image], self.qks.pool.embed(self.qks.vlp, labels), return_attention=True)
-        self.tags, self.attention = rank_labels(labels, output.logits[0], output.token_index[0]), output.attention   # of all labels, for the tokens
-        self.answer.value = picture_bytes(plot_answer(image, self.tags[:self.top_k], self.attention, grid, unseen=self.unseen))
+        self.tags, self.shown = rank_labels(labels, output.logits[0], output.token_index[0]), (image, output.attention)   # all tags, for the tokens; what both figures are of
+        self.answer.value = picture_bytes(plot_answer(image, self.tags[:self.top_k], output.attention, grid, unseen=self.unseen))
         self.token.value = self.tags[0][2]
         self.tell(), self.show_token()
 
     def show_token(self, change=None): # what the token on the slider looks at
-        chosen = [label for label, _, token in self.tags if token == self.token.value]
-        self.look.value = picture_bytes(plot_token(self.pictures[self.picture.value], self.attention, self.token.value, self.qks.vlp.grid, chosen))
+        chosen, (image, attention) = [label for label, _, token in self.tags if token == self.token.value], self.shown
+        self.look.value = picture_bytes(plot_token(image, attention, self.token.value, self.qks.vlp.grid, chosen))
 
     def take(self, change): # the pictures that a user brought
         try: brought = read_uploads(change["new"])
@@ -123,5 +125,6 @@ class Explorer:
         self.pictures |= brought
         self.picture.options = list(self.pictures)
         if brought: self.picture.value = list(brought)[-1]
+        self.tag()                                                                              # perhaps another picture of the same name
 
     def tell(self, error=""): self.told.value = error and f"<b>{html.escape(str(error))}</b>"

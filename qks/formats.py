@@ -8,6 +8,7 @@ __all__ = ['COCO_SEEN_48', 'COCO_UNSEEN_17', 'COCO_UNSEEN_15', 'COCO_DIVISIONS',
            'read_voc_objects', 'index_voc', 'own_rows', 'index_folder']
 
 # %% ../nbs/08_formats.ipynb #0d243e53
+import csv
 import json
 import re
 from dataclasses import replace
@@ -204,18 +205,18 @@ def own_rows(
     path, # a table with the columns image and labels, in any order, perhaps among others
 ): # yields (line number, image, labels) for every row that is not blank
     "Walk through a table of one's own, as a spreadsheet saves it; raises `QKSError` with the line for what is no such table."
-    line = next(iter(text_lines(path)))
-    delimiter = ";" if ";" in line and "," not in line else ","                             # of spreadsheets in countries with a decimal comma
-    header = [name.strip().strip('"').strip() for name in line.split(delimiter)]
+    delimiter = ";" if ";" in (line := next(iter(text_lines(path)))) and "," not in line else ","   # of spreadsheets in countries with a decimal comma
+    try: header = [name.strip() for name in next(csv.reader([line], delimiter=delimiter))]
+    except csv.Error as error: raise QKSError(f"{path} line 1 is no header ({error}): expected 'image,labels'") from error
     names = [name.lower() for name in header]
     if not names.count("image") == names.count("labels") == 1:
         raise QKSError(f"{path} line 1 is {line[:80]!r}: expected the header 'image,labels', with or without other columns")
     places, rows = [names.index(name) for name in ("image", "labels")], csv_rows(path, tuple(header), delimiter=delimiter)
     kept = [(number, *(row[place].strip() for place in places)) for number, row in rows if any(value.strip() for value in row)]
     cells = [(number, cell) for number, _, cell in kept if cell]
-    for other, most in ((";", 0), (",", len(cells)/2)): # what stands between labels in other tools; a label may hold a comma, but hardly most of them do
+    for other, share in ((";", 0.5), (",", 0.51)): # what stands between labels in other tools; a label may hold it, but hardly most of them do
         wrong = [(number, cell) for number, cell in cells if other in cell]
-        if len(wrong) > most and not any("|" in cell for _, cell in cells):
+        if wrong and len(wrong) >= share*len(cells) and not any("|" in cell for _, cell in cells):
             raise QKSError(f"{path} line {wrong[0][0]}: {wrong[0][1][:60]!r} looks like several labels with {other!r} between them: put '|' there")
     for number, image, cell in kept: yield number, image, [label.strip() for label in cell.split("|")] if cell else []
 

@@ -177,6 +177,7 @@ def _load(folder, vlp=None, device=None):
     if not path.is_file(): raise QKSError(f"{folder} is not a saved QKS: expected a folder with config.json and head.safetensors, the folder of a finished run, or 'pocket'")
     try:
         config = json.loads(path.read_text())
+        if "train" in config: raise QKSError(f"the run in {folder} has no model yet: go on with it (qks train … --resume) until it is finished")
         source, sizes, pool, expected, labels = config["vlp"], config["head"], PromptPool(config["templates"]), config["vlp_fingerprint"], [*config.get("labels", ())]
         head = QKSHead.from_state({name: tensor.float() for name, tensor in read_tensors(path.with_name("head.safetensors")).items()},
                                   sizes["n_heads"], sizes["dropout"])
@@ -186,7 +187,7 @@ def _load(folder, vlp=None, device=None):
     except (ValueError, KeyError, TypeError) as error: # ValueError: no JSON, no UTF-8
         raise QKSError(f"{path} is damaged ({type(error).__name__}: {error}): expected the keys head, templates, vlp and vlp_fingerprint; save the model again") from error
     if fingerprint(vlp) != expected:
-        raise QKSError(f"the head in {folder} was trained on another VLP than {vlp.name} as it is loaded here: name the one it was trained on, with its weights (--vlp and --pretrained on the command line, vlp= in Python), or another model (--model)")
+        raise QKSError(f"the head in {folder} was trained on another VLP than {vlp.name} as it is loaded here: name the one it was trained on, with its weights (--vlp, --pretrained and perhaps --gelu on the command line, vlp= in Python), or another model")
     return vlp, head, pool, labels
 
 # %% ../nbs/10_model.ipynb #8af62fd8
@@ -199,7 +200,7 @@ def _tags(qks, read, embeddings, rank, batch_size):
 # %% ../nbs/10_model.ipynb #8af62fdb
 class QKS:
     "A frozen VLP, a trained head and a prompt pool: pictures and label names in, tags out."
-    def __init__(self, vlp: VLP, head: QKSHead, pool: PromptPool = None, labels=()): # labels: names it was trained on or tested with, where known
+    def __init__(self, vlp: VLP, head: QKSHead, pool: PromptPool = None, labels=()): # labels: names it was trained on, where known
         if not isinstance(vlp, VLP): raise QKSError(f"vlp is {vlp!r}: pass a VLP, as load_vlp('ViT-B-16', 'openai') gives it")
         if head.projection.shape != vlp.projection.shape:
             raise QKSError(f"the head was made for a VLP with [D, E] = {list(head.projection.shape)}, but that of {vlp.name} is {list(vlp.projection.shape)}: use the VLP that the head was trained with")

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ONE_PROMPT', 'RUN_MARK', 'KEPT', 'train_head', 'baseline_scores', 'label_groups', 'scenes_figure', 'save_figures',
-           'prepare_run', 'provenance', 'ReproduceConfig', 'train_and_score', 'save_run', 'reproduce']
+           'run_files', 'prepare_run', 'provenance', 'ReproduceConfig', 'train_and_score', 'save_run', 'closing_words',
+           'reproduce']
 
 # %% ../nbs/14_reproduce.ipynb #cbbb8920
 import json
@@ -107,23 +108,32 @@ def save_figures(
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items(): figure.savefig(folder/f"{name}.png", dpi=110, bbox_inches="tight")
 
-# %% ../nbs/14_reproduce.ipynb #3923bc42
+# %% ../nbs/14_reproduce.ipynb #3923bc40
 RUN_MARK = "config.json" # written first, so that a run's folder can be told from any other
 KEPT = "tokens" # hours of computing, which answer for themselves: a cache is used for its own images and VLP only
 
+def run_files(
+    folder, # where a run's results go
+    force: bool = False, # replace an earlier run
+) -> list: # paths of an earlier run, in the order in which they may go: first what says that it is finished
+    "What is in the way of a run; raises `QKSError` where it is not to be replaced, or is no run."
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir(): raise QKSError(f"{folder} is a file: name a new folder for the run")
+    there = [path for path in folder.glob("*") if not path.match(f".{RUN_MARK}.*.part") and path.name != ".lock"]   # not what a kill left of a start
+    if there and not force: raise QKSError(f"run folder {folder} exists already: pass --force to replace it, or name another one")
+    if there and not (folder/RUN_MARK).is_file(): raise QKSError(f"{folder} holds no run of qks, so it is not replaced: name a new folder")
+    return sorted(there, key=lambda path: path.name != "results.json")
+
+# %% ../nbs/14_reproduce.ipynb #3923bc42
 def prepare_run(
     folder, # where a run's results go
     force: bool = False, # replace an earlier run
     config: dict = None, # what is asked for
     cache=None, # folder of image tokens, which stays wherever it lies
-) -> Path: # the folder, empty but for the configuration and an earlier run's tokens
+) -> Path: # the folder, empty but for the configuration and image tokens
     "Make a run's folder; raises `QKSError` where it exists and `force` is not given, or where it holds something else."
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir(): raise QKSError(f"{folder} is a file: name a new folder for the run")
-    there = [path for path in folder.glob("*") if not path.match(f".{RUN_MARK}.*.part")]          # not what a kill left of a start
-    if there and not force: raise QKSError(f"run folder {folder} exists already: pass --force to replace it, or name another one")
-    if there and not (folder/RUN_MARK).is_file(): raise QKSError(f"{folder} holds no run of qks, so it is not replaced: name a new folder")
-    for path in sorted(there, key=lambda path: path.name != "results.json"):                      # first what says that it is finished
+    for path in run_files(folder, force):
         holds_tokens = path.name.startswith(KEPT) or (cache is not None and Path(cache).resolve().is_relative_to(path.resolve()))
         if path.name != RUN_MARK and not holds_tokens: shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     folder.mkdir(parents=True, exist_ok=True)
@@ -160,7 +170,7 @@ def train_and_score(benchmark: Benchmark, head_config: HeadConfig, train_config:
         logits, token_index = score_images(head, benchmark.tokens["test"], benchmark.embeddings)
         if not process_state().is_main_process: continue
         metrics = evaluate_scores(logits, benchmark.test.labels, benchmark.test.n_seen, train_config.topk)
-        runs.append({"seed": seed, "model": QKS(benchmark.vlp, head, benchmark.pool, benchmark.test.label_names), "history": history,
+        runs.append({"seed": seed, "model": QKS(benchmark.vlp, head, benchmark.pool, benchmark.test.label_names[:benchmark.test.n_seen]), "history": history,
                      "logits": logits, "token_index": token_index, "metrics": metrics})
     return runs
 
@@ -179,7 +189,7 @@ def save_run(
     told = report({**scores, "QKS": best["logits"]}, labels, n_seen, ReportConfig(topk=tuple(topk)), benchmark.test.label_names, benchmark.test.label_ids)
     rows = {name: summarise([told["rows"][name]["official"]["metrics"]]) for name in scores} | {"QKS": summarise([run["metrics"] for run in runs])}
     table, ap = results_table(rows, topk), told["rows"]["QKS"]["official"]["ap_per_label"]
-    results = {"protocol": "official", "selection": config["train"]["selection"], "seeds": [run["seed"] for run in runs], "rows": rows,
+    results = {"protocol": "official", "selection": config["train"]["selection"], "init": config.get("init"), "seeds": [run["seed"] for run in runs], "rows": rows,
                "runs": [{"seed": run["seed"], "metrics": run["metrics"], "history": run["history"]} for run in runs],
                "labels": {"seen": n_seen, "unseen": labels.shape[1] - n_seen}, "ap_per_label": ap,
                "images": {name: len(getattr(benchmark, name)) for name in benchmark.tokens},
@@ -190,6 +200,24 @@ def save_run(
     save_figures(folder/"figures", best["model"], benchmark, best["history"], best["logits"], best["token_index"])
     write_whole(folder/"results.json", json.dumps(results, indent=1) + "\n")                      # last: the run is finished
     return table
+
+# %% ../nbs/14_reproduce.ipynb #9af238d1
+def closing_words(
+    results: dict, # what `save_run` wrote into results.json
+    recipe: TrainConfig, # that was trained with
+) -> list: # sentences
+    "Which epoch was kept, and what the numbers say of the recipe."
+    seen = {name: row["seen"]["mAP"]["mean"] for name, row in results["rows"].items()}
+    history = results["runs"][0]["history"]
+    kept, best = max(history, key=lambda row: row["score"])["epoch"], max((name for name in seen if name != "QKS"), key=seen.get)
+    words = [f"Epoch {kept} of {len(history)} was kept{', of the first seed' if len(results['runs']) > 1 else ''}, the best by the rule {recipe.selection!r}; protocol 'official'"]
+    low = 1.001*recipe.lr/100                                                            # a tenth of a tenth is no exact hundredth
+    if history[-1]["lr"] <= low and recipe.schedule == "plateau":
+        fell = next(row["epoch"] for row in history if row["lr"] <= low)
+        words.append(f"By epoch {fell} the plateau schedule had brought the learning rate to a hundredth, and little was learnt from there on: with few images try --schedule cosine, and a higher --lr")
+    if seen["QKS"] < seen[best]:
+        words.append(f"On the labels it was trained on the head ({100*seen['QKS']:.1f} seen mAP) is no better than the frozen model without it ({best!r}, {100*seen[best]:.1f}): train longer" + ", or at a higher rate, such as --lr 1e-4 --schedule cosine"*(recipe.lr < 1e-4))
+    return words
 
 # %% ../nbs/14_reproduce.ipynb #40a2e7ff
 def reproduce(

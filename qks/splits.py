@@ -79,6 +79,7 @@ def index_own(
     lists, tables, found = [name for name in (seen, unseen) if name], {"train": train, "test": test}, {}
     seen, unseen = label_list(root, seen), label_list(root, unseen) or ()
     if test_part is not None:
+        if test != "test.csv" or (Path(root)/test).is_file(): raise QKSError(f"a part of {train} is to be tested on, and there is {test} as well: leave --test-part out, or take the table away")
         parts = holdout(index_folder(root, train, seen, unseen, image_folder, lists), test_part, seed=0)
         return {split: part for split, part in (("train", without_unseen(parts[0])), ("test", parts[1])) if split in splits}
     for split in sorted(splits, reverse=True): # training first

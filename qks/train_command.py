@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECIPE', 'CHOSEN', 'Begun', 'read_dtype', 'add_training_arguments', 'read_recipe', 'training_tokens', 'token_place',
-           'flat', 'claim_folder', 'ask_first', 'first_head', 'begin', 'closing_words', 'run_train']
+           'flat', 'check_claim', 'claim_folder', 'ask_first', 'first_head', 'begin', 'run_train']
 
 # %% ../nbs/15_train_command.ipynb #852e56d1
 import json
@@ -31,10 +31,10 @@ from .logs import RunConfig
 from .model import QKS, HeadConfig, QKSHead
 from .protocols import usual_topk
 from .recipe import CHOICES, TrainConfig
-from .reproduce import RUN_MARK, prepare_run, save_run, train_and_score
+from .reproduce import RUN_MARK, closing_words, prepare_run, run_files, save_run, train_and_score
 from .splits import open_splits
 from .stream import ViewSampler
-from .training import check_identity
+from .training import alone_in, check_identity
 from .vlp import fingerprint, load_vlp
 
 # %% ../nbs/15_train_command.ipynb #a4214e1a
@@ -125,6 +125,23 @@ def flat(
     "The settings of a nested dictionary under their own names, for a comparison: without the place of weights, which are known by their fingerprint."
     return {name: value for key, item in config.items() for name, value in (flat(item) if isinstance(item, dict) else {key: item}).items() if name != "pretrained"}
 
+# %% ../nbs/15_train_command.ipynb #d15734a0
+def check_claim(
+    out, # the run's folder
+    force: bool = False, # replace an earlier run
+    resume: bool = False, # go on with it
+    cache=None, # folder of its image tokens
+):
+    "Raise `QKSError` where a run's folder is not to be had: it holds another run, a finished one, or something else."
+    if force and resume: raise QKSError("--resume goes on with a run, and --force deletes it: pass one of the two")
+    folder, begun = Path(out), (Path(out)/RUN_MARK).is_file()
+    if cache is not None and any(Path(cache).resolve().is_relative_to((folder/part).resolve()) for part in ("training", "model", "figures")):
+        raise QKSError(f"the cache {cache} lies among what --force deletes of a run: name a folder elsewhere, such as {folder/'tokens'}")
+    finished = (folder/"results.json").exists()
+    if begun and resume and finished: raise QKSError(f"the run in {folder} is finished: its table is in table.md, its model in model/; name another folder for a new run")
+    if begun and not (force or resume or finished): raise QKSError(f"{folder} holds a run that was not finished: pass --resume to go on, or --force to replace it")
+    if not (begun and resume): run_files(folder, force)
+
 # %% ../nbs/15_train_command.ipynb #d15734a6
 def claim_folder(
     out, # the run's folder
@@ -134,20 +151,16 @@ def claim_folder(
     cache=None, # folder of its image tokens, which no `force` deletes
 ) -> Path: # the folder
     "Make a run's folder, or find it again; raises `QKSError` where it holds another run, or a finished one."
-    if force and resume: raise QKSError("--resume goes on with a run, and --force deletes it: pass one of the two")
+    check_claim(out, force, resume, cache)
     folder, config = Path(out), json.loads(json.dumps(config))
-    mark, finished = folder/RUN_MARK, (folder/"results.json").exists()
-    if mark.is_file() and not force:
-        if resume and finished: raise QKSError(f"the run in {folder} is finished: its table is in table.md, its model in model/; name another folder for a new run")
-        if not resume and not finished: raise QKSError(f"{folder} holds a run that was not finished: pass --resume to go on, or --force to replace it")
-        if resume:
-            try: found = json.loads(mark.read_text(encoding="utf-8").strip() or "{}")
-            except ValueError as error: raise QKSError(f"{mark} is damaged: pass --force to begin again") from error
-            if found and any(folder.glob("training/*/step-*")): check_identity(flat(found), flat(config), folder)
-            else: write_whole(mark, json.dumps(config, indent=1) + "\n")                       # nothing is trained yet, so nothing can disagree
-            for part in (*folder.glob(".*.part"), *folder.glob("model/.*.part")): part.unlink()    # what a kill left of a file
-            return folder
-    return prepare_run(folder, force, config, cache)
+    mark = folder/RUN_MARK
+    if force or not mark.is_file(): return prepare_run(folder, force, config, cache)
+    try: found = json.loads(mark.read_text(encoding="utf-8").strip() or "{}")
+    except ValueError as error: raise QKSError(f"{mark} is damaged: pass --force to begin again") from error
+    if found and any(folder.glob("training/*/step-*")): check_identity(flat(found), flat(config), folder)
+    else: write_whole(mark, json.dumps(config, indent=1) + "\n")                               # nothing is trained yet, so nothing can disagree
+    for part in (*folder.glob(".*.part"), *folder.glob("model/.*.part")): part.unlink()            # what a kill left of a file
+    return folder
 
 # %% ../nbs/15_train_command.ipynb #9af238c7
 def ask_first(
@@ -193,26 +206,10 @@ def begin(
     logs = partial(RunConfig, keep=args.keep, save_steps=args.save_steps, log_steps=args.log_steps, log_with=tuple(args.log_with))
     logs(args.out), check_count("seeds", args.seeds), check_count("views", args.views)
     place, replaces = token_place(args, many), args.force and (args.out/RUN_MARK).is_file()
+    check_claim(args.out, args.force, args.resume, place[0])
     vlp = load_vlp(args.vlp, args.pretrained, args.device or device, quick_gelu=not args.gelu)
     if first := first_head(args.init, vlp): sizes = first.config
     return Begun(recipe, sizes, first and first.state_dict(), logs, place, replaces, vlp, ask_first(args, vlp, *place[:2], splits, recipe.topk))
-
-# %% ../nbs/15_train_command.ipynb #9af238d1
-def closing_words(
-    results: dict, # what `save_run` wrote into results.json
-    recipe: TrainConfig, # that was trained with
-) -> list: # sentences
-    "Which epoch was kept, and what the numbers say of the recipe."
-    seen = {name: row["seen"]["mAP"]["mean"] for name, row in results["rows"].items()}
-    history = results["runs"][0]["history"]
-    kept, best = max(history, key=lambda row: row["score"])["epoch"], max((name for name in seen if name != "QKS"), key=seen.get)
-    words = [f"Epoch {kept} of {len(history)} was kept, the best by the rule {recipe.selection!r}; protocol 'official'"]
-    if history[-1]["lr"] <= recipe.lr/100 and recipe.schedule == "plateau":
-        fell = next(row["epoch"] for row in history if row["lr"] <= recipe.lr/100)
-        words.append(f"By epoch {fell} the plateau schedule had brought the learning rate to a hundredth, and little was learnt from there on: with few images try --schedule cosine, and a higher --lr")
-    if seen["QKS"] < seen[best]:
-        words.append(f"On the labels it was trained on the head ({100*seen['QKS']:.1f} seen mAP) is no better than the frozen model without it ({best!r}, {100*seen[best]:.1f}): train longer" + ", or at a higher rate, such as --lr 1e-4 --schedule cosine"*(recipe.lr < 1e-4))
-    return words
 
 # %% ../nbs/15_train_command.ipynb #9af238cd
 def run_train(args):
@@ -222,22 +219,23 @@ def run_train(args):
     recipe, sizes, first, logs, (cache, dtype, place), replaces, vlp, parts = together(lambda: begin(args, many, str(state.device) if many else None))
     seeds = range(args.seed, args.seed + args.seeds)
     config = {"root": str(args.root.resolve()), "vlp": vlp.source | {"fingerprint": fingerprint(vlp)}, "head": asdict(sizes), "init": first and state_digest({name: tensor.cpu() for name, tensor in first.items()}, ""), "train": asdict(recipe), "seeds": args.seeds, "tokens": place, "views": args.views}
-    def claim(): return state.is_main_process and claim_folder(args.out, config, args.force, args.resume, cache)
-    if not replaces: together(claim)                                                     # an earlier run stays until every image was read
-    tokens = partial(training_tokens, workers=args.workers, cache=cache, dtype=dtype, views=args.views, live=args.no_cache)
-    try: benchmark = in_turns(lambda: load_benchmark(args.root, vlp, workers=args.workers, parts=parts, cache=cache, dtype=dtype, train_tokens=tokens))
-    except KeyboardInterrupt as stopped:
-        kept = f"{cache} keeps what is finished" if cache else "none of them is kept without --cache"
-        raise Interrupted(f"stopped while image tokens were computed, and {kept}: run the same {'again' if replaces else 'with --resume to go on'}") from stopped
-    if replaces: together(claim)
-    try:
-        runs = train_and_score(benchmark, sizes, recipe, seeds, lambda seed: logs(args.out/"training"/f"seed{seed}"), first)
-        table = together(lambda: state.is_main_process and save_run(args.out, config, benchmark, runs, recipe.topk, {"all": round(time.time() - clock, 1)}))
-    except Interrupted: raise
-    except KeyboardInterrupt as stopped:                                                 # between the steps of training, or after them
-        raise Interrupted(f"stopped, and {args.out/'training'} keeps what is trained: run the same with --resume to go on") from stopped
-    if state.is_main_process:
-        words = closing_words(json.loads((args.out/"results.json").read_text(encoding="utf-8")), recipe)
-        print(table, *words, f"Model and figures are in {args.out}; next: qks tag PICTURE.jpg --model {args.out}", sep="\n")
+    with alone_in(args.out, state.is_main_process):                                      # no other command may take the folder meanwhile
+        def claim(): return state.is_main_process and claim_folder(args.out, config, args.force, args.resume, cache)
+        if not replaces: together(claim)                                                 # an earlier run stays until every image was read
+        tokens = partial(training_tokens, workers=args.workers, cache=cache, dtype=dtype, views=args.views, live=args.no_cache)
+        try: benchmark = in_turns(lambda: load_benchmark(args.root, vlp, workers=args.workers, parts=parts, cache=cache, dtype=dtype, train_tokens=tokens))
+        except KeyboardInterrupt as stopped:
+            kept = f"{cache} keeps what is finished" if cache else "none of them is kept without --cache"
+            raise Interrupted(f"stopped while image tokens were computed, and {kept}: run the same {'again' if replaces else 'with --resume to go on'}") from stopped
+        if replaces: together(claim)
+        try:
+            runs = train_and_score(benchmark, sizes, recipe, seeds, lambda seed: logs(args.out/"training"/f"seed{seed}"), first)
+            table = together(lambda: state.is_main_process and save_run(args.out, config, benchmark, runs, recipe.topk, {"all": round(time.time() - clock, 1)}))
+        except Interrupted: raise
+        except KeyboardInterrupt as stopped:                                             # between the steps of training, or after them
+            raise Interrupted(f"stopped, and {args.out/'training'} keeps what is trained: run the same with --resume to go on") from stopped
+        if state.is_main_process:
+            words = closing_words(json.loads((args.out/"results.json").read_text(encoding="utf-8")), recipe)
+            print(table, *words, f"Model and figures are in {args.out}; next: qks tag PICTURE.jpg --model {args.out}", sep="\n")
     state.wait_for_everyone()
     if many: state.destroy_process_group()

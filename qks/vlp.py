@@ -149,8 +149,7 @@ def fingerprint(
 # %% ../nbs/02_vlp.ipynb #02f00001
 def _head_width(width):
     "Channels of a head in an image tower of this width: as open_clip's own ViTs have them, 80 in ViT-H; else 64, as OpenAI's."
-    towers = [open_clip.get_model_config(name)["vision_cfg"] for name in open_clip.list_models()]
-    found = {tower.get("head_width", 64) for tower in towers if tower.get("width") == width and isinstance(tower.get("layers"), int)}
+    found = {tower.get("head_width", 64) for name in open_clip.list_models() if (tower := open_clip.get_model_config(name)["vision_cfg"]).get("width") == width and isinstance(tower.get("layers"), int)}
     return found.pop() if len(found) == 1 else 64
 
 # %% ../nbs/02_vlp.ipynb #7f160274
@@ -226,6 +225,7 @@ def load_vlp(
     if precision not in PRECISIONS:
         raise QKSError(f"unknown precision {precision!r}: give 'fp32', 'bf16' or 'fp16'")
     is_path = isinstance(pretrained, Path) or (isinstance(pretrained, str) and (Path(pretrained).is_file() or "/" in pretrained or "." in pretrained))
+    if not (is_path or quick_gelu): raise QKSError(f"quick_gelu=False (--gelu) says how a weight file was trained, and {name} with {pretrained or 'its own weights'} is known: leave it out")
     if is_path: model, tokenizer = _from_file(pretrained, quick_gelu)
     elif name == "pocket" and pretrained is None:
         source = f"local-dir:{ASSETS/'pocket_vlp'}"

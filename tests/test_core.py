@@ -52,6 +52,11 @@ def test_what_is_transparent_lies_on_white(tmp_path, mode, behind):
     assert [load_image(tmp_path / "clear.png").getpixel((x, 0)) for x in (0, 1)] == [(255,)*3, (40,)*3]
 
 
+def test_a_transparent_shade_of_sixteen_bit_grey(tmp_path):
+    Image.fromarray(np.array([[30_000, 7]], np.uint16)).save(tmp_path / "deep.png", transparency=7)
+    assert [load_image(tmp_path / "deep.png").getpixel((x, 0))[0] for x in (0, 1)] == [30_000 >> 8, 255]
+
+
 @pytest.mark.parametrize("values, dtype, shown", [([0, 128, 255], np.int32, [0, 128, 255]), ([0, 32_768, 65_535], np.int32, [0, 128, 255]), ([0, 0.5, 1], np.float32, [0, 127, 255]),
                                                   ([0, 128, 255], np.float32, [0, 128, 255]), ([0, 32_768, 65_535], np.uint16, [0, 128, 255])], ids=str)
 def test_deep_grey_is_scaled_not_cut_off(values, dtype, shown):

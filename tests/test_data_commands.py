@@ -396,7 +396,10 @@ def test_the_commands_of_the_readme_run(server, tmp_path, monkeypatch, nuswide, 
         words = line.split()
         assert words[:2] == ["qks", "data"]
         if words[2] == "pocket": words += ["--n-train", "20", "--n-test", "10"]
+        table, aside = Path("data/folder/test.csv"), Path("data/folder/aside")
+        if "--test-part" in words: table.rename(aside)  # one table, then two
         status = data(*words[2:])
+        if "--test-part" in words: aside.rename(table)
         assert status == 0 or status == 1 and words[3] in ("fetch", "check") and "pocket" not in line, line
     assert [len(open_splits(f"data/{name}")["test"].label_ids) for name in ("nuswide", "openimages", "coco", "voc", "folder", "pocket")] == [1006, 5, 80, 20, 3, 326]
 
@@ -434,3 +437,18 @@ def test_a_folder_of_ones_own_is_checked(tmp_path, capsys):
     assert data("folder", "check", tmp_path, "--decode") == 1 and "no images that can be decoded, the first: test1.png" in capsys.readouterr().out
     for name in ("train3.png", "test1.png"): Image.new("RGB", (8, 8)).save(tmp_path/name)
     assert data("folder", "check", tmp_path, "--decode") == 0 and "test images   4 of 4 images are there and decode" in capsys.readouterr().out
+
+
+def test_splits_that_were_prepared_apart_are_checked_together(tmp_path, capsys):
+    rows = [f"{number}.png,{'sun' if number % 2 else 'moon'}" for number in range(10)]
+    for number in range(10): Image.new("RGB", (8, 8)).save(tmp_path/f"{number}.png")
+    (tmp_path/"train.csv").write_text("\n".join(["image,labels", *rows]) + "\n")
+    (tmp_path/"all.txt").write_text("sun\nmoon\n")
+    assert data("folder", "prepare", tmp_path, "--splits", "train") == 0
+    assert data("folder", "check", tmp_path) == 0 and "the test split was not prepared" in capsys.readouterr().out
+    assert data("folder", "prepare", tmp_path, "--splits", "test", "--test-part", "0.2") == 0
+    assert data("folder", "check", tmp_path) == 1 and "stand in both splits" in capsys.readouterr().out
+    (tmp_path/"qks-index-train.npz").unlink()
+    assert data("folder", "prepare", tmp_path, "--splits", "test", "--test-part", "0.2", "--unseen", "all.txt") == 2  # of one table, the training images need labels, too
+    (tmp_path/"train.csv").rename(tmp_path/"test.csv")
+    assert data("folder", "prepare", tmp_path, "--splits", "test", "--unseen", "all.txt") == data("folder", "check", tmp_path) == 0

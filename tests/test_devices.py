@@ -236,6 +236,21 @@ def test_pieces_cover_a_batch_once(images, processes, parts):
     assert sum(weight * errors[piece].mean().item() for piece, weight in pieces) == pytest.approx(errors[rows].mean().item())
 
 
+@pytest.mark.parametrize("error", [QKSError("wrong"), OSError(28, "No space left on device")], ids=["mistake", "disk"])
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_what_fails_in_one_of_three(monkeypatch, error, index):
+    "The second fails: it raises its own error, the others that of another process; where none fails all get their answers."
+    monkeypatch.setattr(devices, "process_state", lambda: Meeting(index))
+    monkeypatch.setattr(devices, "gather_object", lambda mine: [None, str(error), None])
+    def work():
+        if index == 1: raise error
+        return index
+    with pytest.raises(type(error) if index == 1 else devices.Elsewhere) as caught: devices.together(work)
+    assert str(caught.value) == str(error) and (caught.value is error) == (index == 1)
+    monkeypatch.setattr(devices, "gather_object", lambda mine: [None]*3)
+    assert devices.together(lambda: index) == index
+
+
 def test_alone():
     state = process_state()
     assert (state.num_processes, state.process_index, state.is_main_process) == (1, 0, True)
@@ -273,7 +288,7 @@ def test_precisions():
 
 
 def test_a_mistake_is_told_once(commands, tmp_path):
-    "Two processes find the same mistake, or only one of them does: one sentence, no traceback of ours, nothing written."
+    "Both processes find it: one sentence, no traceback of ours, nothing written."
     environment = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "yes"}
     words = ["-m", "qks.cli", "train", str(commands[0].parent / "data"), "--out", str(tmp_path / "new"), "--topk", "3", "60"]
     done = subprocess.run([sys.executable, *TORCHRUN, *words], env=environment, capture_output=True, text=True, timeout=300)

@@ -337,3 +337,14 @@ def test_a_checkpoint_of_the_authors_tags_pictures(checkpoint, clip_file, open_i
 def test_the_best_patch_is_looked_for_where_the_tokens_are(tiny_vlp):
     tokens = torch.empty(3, tiny_vlp.n_tokens, tiny_vlp.width, device="meta")  # stands for a GPU; the labels come from the CPU
     assert best_patch_scores(tiny_vlp, tokens, torch.randn(5, tiny_vlp.embed_dim)).shape == (3, 5)
+
+
+def test_a_models_own_vlp_from_another_place(tmp_path, monkeypatch):
+    "Its weight file has moved: the name and the kind of activation are read from the model."
+    asked = []
+    def load(name, pretrained, *args, quick_gelu): asked.append((name, pretrained, quick_gelu)) or (_ for _ in ()).throw(QKSError("enough"))
+    monkeypatch.setattr("qks.evaluate_command.load_vlp", load)
+    for quick_gelu in (True, False):
+        (tmp_path / "config.json").write_text(json.dumps({"vlp": {"name": "ViT-B-16", "pretrained": "old.pt", "quick_gelu": quick_gelu}}))
+        with pytest.raises(QKSError, match="enough"): load_model(tmp_path, pretrained="moved.pt")
+    assert asked == [("ViT-B-16", "moved.pt", True), ("ViT-B-16", "moved.pt", False)]

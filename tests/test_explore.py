@@ -53,7 +53,7 @@ def test_every_control_draws_what_depends_on_it(explorer):
     assert figures(explorer)[0] != answer
 
 
-@pytest.mark.parametrize("words, told", [("cat, cat", "stands twice"), ("", "blank"), ("<i>,<i>", "&lt;i&gt;")])
+@pytest.mark.parametrize("words, told", [("cat, cat", "stands twice"), ("", "label list is empty"), ("cat,,dog", "blank"), ("<i>,<i>", "&lt;i&gt;")])
 def test_a_mistake_is_told_and_the_figures_stay(explorer, words, told):
     before = figures(explorer)
     explorer.labels.value = words
@@ -69,6 +69,35 @@ def test_pictures_of_ones_own(explorer):
     explorer.upload.value = (brought("text.png", b"no picture"),)
     assert "image text.png is not an image" in explorer.told.value and figures(explorer) == before
     assert read_uploads([]) == {}
+
+
+def test_the_token_shown_is_of_the_picture_shown(explorer):
+    "With a mistake in the labels another picture is chosen: the figures stay with the old one, and so do the token's looks."
+    explorer.token.value = 0
+    looks = {}
+    for token in (0, 1):
+        explorer.token.value = token
+        looks[token] = explorer.look.value
+    explorer.labels.value = "cat, cat"
+    explorer.picture.value, explorer.token.value = "two", 0
+    assert explorer.look.value == looks[0]
+
+
+def test_the_same_name_again_is_another_picture(explorer):
+    explorer.upload.value = (png(),)
+    before = figures(explorer)
+    PICTURES["two"].save(file := io.BytesIO(), "PNG")
+    explorer.upload.value = (brought("mine.png", file.getvalue()),)
+    assert figures(explorer) != before
+
+
+@pytest.mark.parametrize("pictures, labels, told", [({}, LABELS, "no picture to begin with"), (PICTURES, ["cat", "cat"], "stands twice"), (PICTURES, [], "label list is empty")])
+def test_nothing_to_begin_with(model, pictures, labels, told):
+    with pytest.raises(QKSError, match=told): Explorer(model, pictures, labels)
+
+
+def test_labels_with_a_comma(model):
+    assert {label for label, _, _ in Explorer(model, PICTURES, ["salt, pepper", "dog"]).tags} == {"salt, pepper", "dog"}
 
 
 def test_figures_refuse_what_does_not_fit(model):

@@ -153,15 +153,15 @@ def test_tables_that_are_refused(tmp_path, lines, said):
 
 
 @pytest.mark.parametrize("lines", [["Image,Labels", "1.jpg,a|b", "2.jpg,"], ["labels,note,image", "a|b,nice,1.jpg", ",,2.jpg"], ["image;labels", "1.jpg;a|b", "2.jpg;"],
-                                   ["image,labels", "1.jpg,a|b", "2.jpg,", ",", ","], ['"image","labels"', '"1.jpg","a|b"', '"2.jpg",""'], ["\ufeffimage,labels", "1.jpg,a | b", " 2.jpg , "]], ids=str)
+                                   ["image,labels", "1.jpg,a|b", "2.jpg,", ",", ","], ['"image","labels","a,b"', '"1.jpg","a|b",x', '"2.jpg","",'], ['"image","labels"', '"1.jpg","a|b"', '"2.jpg",""'], ["\ufeffimage,labels", "1.jpg,a | b", " 2.jpg , "]], ids=str)
 def test_tables_as_spreadsheets_save_them(tmp_path, lines):
     index = index_folder(own(tmp_path, *lines))
     assert index.images == ("1.jpg", "2.jpg") and index.label_names == ("a", "b") and index.labels().tolist() == [[1, 1], [-1, -1]]
 
 
 def test_a_label_may_hold_a_comma(tmp_path):
-    index = index_folder(own(tmp_path, "image,labels", '1.jpg,"salt, pepper"', "2.jpg,sea"))
-    assert index.label_names == ("salt, pepper", "sea")
+    index = index_folder(own(tmp_path, "image,labels", '1.jpg,"salt, pepper"', "2.jpg,sea", "3.jpg,b;c", "4.jpg,sea"))
+    assert index.label_names == ("salt, pepper", "sea", "b;c")
 
 
 def test_folder_arguments(tmp_path):

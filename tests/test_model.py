@@ -446,6 +446,9 @@ def test_the_folder_of_a_run_stands_for_its_model(qks, tmp_path):
     qks.save_pretrained(tmp_path / "run" / "model")
     (tmp_path / "run" / "config.json").write_text("{}")  # of the run
     assert QKS.from_pretrained(tmp_path / "run", qks.vlp).tag(PICTURE, LABELS) == qks.tag(PICTURE, LABELS)
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.json").write_text('{"train": {}}')
+    refused("the run in .*begun has no model yet: go on with it", QKS.from_pretrained, tmp_path / "begun", qks.vlp)
     refused("empty is not a saved QKS", QKS.from_pretrained, tmp_path / "empty", qks.vlp)
 
 

@@ -190,6 +190,10 @@ def test_one_table_for_both_splits(tmp_path):
     assert len(one["test"]) == 6 and len(one["train"]) == 24 and not set(one["train"].images) & set(one["test"].images)
     assert one["test"].images == again["test"].images and one["test"].label_ids == ("sand", "sea", "sky", "dog") and one["train"].label_ids == ("sand", "sea", "sky")
     assert list(index_splits(tmp_path, "folder", ["test"], test_part=0.2)) == ["test"]
+    for test in ("other.csv", "test.csv"):
+        if test == "test.csv": (tmp_path/test).write_text("image,labels\nx.jpg,sea\n")
+        with pytest.raises(QKSError, match="leave --test-part out, or take the table away"): index_splits(tmp_path, "folder", test_part=0.2, test=test)
+    (tmp_path/"test.csv").unlink()
     for part in (0, 1.5, 0.001):
         with pytest.raises(QKSError, match="leaves one part empty"): index_splits(tmp_path, "folder", test_part=part)
 

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from qks.core import QKSError
-from qks.tagging import find_pictures, rank_labels, read_pictures
+from qks.tagging import find_pictures, rank_labels, read_labels, read_pictures, write_labels
 
 
 def plain_ranking(labels, logits, token_index, top_k, threshold):
@@ -26,6 +26,20 @@ def test_ranking_equals_sorting_everything(top_k, threshold, kind):
     assert [p for _, p, _ in found] == pytest.approx([p for _, p, _ in expected], rel=1e-6)
 
 
+@pytest.mark.parametrize("text, labels", [("cat, dog,", ["cat", "dog"]), ('"salt, pepper",cat', ["salt, pepper", "cat"]), ("a,,b", ["a", "", "b"]), ("", []), ("cat\ndog\n", ["cat", "dog"]), ("a, b\nc", ["a", "b", "c"])])
+def test_labels_as_a_user_types_them(text, labels):
+    assert read_labels(text) == labels
+
+
+@pytest.mark.parametrize("labels", [["cat", "dog"], ["salt, pepper", "a \"b\"", "cat"], ["crème brûlée"]], ids=str)
+def test_labels_come_back(labels):
+    assert read_labels(write_labels(labels)) == labels
+
+
+def test_labels_that_cannot_be_read():
+    with pytest.raises(QKSError, match="are not separated by commas"): read_labels("x"*200_000)
+
+
 @pytest.fixture
 def folder(tmp_path):
     for name in ("b.PNG", "a.jpg", "deep/c.webp", "deep/notes.txt", ".hidden.png", ".cache/d.png", "deep/._a.jpg"):
@@ -35,9 +49,10 @@ def folder(tmp_path):
 
 
 def test_a_folder_stands_for_its_pictures(folder):
-    pictures, others = find_pictures([str(folder / "b.PNG"), folder])
+    Image.new("RGB", (4, 4)).save(folder / "film.mpg", "PNG")  # an ending that Pillow knows, of what it cannot show
+    pictures, others = find_pictures([str(folder / "b.PNG"), folder, f"{folder}/deep/../b.PNG"])
     assert pictures == [str(folder / name) for name in ("b.PNG", "a.jpg", "deep/c.webp")]  # each once, in the order in which they are named
-    assert others == [str(folder / "deep/notes.txt")]
+    assert others == [str(folder / "deep/notes.txt"), str(folder / "film.mpg")]
 
 
 def test_a_file_that_is_named_counts_whatever_its_ending(folder):

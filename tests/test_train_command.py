@@ -27,8 +27,9 @@ from qks.cli import main
 from qks.core import QKSError, load_image
 from qks.model import QKSHead
 from qks.prompts import PromptPool
-from qks.recipe import TrainConfig
-from qks.train_command import add_training_arguments, claim_folder, closing_words, first_head, flat, read_recipe, training_tokens
+from qks.recipe import TrainConfig, make_schedule
+from qks.reproduce import closing_words
+from qks.train_command import add_training_arguments, claim_folder, first_head, flat, read_recipe, training_tokens
 from qks.vlp import VLP, load_vlp
 
 TESTS = Path(__file__).parent
@@ -263,6 +264,29 @@ def test_other_numbers_in_the_cache(pocket, tmp_path, monkeypatch, capsys, views
 
 # ---- the folder
 
+def test_a_run_in_the_making_is_not_replaced(pocket, tmp_path, monkeypatch, capsys):
+    "Another command holds the folder: neither --force nor --resume gets it, and nothing is deleted."
+    monkeypatch.setattr("qks.training.LOCK_SECONDS", 0.1)
+    assert train(pocket, tmp_path / "run") == 0
+    kept = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    other = subprocess.Popen([sys.executable, "-c", f"from filelock import FileLock; lock = FileLock({str(tmp_path / 'run' / '.lock')!r}); lock.acquire(); print('held', flush=True); input()"],
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "held\n"
+    capsys.readouterr()
+    assert train(pocket, tmp_path / "run", "--force") == 2 and "another process trains in" in said(capsys)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == kept
+    other.kill()
+    other.wait()
+
+
+def test_what_cannot_be_claimed_is_told_before_anything_is_computed(pocket, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("qks.train_command.load_benchmark", lambda *args, **kwargs: pytest.fail("began to compute"))
+    claim_folder(tmp_path / "begun", {"seeds": 1})
+    for out, words, told in (("begun", ["--force", "--resume"], "pass one of the two"), ("begun", [], "was not finished"), ("new", ["--cache", str(tmp_path / "new" / "training" / "t")], "lies among what --force deletes")):
+        assert train(pocket, tmp_path / out, *words) == 2 and told in said(capsys)
+    assert not (tmp_path / "new").exists() and [path.name for path in (tmp_path / "begun").iterdir()] == ["config.json"]
+
+
 @pytest.mark.parametrize("cache", [".", "deep/tokens-of-mine", "tokens"])
 def test_no_force_deletes_image_tokens(tmp_path, cache):
     "Hours of computing, in whatever folder of the run they lie."
@@ -318,12 +342,21 @@ def test_the_authors_head_to_begin_with(tmp_path, tiny_vlp):
 def row(mAP): return {"seen": {"mAP": {"mean": mAP}}}
 
 
-@pytest.mark.parametrize("lrs, schedule, frozen, words", [([1e-3, 1e-3, 1e-3], "plateau", 0.2, 1), ([1e-3, 1e-4, 1e-5], "plateau", 0.2, 2), ([1e-3, 1e-4, 1e-5], "cosine", 0.2, 1), ([1e-3, 1e-4, 1e-5], "plateau", 0.9, 3)])
-def test_what_is_said_at_the_end(lrs, schedule, frozen, words):
-    history = [{"epoch": epoch, "lr": lr, "score": -abs(epoch - 2)} for epoch, lr in enumerate(lrs, 1)]
-    told = closing_words({"rows": {"VLP best patch": row(frozen), "VLP zero-shot": row(0.1), "QKS": row(0.5)}, "runs": [{"history": history}]}, TrainConfig(lr=1e-3, schedule=schedule))
-    assert len(told) == words and told[0].startswith("Epoch 2 of 3 was kept") and ("By epoch 3" in " ".join(told)) == (words > 1)
-    assert ("(50.0 seen mAP) is no better than the frozen model without it ('VLP best patch', 90.0)" in told[-1]) == (frozen > 0.5)
+@pytest.mark.parametrize("lr", [1e-5, 1e-4, 2e-5, 3e-5, 1e-3])
+@pytest.mark.parametrize("schedule, falls, frozen, words", [("plateau", 0, 0.2, 1), ("plateau", 2, 0.2, 2), ("cosine", 2, 0.2, 1), ("plateau", 2, 0.9, 3)])
+def test_what_is_said_at_the_end(lr, schedule, falls, frozen, words):
+    "Rates as the schedule itself makes them: a tenth of a tenth is no exact hundredth."
+    recipe = TrainConfig(lr=lr, schedule=schedule)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr)
+    plateau, history = make_schedule(optimizer, TrainConfig(lr=lr), 1), []
+    for epoch in range(1, 2 + 2*falls + 1):
+        history.append({"epoch": epoch, "lr": optimizer.param_groups[0]["lr"], "score": -abs(epoch - 2)})
+        plateau.step(0.)
+    told = closing_words({"rows": {"VLP best patch": row(frozen), "VLP zero-shot": row(0.1), "QKS": row(0.5)}, "runs": [{"history": history}]}, recipe)
+    assert len(told) == words and told[0].startswith(f"Epoch 2 of {len(history)} was kept, the best")
+    assert (f"By epoch {len(history)}" in " ".join(told)) == (words > 1), (history, told)
+    assert ("(50.0 seen mAP) is no better than the frozen model without it ('VLP best patch', 90.0)" in told[-1]) == (frozen > 0.5) and ("--lr 1e-4" in told[-1]) == (frozen > 0.5 and lr < 1e-4)
+    assert "of the first seed" in closing_words({"rows": {"VLP": row(0.1), "QKS": row(0.5)}, "runs": [{"history": history}]*2}, recipe)[0]
 
 
 def test_few_labels_have_fewer_places(pocket, tmp_path, capsys):
