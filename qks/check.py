@@ -67,6 +67,7 @@ def check_images(
     decode: bool = False, # whether to decode every image
     workers: int = None, # threads that look; None for one a processor
     min_bytes: int = 4001, # smaller files are placeholders; LESA's rule for NUS-WIDE
+    name: str = None, # what to call them; None: as the folder is called
 ):
     "Look for every image."
     workers = os.cpu_count() if workers is None else check_count("workers", workers)
@@ -78,7 +79,7 @@ def check_images(
             for image, fault in zip(some, found):
                 if fault: faults.setdefault(fault, []).append(image)
     good = len(images) - sum(map(len, faults.values()))
-    report.facts.append((f"{Path(folder).name}/", f"{good:,} of {len(images):,} images are there" + " and decode"*decode))
+    report.facts.append((name or f"{Path(folder).name}/", f"{good:,} of {len(images):,} images are there" + " and decode"*decode))
     meaning = {"absent": "absent", "too small": f"smaller than {min_bytes:,} bytes, as placeholders are", "unreadable": "no images that can be decoded"}
     without = {"absent": ", or go on without by preparing with --leave-out-missing", "too small": f", or go on without by preparing with --leave-out-missing --min-bytes {min_bytes}"}
     for fault, found in faults.items():
@@ -176,16 +177,13 @@ def check_prepared(
     "Check a folder that `qks.splits.prepare` has prepared: its splits, labels that look like slips of the pen, images."
     if workers is not None: check_count("workers", workers)
     report, splits = Report(f"prepared data in {root}"), {}
-    for split in SPLITS:
-        if not any(place.exists() for place in index_places(root, split)) and any(place.exists() for other in SPLITS for place in index_places(root, other)):
-            report.notes.append(f"the {split} split was not prepared")
-            continue
+    prepared = [split for split in SPLITS if any(place.exists() for place in index_places(root, split))]
+    report.notes += [f"the {split} split was not prepared" for split in SPLITS if prepared and split not in prepared]
+    for split in prepared or SPLITS:
         if not (index := report.attempt(open_split, root, split)): continue
         splits[split] = index
         report.facts.append((split, f"{len(index):,} images, {index.n_seen:,} seen and {len(index.label_ids) - index.n_seen:,} unseen labels, {(index.values == 1).sum():,} labels present"))
         if split == "test": report.notes += label_remarks(index)
-        before = len(report.facts)
-        check_images(report, Path(root)/index.image_folder, index.images, decode, workers, min_bytes)
-        report.facts[before:] = [(f"{split} images", value) for _, value in report.facts[before:]]
+        check_images(report, Path(root)/index.image_folder, index.images, decode, workers, min_bytes, f"{split} images")
     report.attempt(check_splits, splits)
     return report

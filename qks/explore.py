@@ -93,8 +93,7 @@ class Explorer:
         top_k: int = 4, # tags shown
         unseen=(), # labels that training never saw, for the stars
     ):
-        if not pictures: raise QKSError("there is no picture to begin with: give at least one, by a name")
-        check_tag_arguments(labels, None, None)
+        if not check_tag_arguments(labels, None, None) or not pictures: raise QKSError("there is no picture to begin with: give at least one, by a name")
         self.qks, self.pictures, self.top_k, self.unseen = qks, dict(pictures), top_k, unseen
         self.picture = widgets.Dropdown(options=list(pictures), description="picture")
         self.upload = widgets.FileUpload(accept="image/*", multiple=True, description="your own")
@@ -112,8 +111,9 @@ class Explorer:
         output = self.qks.predict([image], self.qks.pool.embed(self.qks.vlp, labels), return_attention=True)
         self.tags, self.shown = rank_labels(labels, output.logits[0], output.token_index[0]), (image, output.attention)   # all tags, for the tokens; what both figures are of
         self.answer.value = picture_bytes(plot_answer(image, self.tags[:self.top_k], output.attention, grid, unseen=self.unseen))
-        self.token.value = self.tags[0][2]
-        self.tell(), self.show_token()
+        self.tell()
+        if self.token.value == self.tags[0][2]: self.show_token()
+        self.token.value = self.tags[0][2]                                                      # shows it where it is another one
 
     def show_token(self, change=None): # what the token on the slider looks at
         chosen, (image, attention) = [label for label, _, token in self.tags if token == self.token.value], self.shown
@@ -123,8 +123,8 @@ class Explorer:
         try: brought = read_uploads(change["new"])
         except QKSError as error: return self.tell(error)
         self.pictures |= brought
-        self.picture.options = list(self.pictures)
-        if brought: self.picture.value = list(brought)[-1]
-        self.tag()                                                                              # perhaps another picture of the same name
-
+        self.picture.unobserve(self.tag, "value")                                               # tagged once, when all is in its place
+        self.picture.options, self.picture.value = list(self.pictures), list(brought)[-1] if brought else self.picture.value
+        self.picture.observe(self.tag, "value")
+        self.tag()
     def tell(self, error=""): self.told.value = error and f"<b>{html.escape(str(error))}</b>"

@@ -65,7 +65,7 @@ def write_labels(
 ) -> str: # what `read_labels` reads
     "Labels in one line."
     csv.writer(text := io.StringIO(), lineterminator="").writerow(labels)
-    return text.getvalue().replace(",", ", ") if not any("," in label for label in labels) else text.getvalue()
+    return text.getvalue()
 
 # %% ../nbs/10_tagging.ipynb #10a00008
 NO_PICTURES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"} # what Pillow knows by name only, or with other programs' help
