@@ -9,6 +9,7 @@ ratio to the plain way within the round; beside it stands how many times fewer m
 """
 from functools import partial
 from statistics import median
+from unittest.mock import patch
 
 import torch
 from common import Apart, in_turn, parser, serve, settings, speedups, write
@@ -22,17 +23,12 @@ from qks.query import QueryExtractor
 from qks.sharing import share
 
 
-def torch_only(extractor, tokens):
-    """The absorbed way with torch's own products and dropout."""
-    swapped = {"linear": F.linear, "drop": lambda x, dropout: F.dropout(x, dropout.p, dropout.training)}
-    ours = {name: getattr(fast_query, name) for name in swapped}
-    for name, function in swapped.items():
-        setattr(fast_query, name, function)
-    try:
-        return extract(extractor, tokens)
-    finally:
-        for name, function in ours.items():
-            setattr(fast_query, name, function)
+def exchanged(**parts):
+    """The absorbed way with some of its parts exchanged."""
+    def way(extractor, tokens):
+        with patch.multiple(fast_query, **parts):
+            return extract(extractor, tokens)
+    return way
 
 
 def one_product(extractor, tokens):
@@ -53,7 +49,8 @@ def one_product(extractor, tokens):
 
 
 WAYS = {"plain": (lambda extractor, tokens: extractor(tokens), "projected"), "one product for all blocks": (one_product, "projected"),
-        "absorbed, torch's products": (torch_only, "absorbed"), "fast": (extract, "absorbed")}
+        "absorbed, torch's own parts": (exchanged(linear=F.linear, drop=lambda x, dropout: F.dropout(x, dropout.p, dropout.training)), "absorbed"),
+        "absorbed, autograd's layouts": (exchanged(lay_out=lambda context: False), "absorbed"), "fast": (extract, "absorbed")}
 
 
 def head_operations(args, order, backward):

@@ -86,8 +86,9 @@ def run_reproduce(args):
         config = replace(config, data=PocketConfig(n_train=400, n_test=200), train=replace(config.train, epochs=2))
     out = args.out or f"runs/pocket-seed{args.seed}"
     print(reproduce(out, config, args.force, args.workers))
-    print(f"Table, results.json, figures and the trained model are in {out}. Next, your own pictures:\n"
-          f"  qks tag PICTURE.jpg --labels 'cat,tree,bus' --model {out}/model")
+    print(f"Table, results.json, figures and the trained model are in {out}. Next, any labels in a scene of the test:\n"
+          f"  qks tag {out}/pocket-wide/Flickr/test00/000000.jpg --labels 'animal,bird,food,vehicle' --model {out}\n"
+          "This model knows emoji only. For photographs, train on CLIP: qks train --help, and the README.")
 
 # %% ../nbs/15_cli.ipynb #d1515781
 def add_tag_arguments(parser):
@@ -156,6 +157,9 @@ def main(argv=None) -> int: # 0; 1 where a command found something wrong; 2 afte
     except Elsewhere: return 2 # the process that failed tells it
     except QKSError as error:
         print(f"qks: {error}", file=sys.stderr)
+        return 2
+    except torch.OutOfMemoryError:
+        print("qks: the GPU's memory is full: " + ("pass a smaller --batch-size, or --accumulate 2 or more, which computes a batch in parts" if args.command == "train" else "see what else uses it, or pass --device cpu"), file=sys.stderr)
         return 2
     except BrokenPipeError: # whoever read the output, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

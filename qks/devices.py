@@ -23,11 +23,17 @@ from .stream import read_ahead
 PATIENCE = timedelta(days=1) # ours: how long processes wait for one another
 
 def process_state() -> PartialState:
-    "This process among those that a launcher started: process_index, num_processes, device; without a launcher, the only one."
-    if PartialState._shared_state and PartialState().num_processes != int(os.environ.get("WORLD_SIZE", 1)):
+    "This process among those that a launcher started: process_index, num_processes, device; without a launcher, the only one. Raises `QKSError` where they cannot work."
+    launched, here = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if launched > 1 and "LOCAL_RANK" not in os.environ:
+        raise QKSError(f"WORLD_SIZE is {launched}, but LOCAL_RANK does not say which process this one is: start through accelerate launch or torchrun, or unset WORLD_SIZE")
+    if PartialState._shared_state and PartialState().num_processes != launched:
         AcceleratorState._reset_state(reset_partial_state=True)                            # a notebook's own process became one of many
     no_gpu = not torch.accelerator.is_available() or torch.backends.mps.is_available()     # a Mac's one GPU cannot be shared out
-    return PartialState(cpu=no_gpu or parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE)
+    on_cpu = no_gpu or parse_flag_from_env("ACCELERATE_USE_CPU")
+    if not on_cpu and here > torch.accelerator.device_count():
+        raise QKSError(f"{here} processes were started for {torch.accelerator.device_count()} GPUs of this machine: start one for each GPU")
+    return PartialState(cpu=on_cpu, timeout=PATIENCE)
 
 # %% ../nbs/11_devices.ipynb #87671fde
 def make_accelerator(

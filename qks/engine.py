@@ -33,7 +33,7 @@ def compiled(
     try: torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
     except Exception as error: # no compiler, no headers, an unknown platform: each fails in its own way
         raise QKSError(f"torch.compile is not possible here ({type(error).__name__}: {str(error).strip().splitlines()[0][:100]}): leave compile out") from error
-    return torch.compile(model)
+    return torch.compile(model, dynamic=False)                            # the last, smaller batch gets a graph of its own, and does not make all others general
 
 # %% ../nbs/11_engine.ipynb #11ee0001
 AN_IMAGE = 50 # numbers per block, query and channel that a step keeps of an image; benchmarks/sizes.py

@@ -12,6 +12,7 @@ import math
 import time
 from contextlib import redirect_stderr
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -92,15 +93,17 @@ def pace(
     function, # what to time; it handles `amount` of something
     amount: int, # how much of it
     seconds: float = 1, # at least this long in all
+    device: torch.device = None, # that works beside the processor, and is waited for
 ) -> float: # amount a second, in the best of the runs
     "Measure a rate; the first, cold run does not count."
-    function()
-    best, end = float("inf"), time.perf_counter() + seconds
-    while best == float("inf") or time.perf_counter() < end:
+    def run():
         start = time.perf_counter()
         function()
-        if torch.cuda.is_available(): torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
+        if device is not None and device.type == "cuda": torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+    run()
+    best, end = run(), time.perf_counter() + seconds
+    while time.perf_counter() < end: best = min(best, run())
     return amount/best
 
 # %% ../nbs/16_estimate.ipynb #d44bf2d0
@@ -123,12 +126,13 @@ def measure_machine(
     twin = QKSHead.from_state({key: value.cpu() for key, value in head.state_dict().items()}, head.config.n_heads).to(vlp.device)
     targets = torch.where(torch.arange(batch_size)[:, None] % n_seen == torch.arange(n_seen), 1., -1.)      # [B, S]
     few, recipe = (tokens[:1].cpu(), targets[:1]), TrainConfig(epochs=1, batch_size=batch_size, topk=(1,))
+    pace_here = partial(pace, device=vlp.device)
     with redirect_stderr(io.StringIO()): # no progress bars
         return Machine(name, read=READ_RATE, memory=memory, measured=True,
             decode=pace(lambda: [vlp.preprocess(load_image(image)) for image in images], len(images)),
-            tower=pace(lambda: vlp.image_tokens(pixels), batch_size), prompts=pace(lambda: vlp.text_features(["a photo of a cat."]*batch_size), batch_size),
-            train=pace(lambda: fit(twin, (tokens.repeat(4, 1, 1), targets.repeat(4, 1)), labels, few, recipe), 4*batch_size),
-            score=pace(lambda: head_scores(twin, tokens, labels), batch_size))
+            tower=pace_here(lambda: vlp.image_tokens(pixels), batch_size), prompts=pace_here(lambda: vlp.text_features(["a photo of a cat."]*batch_size), batch_size),
+            train=pace_here(lambda: fit(twin, (tokens.repeat(4, 1, 1), targets.repeat(4, 1)), labels, few, recipe), 4*batch_size),
+            score=pace_here(lambda: head_scores(twin, tokens, labels), batch_size))
 
 # %% ../nbs/16_estimate.ipynb #d38fc698
 PEAKS = {"consumer GPU (24 GB)": (165e12, 24e9, 8), "H200 (141 GB)": (989e12, 141e9, 16)} # bf16 operations a second, bytes, cores
@@ -190,8 +194,8 @@ def estimate_table(
     rows = [["", *(machine.name + ("" if machine.measured else " *") for machine in machines)]]
     for stages in zip(*columns): rows.append([stages[0].name, *(f"{duration(stage.seconds)} ({stage.limit})" for stage in stages)])
     rows.append(["**in all**", *(f"**{duration(sum(stage.seconds for stage in column))}**" for column in columns)])
-    for name in ("disk", "memory"):
-        rows.append([f"{name}, at most", *(f"{max(getattr(stage, name) for stage in column)/1e9:.1f} GB" for column in columns)])
+    for name, what in (("disk", "disk"), ("memory", "memory for tokens and scores")):
+        rows.append([f"{what}, at most", *(f"{max(getattr(stage, name) for stage in column)/1e9:.1f} GB" for column in columns)])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     lines.insert(1, "|---|" + "---:|"*len(machines))
     star = "" if all(machine.measured for machine in machines) else "\n\n\\* not measured: operations, a published peak, and an assumed utilisation"

@@ -109,7 +109,7 @@ def make_scorers(
         def few(tokens): return max(1, SCORES_AT_ONCE//(tokens.shape[1]*len(pooled)))
         scorers |= {"VLP zero-shot, one prompt": lambda tokens: zero_shot_scores(vlp, tokens, single),
                     "VLP zero-shot, prompt pool": lambda tokens: zero_shot_scores(vlp, tokens, pooled),
-                    "VLP best patch": lambda tokens: best_patch_scores(vlp, tokens.to(vlp.device), here, few(tokens)).cpu()}
+                    "VLP best patch": lambda tokens: best_patch_scores(vlp, tokens, here, few(tokens))}
     return scorers
 
 # %% ../nbs/15_evaluate_command.ipynb #b5960795

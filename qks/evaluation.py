@@ -36,8 +36,8 @@ def best_patch_scores(
     batch_size: int = 256, # images per step
 ) -> torch.Tensor: # the best patch's cosine similarity [n, C]
     "Every patch against every label, the best patch counts."
-    labels, projection = normalize(label_embeddings, dim=-1).to(image_tokens.device), vlp.projection.to(image_tokens.device)
-    return torch.cat([(normalize(tokens[:, vlp.n_prefix:].float() @ projection, dim=-1) @ labels.T).amax(1)     # [B, N, C] -> [B, C]
+    labels = normalize(label_embeddings, dim=-1).to(vlp.device)
+    return torch.cat([(normalize(tokens[:, vlp.n_prefix:].to(vlp.device).float() @ vlp.projection, dim=-1) @ labels.T).amax(1).cpu()     # [B, N, C] -> [B, C]
                       for tokens in progress(image_tokens.split(batch_size), "Best patch")])
 
 # %% ../nbs/12_evaluation.ipynb #26f19bb4

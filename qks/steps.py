@@ -16,7 +16,8 @@ from torch import nn
 from .core import QKSError
 from .devices import make_accelerator, release_accelerator
 from .index import Index
-from .stream import read_ahead
+from .losses import check_values
+from .stream import read_ahead, send
 
 # %% ../nbs/11_steps.ipynb #46ba6968
 class HeadLoss(nn.Module):
@@ -33,13 +34,14 @@ class HeadLoss(nn.Module):
 
 # %% ../nbs/11_steps.ipynb #d3f41964
 class Targets:
-    "Labels of n images, asked for by rows: a matrix [n, S], or the seen labels of an `Index`. Raises `QKSError` for other shapes."
+    "Labels of n images, asked for by rows: a matrix [n, S], or the seen labels of an `Index`. Raises `QKSError` for other shapes and values."
     def __init__(self,
         labels, # [n, S] in {-1, 0, +1}, or an Index
     ):
         self.index = labels if isinstance(labels, Index) else None
         self.matrix = torch.as_tensor(labels) if self.index is None else None
         if self.index is None and self.matrix.ndim != 2: raise QKSError(f"training labels have shape {list(self.matrix.shape)}: expected [images, labels]")
+        if self.index is None: check_values(self.matrix)
         self.n_seen = self.matrix.shape[1] if self.index is None else self.index.n_seen
 
     def __len__(self): return len(self.matrix if self.index is None else self.index)
@@ -95,7 +97,7 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     for number, (rows, weight) in enumerate(pieces, 1):
         with nullcontext() if number == len(pieces) else accelerator.no_sync(model):
-            loss = model(next(tokens).to(device, dtype), label_embeddings, targets[rows].to(device))
+            loss = model(send(next(tokens), device).to(dtype), label_embeddings, send(targets[rows], device))
             accelerator.backward(loss*(weight*accelerator.num_processes))
         total = total + loss.detach()*weight
     if accelerator.num_processes > 1: total = accelerator.reduce(total, "sum")

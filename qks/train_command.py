@@ -205,6 +205,7 @@ def begin(
     recipe, sizes = read_recipe(args, usual_topk(len(test.label_ids), test.n_seen)), HeadConfig(args.queries, args.layers)
     logs = partial(RunConfig, keep=args.keep, save_steps=args.save_steps, log_steps=args.log_steps, log_with=tuple(args.log_with))
     logs(args.out), check_count("seeds", args.seeds), check_count("views", args.views)
+    if many and args.device: raise QKSError(f"each of the processes has a device of its own: leave out --device {args.device}")
     place, replaces = token_place(args, many), args.force and (args.out/RUN_MARK).is_file()
     check_claim(args.out, args.force, args.resume, place[0])
     vlp = load_vlp(args.vlp, args.pretrained, args.device or device, quick_gelu=not args.gelu)

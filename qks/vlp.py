@@ -43,7 +43,7 @@ def _projection(visual):
         return visual.attnpool.v_proj.weight.T @ visual.attnpool.c_proj.weight.T   # [D, D] @ [D, E]
     if isinstance(visual, TimmModel):
         if hasattr(visual.head, "proj") and isinstance(visual.head.proj, nn.Linear): return visual.head.proj.weight.T
-        if len(visual.head) == 0 and visual.trunk.num_classes == 0: return torch.eye(visual.trunk.num_features)
+        if len(visual.head) == 0 and visual.trunk.num_classes == 0: return torch.eye(visual.trunk.num_features, device=next(visual.parameters()).device)
     elif visual.proj is not None and getattr(visual, "attn_pool", None) is None: return visual.proj
     raise QKSError("this image tower has no linear visual projection, which QKS copies: choose a model with a linear one, "
                    "such as ViT-B-16, RN50 or pocket")

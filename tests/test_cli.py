@@ -148,6 +148,13 @@ def test_a_pipe_that_breaks_in_a_training_is_no_success(monkeypatch):
         assert main([]) == status
 
 
+@pytest.mark.parametrize("command, advice", [("train", "pass a smaller --batch-size, or --accumulate 2 or more"), ("tag", "see what else uses it, or pass --device cpu")])
+def test_a_gpu_whose_memory_is_full(monkeypatch, capsys, command, advice):
+    def full(args): raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+    monkeypatch.setattr("qks.cli.build_parser", lambda: SimpleNamespace(parse_args=lambda argv: SimpleNamespace(run=full, command=command, device="cpu")))
+    assert main([]) == 2 and capsys.readouterr().err.startswith(f"qks: the GPU's memory is full: {advice}")
+
+
 def test_version(capsys):
     with pytest.raises(SystemExit) as stopped: main(["--version"])
     assert stopped.value.code == 0 and re.fullmatch(r"qks \d+\.\d+\.\d+\n", capsys.readouterr().out)

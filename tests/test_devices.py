@@ -251,6 +251,19 @@ def test_what_fails_in_one_of_three(monkeypatch, error, index):
     assert devices.together(lambda: index) == index
 
 
+def test_a_process_without_a_place(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(QKSError, match="WORLD_SIZE is 4, but LOCAL_RANK does not say .*start through accelerate launch or torchrun, or unset WORLD_SIZE"): process_state()
+
+
+def test_more_processes_than_gpus(monkeypatch):
+    for name, value in {"WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3", "LOCAL_RANK": "0"}.items(): monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    with pytest.raises(QKSError, match="3 processes were started for 2 GPUs of this machine: start one for each GPU"): process_state()
+
+
 def test_alone():
     state = process_state()
     assert (state.num_processes, state.process_index, state.is_main_process) == (1, 0, True)

@@ -175,7 +175,7 @@ def test_no_compiler(monkeypatch):
 
 def test_the_compiler_is_tried_where_the_head_is(data, monkeypatch):
     tried = []
-    monkeypatch.setattr(torch, "compile", lambda model: (lambda x: tried.append(x.device.type)) if not isinstance(model, torch.nn.Module) else model)
+    monkeypatch.setattr(torch, "compile", lambda model, **settings: (lambda x: tried.append(x.device.type)) if not isinstance(model, torch.nn.Module) else model)
     compiled(torch.nn.Linear(1, 1), torch.device("meta"))
     trainer(data, config(compile=True))
     assert tried == ["meta", "cpu"]
@@ -243,10 +243,25 @@ def test_a_restored_trainer_takes_the_same_steps(data, stop, recipe):
     assert all(torch.equal(value, weights[name]) for name, value in second.head.state_dict().items())
 
 
+def test_a_smaller_batch_makes_no_graph_general(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda model, **settings: asked.append(settings) or model)
+    compiled(torch.nn.Linear(1, 1))
+    assert asked == [{}, {"dynamic": False}]
+
+
+@pytest.mark.parametrize("wrong, told", [(2, r"targets\[3, 1\] is 2.0: use \+1"), (float("nan"), r"targets\[3, 1\] is nan"), (None, "targets are boolean")])
+def test_labels_are_looked_at_once_when_training_begins(wrong, told):
+    matrix = torch.ones(5, 2)
+    if wrong is None: matrix = matrix > 0
+    else: matrix[3, 1] = wrong
+    with pytest.raises(QKSError, match=told): Targets(matrix)
+
+
 def test_compiled(data, monkeypatch):
     "The whole recipe through torch.compile, with a backend that needs no compiler: the same losses and weights but for rounding."
     plain, compiles, made = run(data, config()), torch.compile, []
-    monkeypatch.setattr(torch, "compile", lambda model: made.append(model) or compiles(model, backend="aot_eager"))
+    monkeypatch.setattr(torch, "compile", lambda model, **settings: made.append(model) or compiles(model, backend="aot_eager", **settings))
     found = run(data, config(compile=True))
     assert any(isinstance(model, engine.HeadLoss) for model in made)
     for a, b in zip(plain[0], found[0], strict=True): assert {name: pytest.approx(value, rel=1e-4) for name, value in a.items()} == b

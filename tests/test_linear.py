@@ -293,6 +293,18 @@ def test_arithmetic_of_a_tower(used, precision, width, half, faster):
     assert len(used) == (faster and can_use_onednn(x, layer.weight))
 
 
+@pytest.mark.parametrize("precision, allowed", [("fp32", False), ("bf16", True)])
+def test_full_precision_is_full_in_convolutions_too(monkeypatch, precision, allowed):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    with tower_arithmetic(torch.device("cpu"), precision, 8): assert torch.backends.cudnn.allow_tf32 is allowed
+    assert torch.backends.cudnn.allow_tf32
+
+
+def test_a_compiled_graph_is_not_broken():
+    x, weight = torch.randn(4, 6), torch.randn(3, 6)
+    torch.testing.assert_close(torch.compile(linear, fullgraph=True, backend="eager")(x, weight), x @ weight.T)
+
+
 # ---- memory that is kept
 
 PAGES = """

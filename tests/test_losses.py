@@ -181,6 +181,15 @@ def test_bad_targets_are_refused_by_name(loss):
         loss(torch.zeros(2, 3), torch.ones(2, 1))
 
 
+@pytest.mark.parametrize("loss", [bce_loss, AsymmetricLoss()], ids=["bce", "asl"])
+def test_a_device_is_not_waited_for_and_a_graph_not_broken(loss):
+    "Elsewhere than on the processor, and in a compiled graph, values are not looked at: an answer would have to be awaited."
+    assert loss(torch.zeros(2, 3, device="meta"), torch.ones(2, 3, device="meta")).device.type == "meta"
+    with pytest.raises(QKSError, match="shape"): loss(torch.zeros(2, 3, device="meta"), torch.ones(2, 1, device="meta"))
+    logits, targets = torch.randn(2, 3), torch.tensor([[1., -1., -1.], [-1., 1., -1.]])
+    torch.testing.assert_close(torch.compile(loss, fullgraph=True, backend="eager")(logits, targets), loss(logits, targets))
+
+
 @pytest.mark.parametrize("options", [dict(gamma_neg=-1), dict(gamma_pos=-0.5), dict(margin=1), dict(margin=-0.1)])
 def test_bad_settings_are_refused(options):
     with pytest.raises(QKSError, match="gammas"):

@@ -13,7 +13,7 @@ from qks.losses import bce_loss
 from qks.model import HeadConfig, QKSHead
 from qks.recipe import TrainConfig
 from qks.steps import Targets, train_epoch
-from qks.stream import ViewSampler, read_ahead, stream, to_device_if_it_fits
+from qks.stream import ViewSampler, read_ahead, send, stream, to_device_if_it_fits
 from qks.training import fit
 
 N, V = 12, 3
@@ -107,12 +107,15 @@ def test_tokens_stay_where_there_is_no_room(monkeypatch):
     assert to_device_if_it_fits(tokens, "cpu") is tokens
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 200))
     assert to_device_if_it_fits(tokens, "cuda") is tokens  # 40 bytes fit, but not with the spare ones
-    moved = []
+    moved, asked = [], []
     monkeypatch.setattr(torch.Tensor, "to", lambda self, device: moved.append(device) or self)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: asked.append("empty"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: asked.append("free") or (100, 200))
     to_device_if_it_fits(tokens, "cuda", spare=60)
     to_device_if_it_fits(tokens, "cuda", spare=61)
     to_device_if_it_fits(tokens, "cuda", step=41, spare=20)
     assert moved == [torch.device("cuda")]
+    assert asked == ["empty", "free"]*3  # what torch holds of an earlier training is free, and only then counts as such
 
 
 def test_tokens_of_a_file_go_to_the_device_in_parts(tmp_path, monkeypatch):
@@ -162,6 +165,23 @@ def test_batches_come_in_order(ahead, batch_size):
     assert list(stream(tokens, [], ahead)) == []
 
 
+class Rows(int):
+    "Stands for a batch on the processor."
+    device = torch.device("cpu")
+
+    def __init__(self, rows): self.pinned, self.sent = False, None
+
+    def is_pinned(self): return self.pinned
+
+    def pin_memory(self):
+        self.pinned = threading.current_thread()
+        return self
+
+    def to(self, device, non_blocking=False):
+        self.sent = (torch.device(device), non_blocking)
+        return self
+
+
 class Counted:
     "Tokens that count how often they were read, and by which thread."
     def __init__(self, fail_at=None): self.read, self.threads, self.fail_at = 0, set(), fail_at
@@ -170,7 +190,7 @@ class Counted:
         self.read += 1
         self.threads.add(threading.current_thread())
         if self.read == self.fail_at: raise QKSError("this batch cannot be read")
-        return rows
+        return Rows(rows)
 
 
 def test_no_more_than_so_many_wait():
@@ -188,6 +208,22 @@ def test_a_device_has_batches_waiting_and_the_processor_none(device, ahead):
         time.sleep(0.005)
         assert tokens.read == min(20, i + 1 + ahead)
     assert (threading.main_thread() in tokens.threads) == (ahead == 0)
+
+
+def test_tokens_that_are_on_the_device_are_not_read_ahead():
+    tokens = Counted()
+    tokens.device = torch.device("cuda:0")
+    for i, batch in enumerate(read_ahead(tokens, range(20), "cuda")): assert tokens.read == i + 1 and not batch.pinned
+    assert tokens.threads == {threading.main_thread()}
+
+
+def test_a_gpu_fetches_batches_by_itself():
+    "Pinned by the thread that reads, or at last when they are sent; to another device they go as they are."
+    for batch in read_ahead(Counted(), range(3), "cuda"):
+        thread = batch.pinned
+        assert thread is not threading.main_thread() and send(batch, "cuda").sent == (torch.device("cuda"), True) and batch.pinned is thread
+    assert send(late := Rows(1), "cuda:1").pinned is threading.main_thread() and late.sent == (torch.device("cuda:1"), True)
+    assert send(plain := Rows(1), "cpu").pinned is False and plain.sent == (torch.device("cpu"), False)
 
 
 def test_what_fails_beside_is_raised_here():

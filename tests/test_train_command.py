@@ -29,7 +29,7 @@ from qks.model import QKSHead
 from qks.prompts import PromptPool
 from qks.recipe import TrainConfig, make_schedule
 from qks.reproduce import closing_words
-from qks.train_command import add_training_arguments, claim_folder, first_head, flat, read_recipe, training_tokens
+from qks.train_command import add_training_arguments, begin, claim_folder, first_head, flat, read_recipe, training_tokens
 from qks.vlp import VLP, load_vlp
 
 TESTS = Path(__file__).parent
@@ -285,6 +285,11 @@ def test_what_cannot_be_claimed_is_told_before_anything_is_computed(pocket, tmp_
     for out, words, told in (("begun", ["--force", "--resume"], "pass one of the two"), ("begun", [], "was not finished"), ("new", ["--cache", str(tmp_path / "new" / "training" / "t")], "lies among what --force deletes")):
         assert train(pocket, tmp_path / out, *words) == 2 and told in said(capsys)
     assert not (tmp_path / "new").exists() and [path.name for path in (tmp_path / "begun").iterdir()] == ["config.json"]
+
+
+def test_each_of_many_processes_has_a_device_of_its_own(pocket, tmp_path):
+    args = argparse.Namespace(**vars(parsed()) | {"root": pocket, "out": tmp_path / "run", "device": "cuda:0"})
+    with pytest.raises(QKSError, match="each of the processes has a device of its own: leave out --device cuda:0"): begin(args, many=True, device="cuda:1")
 
 
 @pytest.mark.parametrize("cache", [".", "deep/tokens-of-mine", "tokens"])
