@@ -334,11 +334,6 @@ def test_a_checkpoint_of_the_authors_tags_pictures(checkpoint, clip_file, open_i
     assert "cat" in (told := capsys.readouterr().out) and "dog" in told and str(picture) in told
 
 
-def test_the_best_patch_is_looked_for_where_the_tokens_are(tiny_vlp):
-    tokens = torch.empty(3, tiny_vlp.n_tokens, tiny_vlp.width, device="meta")  # stands for a GPU; the labels come from the CPU
-    assert best_patch_scores(tiny_vlp, tokens, torch.randn(5, tiny_vlp.embed_dim)).shape == (3, 5)
-
-
 def test_a_models_own_vlp_from_another_place(tmp_path, monkeypatch):
     "Its weight file has moved: the name and the kind of activation are read from the model."
     asked = []

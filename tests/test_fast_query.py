@@ -285,5 +285,6 @@ def test_the_smaller_count_decides(n_queries, pays):
 def test_committed_numbers_hold_what_the_notebook_says():
     path = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "head.json"
     rows = {row["way"]: row for row in json.loads(path.read_text())["ways"]}
-    for mode in ("training", "inference"): assert max(rows, key=lambda way: rows[way][mode]["speedup"]) == "fast"
+    assert max(rows, key=lambda way: rows[way]["training"]["speedup"]) == "fast"
+    assert rows["fast"]["inference"]["speedup"] > 0.97*max(row["inference"]["speedup"] for row in rows.values())  # without gradients the absorbed ways are one
     assert rows["fast"]["training"]["speedup"] >= 1.8

@@ -3,12 +3,14 @@
 Every tensor must be where the others are, and no value may be asked for: an answer would make the processor wait for the device.
 """
 from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from qks.evaluation import best_patch_scores
 from qks.losses import AsymmetricLoss, bce_loss
 from qks.model import HeadConfig, QKSHead
 from qks.sharing import share
@@ -60,3 +62,11 @@ def test_attention_maps_and_very_many_labels(training):
         output = head(tokens, torch.randn(30_000, E), return_attention=True)
         assert output.logits.shape == (B, 30_000) and {part.device.type for part in (output.logits, output.token_index, *output.attention)} == {"cuda"}
         assert share(torch.randn(B, 3, E), torch.randn(30_000, E))[0].device.type == "cuda"
+
+
+def test_the_best_patch_is_looked_for_on_the_gpu():
+    "Tokens come from memory, labels from wherever they were embedded; the scores are back on the processor."
+    with pretended():
+        vlp = SimpleNamespace(device=torch.device("cuda"), projection=torch.randn(D, E), n_prefix=1)
+        scores = best_patch_scores(vlp, torch.randn(B, N, D, device="cpu"), torch.randn(S, E, device="cpu"), batch_size=4)
+        assert scores.shape == (B, S) and scores.device.type == "cpu"
