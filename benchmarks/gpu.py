@@ -156,8 +156,8 @@ def main():
                 measured(ours(head(), tokens, targets, embeddings, batch, peak, compiled))
             except (QKSError, RuntimeError) as error:  # no compiler, no room
                 print(f"batch {batch}{', compiled' if compiled else ''}: {error}", flush=True)
-    best = max(rows[2:], key=lambda found: found["images/s"])
-    print(f"best: {best['way']}, batch {best['batch']}, {best['over_reference']:.1f} times the reference")
+    if best := max(rows[2:], key=lambda found: found["images/s"], default=None):
+        print(f"best: {best['way']}, batch {best['batch']}, {best['over_reference']:.1f} times the reference")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ __all__ = ['WORKER_FAILURES', 'cutout', 'split_preprocess', 'preprocess_digest',
 # %% ../nbs/11_augment.ipynb #241ec79c
 import hashlib
 from contextlib import contextmanager
-from numbers import Integral
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import Compose, ToTensor
 from torchvision.transforms.v2 import RandAugment
 
-from .core import QKSError, load_image
+from .core import QKSError, check_count, load_image
 
 # %% ../nbs/11_augment.ipynb #620b02d8
 def cutout(
@@ -69,8 +68,7 @@ class Augmentation:
         preprocess, # the VLP's preprocessing, as at test time
         seed: int = 0, # another seed, other views
     ):
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise QKSError(f"the seed of an augmentation is {seed!r}: give a whole number, 0 or more")
+        check_count("the seed of an augmentation", seed, least=0)
         self.before, self.after = split_preprocess(preprocess)
         self.randaugment, self.seed = RandAugment(), seed
 
@@ -137,7 +135,7 @@ def check_workers(
     workers, # what the user gave
 ):
     "Raise `QKSError` for what is no number of processes."
-    if isinstance(workers, bool) or not isinstance(workers, Integral) or workers < 0: raise QKSError(f"workers is {workers!r}: give a whole number, 0 or more")
+    check_count("workers", workers, least=0)
 
 # %% ../nbs/11_augment.ipynb #dd56f294
 def load_batches(

@@ -20,8 +20,8 @@ import torch
 from filelock import FileLock, Timeout
 
 from .augment import Augmentation, ImageViews, load_batches, preprocess_digest, worker_errors
-from .batchfile import BatchFile, missing_batches, read_batches, sound_batches, write_whole
-from .core import QKSError, available_memory, check_count, progress
+from .batchfile import BatchFile, missing_batches, read_batches, sound_batches
+from .core import QKSError, available_memory, check_count, progress, write_whole
 from .vlp import fingerprint
 
 # %% ../nbs/11_cache.ipynb #2dac2c6f
@@ -135,11 +135,11 @@ def check_room(
 ):
     "Compare what will be kept with the free space or memory; raises `QKSError` naming both."
     if folder is None:
-        if n_bytes > (free := available_memory()):
-            raise QKSError(f"the tokens need {n_bytes/1e9:,.2f} GB of memory, but {free/1e9:,.2f} GB are available: keep them on disk in a cache folder "
-                           "(--cache FOLDER on the command line; in Python folder= of cache_tokens, cache= of load_benchmark)")
-        return
-    there = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
+        if n_bytes <= (free := available_memory()): return
+        raise QKSError(f"the tokens need {n_bytes/1e9:,.2f} GB of memory, but {free/1e9:,.2f} GB are available: keep them on disk in a cache folder "
+                       "(--cache FOLDER on the command line; in Python folder= of cache_tokens, cache= of load_benchmark)")
+    there = next((path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists()), None)
+    if there is None: raise QKSError(f"the token cache cannot be kept in {folder}: there is no such drive")
     if n_bytes > (free := shutil.disk_usage(there).free):
         raise QKSError(f"the token cache needs {n_bytes/1e9:,.2f} GB more in {folder}, but {free/1e9:,.2f} GB are free: make room, or name a folder on a larger disk")
 
@@ -241,8 +241,8 @@ def list_caches(
     "What the token caches in a folder hold, so that one can see which to delete."
     rows = []
     for path in sorted(Path(folder).glob("tokens-*/meta.json")):
-        try: meta = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, OSError): meta = {}
+        try: meta = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, OSError, TypeError): meta = {}
         size = (path.with_name("tokens.bin").stat().st_size if path.with_name("tokens.bin").exists() else 0)/1e9
         done = sum(stop - start for start, stop, *_ in read_batches(path.with_name("finished.txt")))
         rows.append({"name": path.parent.name, **{name: meta.get(name) for name in ("images", "views", "dtype", "vlp")},

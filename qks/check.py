@@ -161,7 +161,7 @@ def check_openimages(
     for split in ("train", "test"):
         name = f"{split}-annotations-human-imagelabels.csv"
         index = report.attempt(index_openimages, root, split, unseen) if labels else report.attempt(find_file, root, f"{split}/{name}", name)
-        if not index or not labels: continue
+        if index is None or not labels: continue
         report.facts.append((split, f"{len(index):,} images, {(index.values == 1).sum():,} labels present, {(index.values == -1).sum():,} absent, the others not annotated"))
         if index.conflicts: report.notes.append(f"{index.conflicts:,} entries of {split} are marked both ways and count as not annotated, the first: {index.first_conflict}")
         check_images(report, Path(root)/index.image_folder, index.images, decode, workers, min_bytes)
@@ -180,7 +180,8 @@ def check_prepared(
     prepared = [split for split in SPLITS if any(place.exists() for place in index_places(root, split))]
     report.notes += [f"the {split} split was not prepared" for split in SPLITS if prepared and split not in prepared]
     for split in prepared or SPLITS:
-        if not (index := report.attempt(open_split, root, split)): continue
+        if (index := report.attempt(open_split, root, split)) is None: continue
+        if not len(index): report.problems.append(f"the {split} split has no image: look at its table and at the lists of labels, and prepare again")
         splits[split] = index
         report.facts.append((split, f"{len(index):,} images, {index.n_seen:,} seen and {len(index.label_ids) - index.n_seen:,} unseen labels, {(index.values == 1).sum():,} labels present"))
         if split == "test": report.notes += label_remarks(index)

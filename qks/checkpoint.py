@@ -7,6 +7,7 @@ __all__ = ['NAME', 'pack', 'unpack', 'random_states', 'set_random_states', 'stat
            'read_checkpoint', 'list_checkpoints', 'take_checkpoint', 'last_checkpoint', 'prune_checkpoints']
 
 # %% ../nbs/11_checkpoint.ipynb #fbf21905
+import errno
 import hashlib
 import json
 import os
@@ -104,8 +105,11 @@ def save_checkpoint(
         with open(part, "rb+") as file: os.fsync(file.fileno())
         os.replace(part, path)
         if os.name == "posix": # the name, too, is to outlive a power cut
-            os.fsync(entry := os.open(folder, os.O_RDONLY))
-            os.close(entry)
+            entry = os.open(folder, os.O_RDONLY)
+            try: os.fsync(entry)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.EBADF): raise                  # a file system that has none for folders
+            finally: os.close(entry)
     except (OSError, SafetensorError) as error:
         with suppress(OSError): part.unlink(missing_ok=True)                              # where the folder is none, there is none
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:120]

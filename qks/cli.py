@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['read_label_arguments', 'print_tags', 'run_tag', 'run_reproduce', 'add_tag_arguments', 'build_parser',
-           'suit_processor', 'main']
+           'suit_processor', 'forget_output', 'main']
 
 # %% ../nbs/15_cli.ipynb #f11c19dc
 import argparse
 import json
 import os
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,6 +142,11 @@ def suit_processor(
     pays = product_rate(torch.bfloat16)/product_rate(torch.float32)
     if pays < 1: print(f"qks: on this processor bf16 matrix products run at {pays:.1f} times the rate of fp32 ones: --precision fp32 is faster here", file=sys.stderr)
 
+# %% ../nbs/15_cli.ipynb #b75fa7c7
+def forget_output():
+    "Let what is still to be written to standard output go nowhere: Python would try once more when it ends, and fail."
+    with suppress(OSError): os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
 # %% ../nbs/15_cli.ipynb #b75fa7c9
 def main(argv=None) -> int: # 0; 1 where a command found something wrong; 2 after a user's mistake; 130 after Ctrl-C
     "Entry point of the `qks` command: a user's mistake ends in one sentence and a non-zero status."
@@ -153,7 +159,9 @@ def main(argv=None) -> int: # 0; 1 where a command found something wrong; 2 afte
     try:
         check_workers(getattr(args, "workers", None) or 0)
         suit_processor(args)
-        return args.run(args) or 0
+        status = args.run(args) or 0
+        sys.stdout.flush()                                                                        # what cannot be written shows here, not when Python ends
+        return status
     except Elsewhere: return 2 # the process that failed tells it
     except QKSError as error:
         print(f"qks: {error}", file=sys.stderr)
@@ -162,9 +170,11 @@ def main(argv=None) -> int: # 0; 1 where a command found something wrong; 2 afte
         print("qks: the GPU's memory is full: " + ("pass a smaller --batch-size, or --accumulate 2 or more, which computes a batch in parts" if args.command == "train" else "see what else uses it, or pass --device cpu"), file=sys.stderr)
         return 2
     except BrokenPipeError: # whoever read the output, such as head, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        forget_output()
         return 0 if args.command in ("tag", "evaluate") else 1 # whose answer is all they make
     except OSError as error: # a place that cannot be written, a full disk
+        try: sys.stdout.flush()
+        except OSError: forget_output()
         print(f"qks: {error.filename or 'a file'} cannot be used ({error.strerror or error}): check the path, its permissions and free space", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped: # training says what it kept; all processes stop, and one tells

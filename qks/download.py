@@ -21,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 
 from . import __version__
-from .core import QKSError, check_count, load_image
+from .core import QKSError, UnreadableImage, check_count, load_image
 
 # %% ../nbs/08_download.ipynb #26d55399
 @dataclass(frozen=True)
@@ -41,9 +41,11 @@ class FetchPolicy:
 
     def __post_init__(self):
         for name in ("workers", "per_host", "max_bytes", "same_bytes", "give_up"): check_count(name, getattr(self, name))
-        for name in ("delay", "backoff", "max_wait", "timeout", "deadline", "retries"):
+        check_count("retries", self.retries, least=0)
+        for name in ("delay", "backoff", "max_wait", "timeout", "deadline"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 <= value < float("inf"): raise QKSError(f"{name} is {value!r}: give a number, 0 or more")
+            if value == 0 and name in ("timeout", "deadline"): raise QKSError(f"{name} is 0: every download would fail; give a number above 0")
         if self.same_bytes < 2: raise QKSError("same_bytes is 1: it would take every image for a placeholder; give 2 or more")
 
 # %% ../nbs/08_download.ipynb #30d5256b
@@ -156,9 +158,10 @@ def check_image(
     placeholders = (), # sha256 of files that stand for a missing image
     name: str = "", # what to call it in messages
 ) -> None:
-    "Raise `NoImage` for a file that is a known placeholder, or does not decode fully as an image."
+    "Raise `NoImage` for a file that is a known placeholder, or does not decode fully as an image, and `UnreadableImage` where that cannot be told."
     if sha256 in placeholders: raise NoImage("placeholder", "the bytes of a known placeholder", sha256=sha256)
     try: load_image(path)
+    except UnreadableImage: raise                                                          # says nothing of the file
     except QKSError as error:
         cause = error.__cause__
         with open(path, "rb") as file: start = file.read(512).lstrip().lower()

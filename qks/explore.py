@@ -93,7 +93,8 @@ class Explorer:
         top_k: int = 4, # tags shown
         unseen=(), # labels that training never saw, for the stars
     ):
-        if not check_tag_arguments(labels, None, None) or not pictures: raise QKSError("there is no picture to begin with: give at least one, by a name")
+        check_tag_arguments(labels, None, None)
+        if not pictures: raise QKSError("there is no picture to begin with: give at least one, by a name")
         self.qks, self.pictures, self.top_k, self.unseen = qks, dict(pictures), top_k, unseen
         self.picture = widgets.Dropdown(options=list(pictures), description="picture")
         self.upload = widgets.FileUpload(accept="image/*", multiple=True, description="your own")
@@ -106,9 +107,9 @@ class Explorer:
 
     def tag(self, change=None): # the picture with the labels that are typed
         image, grid = self.pictures[self.picture.value], self.qks.vlp.grid
-        try: labels = check_tag_arguments(read_labels(self.labels.value), None, None)
+        try: embeddings = self.qks.pool.embed(self.qks.vlp, labels := check_tag_arguments(read_labels(self.labels.value), None, None))
         except QKSError as error: return self.tell(error)
-        output = self.qks.predict([image], self.qks.pool.embed(self.qks.vlp, labels), return_attention=True)
+        output = self.qks.predict([image], embeddings, return_attention=True)
         self.tags, self.shown = rank_labels(labels, output.logits[0], output.token_index[0]), (image, output.attention)   # all tags, for the tokens; what both figures are of
         self.answer.value = picture_bytes(plot_answer(image, self.tags[:self.top_k], output.attention, grid, unseen=self.unseen))
         self.tell()
@@ -125,6 +126,6 @@ class Explorer:
         self.pictures |= brought
         self.picture.unobserve(self.tag, "value")                                               # tagged once, when all is in its place
         self.picture.options, self.picture.value = list(self.pictures), list(brought)[-1] if brought else self.picture.value
-        self.picture.observe(self.tag, "value")
-        self.tag()
+        self.picture.observe(self.tag, "value"), self.tag()
+
     def tell(self, error=""): self.told.value = error and f"<b>{html.escape(str(error))}</b>"

@@ -194,7 +194,7 @@ def index_voc(
         if not re.fullmatch("[0-9A-Za-z_-]{1,60}", name): raise QKSError(f"{names} line {line}: {name[:40]!r} is no image id: expected one such as 000005")
         if not (base/f"Annotations/{name}.xml").is_file(): raise QKSError(f"{names} line {line}: {base}/Annotations/{name}.xml is missing: unpack the annotations, or correct the list")
     paths = [base/f"Annotations/{name}.xml" for name in ids]
-    sources = *(path.relative_to(root).as_posix() for path in (names, *paths)), *lists
+    sources = *(path.relative_to(root).as_posix() for path in (names, *paths)), *(inside_path(name, "the name of a list of labels") for name in lists)
     digest = raw_digest(root, sources) # first: a change while reading shows later
     pairs = [(row, name, difficult if hard else 1) for row, path in enumerate(paths) for name, hard in read_voc_objects(path)] # an ordinary object decides
     return index_pairs(root, (f"{name}.jpg" for name in ids), pairs, [name for name in VOC_CLASSES if name not in unseen], [name for name in VOC_CLASSES if name in unseen],
@@ -209,8 +209,7 @@ def own_rows(
     try: header = [name.strip() for name in next(csv.reader([line], delimiter=delimiter))]
     except csv.Error as error: raise QKSError(f"{path} line 1 is no header ({error}): expected 'image,labels'") from error
     names = [name.lower() for name in header]
-    if not names.count("image") == names.count("labels") == 1:
-        raise QKSError(f"{path} line 1 is {line[:80]!r}: expected the header 'image,labels', with or without other columns")
+    if not names.count("image") == names.count("labels") == 1: raise QKSError(f"{path} line 1 is {line[:80]!r}: expected the header 'image,labels', with or without other columns")
     places, rows = [names.index(name) for name in ("image", "labels")], csv_rows(path, tuple(header), delimiter=delimiter)
     kept = [(number, *(row[place].strip() for place in places)) for number, row in rows if any(value.strip() for value in row)]
     cells = [(number, cell) for number, _, cell in kept if cell]
@@ -232,9 +231,10 @@ def index_folder(
     "Index a folder of images with a CSV; raises `QKSError` with the line for an image or a label that stands twice, or a label in no list."
     path = find_file(root, inside_path(table, "the name of the table"))
     image_folder = inside_path(image_folder, "the folder of the images") if image_folder else ""
-    sources = path.relative_to(root).as_posix(), *lists
+    sources = path.relative_to(root).as_posix(), *(inside_path(name, "the name of a list of labels") for name in lists)
     digest, first_line, pairs = raw_digest(root, sources), {}, []
     unseen, seen = check_labels(unseen) if len(unseen) else [], seen if seen is None else check_labels(seen)
+    never, known = set(unseen), None if seen is None else {*seen, *unseen}
     for line, image, labels in own_rows(path):
         if not image: raise QKSError(f"{path} line {line} names no image: give its path, relative to the folder")
         image = inside_path(image, f"{path} line {line}")
@@ -242,9 +242,9 @@ def index_folder(
         for label in labels:
             wrong = "is empty" if not label else "is too long" if len(label) > MAX_NAME else "stands twice" if labels.count(label) > 1 else ""
             if wrong: raise QKSError(f"{path} line {line}: label {label[:40]!r} {wrong}: expected distinct labels with '|' between")
-            if seen is not None and label not in seen and label not in unseen: raise QKSError(f"{path} line {line}: label {label!r} is neither in seen nor in unseen: add it to one of the two lists (where none is given, the seen labels are those of the training table), or correct it")
+            if known is not None and label not in known: raise QKSError(f"{path} line {line}: label {label!r} is neither in seen nor in unseen: add it to one of the two lists (where none is given, the seen labels are those of the training table), or correct it")
         pairs += [(len(first_line) - 1, label, 1) for label in labels]
     if not first_line: raise QKSError(f"{path} has no row below its header: expected an image a row")
-    seen = [label for label in dict.fromkeys(label for _, label, _ in pairs) if label not in unseen] if seen is None else seen
-    if both := [label for label in seen if label in unseen]: raise QKSError(f"label {both[0]!r} is in seen and in unseen: a label is one or the other")
+    seen = [label for label in dict.fromkeys(label for _, label, _ in pairs) if label not in never] if seen is None else seen
+    if both := [label for label in seen if label in never]: raise QKSError(f"label {both[0]!r} is in seen and in unseen: a label is one or the other")
     return index_pairs(root, first_line, pairs, seen, unseen, image_folder=image_folder, sources=sources, digest=digest)

@@ -7,14 +7,14 @@ __all__ = ['check_trackers', 'RunConfig', 'csv_lines', 'is_row', 'cut_lines', 'R
 
 # %% ../nbs/11_logs.ipynb #e6a10fbc
 import csv
+import errno
 import io
 from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
-from .batchfile import write_whole
-from .core import QKSError, check_count
+from .core import QKSError, check_count, write_whole
 
 # %% ../nbs/11_logs.ipynb #cc56de0e
 def check_trackers(
@@ -93,13 +93,14 @@ class RunLog:
 
     def _try(self, write, *args, **kwargs):
         try: return write(*args, **kwargs)
-        except OSError as error:
-            raise QKSError(f"the log in {self.folder} cannot be written ({error.strerror or error}): make room, or mend the disk; checkpoints are kept") from error
+        except OSError as error: raise self._no_room(error) from error
+
+    def _no_room(self, error): return QKSError(f"the log in {self.folder} cannot be written ({error.strerror or error}): make room, or mend the disk; checkpoints are kept")
 
     def _track(self, tell, *args, **kwargs):
-        try: self._try(tell, *args, **kwargs)
-        except QKSError: raise
+        try: tell(*args, **kwargs)
         except Exception as error: # each tracker fails in its own way: not logged in, no network
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC: raise self._no_room(error) from error
             raise QKSError(f"a tracker cannot be written ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:100]}): mend it, or leave it out of log_with") from error
 
     def step(self, row: dict): # a line of steps.csv, its first entry the step

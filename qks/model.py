@@ -176,8 +176,10 @@ def _load(folder, vlp=None, device=None):
     path = model_folder(folder)/"config.json"
     if not path.is_file(): raise QKSError(f"{folder} is not a saved QKS: expected a folder with config.json and head.safetensors, the folder of a finished run, or 'pocket'")
     try:
-        config = json.loads(path.read_text())
-        if "train" in config: raise QKSError(f"the run in {folder} has no model yet: go on with it (qks train … --resume) until it is finished")
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if "train" in config:
+            how = f"run qks reproduce --force --out {folder} again" if "data" in config else "go on with it (qks train … --resume) until it is finished"
+            raise QKSError(f"the run in {folder} has no model yet: {how}")
         source, sizes, pool, expected, labels = config["vlp"], config["head"], PromptPool(config["templates"]), config["vlp_fingerprint"], [*config.get("labels", ())]
         head = QKSHead.from_state({name: tensor.float() for name, tensor in read_tensors(path.with_name("head.safetensors")).items()},
                                   sizes["n_heads"], sizes["dropout"])
@@ -240,4 +242,4 @@ class QKS:
         "`tag` image by image, in order, with the images of one batch in memory; raises `QKSError` as `tag` does."
         labels, batch_size = check_tag_arguments(labels, top_k, threshold), check_count("batch_size", batch_size)
         def rank(logits, token_index): return rank_labels(labels, logits, token_index, top_k, threshold)
-        return _tags(self, read_pictures(images, unreadable), self.pool.embed(self.vlp, labels), rank, batch_size)
+        return _tags(self, read_pictures(images, unreadable), self.pool.embed(self.vlp, labels).to(self.vlp.device), rank, batch_size)

@@ -57,7 +57,7 @@ def read_openimages_labels(
             if mid not in names:
                 raise QKSError(f"{path} line {line}: {mid[:40]!r} is not in {descriptions.name}: expected one of its MIDs a line")
             if mid in used: raise QKSError(f"{path} line {line}: {mid} is also in {used[mid].name}: a label is seen or unseen, not both")
-        used |= dict.fromkeys(read_names(path), path)
+            used[mid] = path
     return *([mid for mid, source in used.items() if source == path] for path in lists), names
 
 # %% ../nbs/08_openimages.ipynb #03feeeea

@@ -151,7 +151,7 @@ def write_pocket(
     "Write the benchmark in NUS-WIDE's file layout; raises `QKSError` where the folder holds something else."
     root, concepts, drawings = Path(root), read_concepts(), Drawings()
     prepare_folder(root, force)
-    (root/"pocket.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
+    (root/"pocket.json").write_bytes((json.dumps(asdict(config), indent=1) + "\n").encode())                # the same bytes on every system
     for name in ("LICENSES.md", "LICENSE-APACHE-2.0.txt"): shutil.copyfile(FOLDER/name, root/name)
     seen, unseen = label_vocabulary(concepts)
     for name, labels in (("NUS_WID_Tags/TagList1k.txt", seen), ("Concepts81.txt", unseen)): # NUS-WIDE's names, other counts

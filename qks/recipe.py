@@ -8,7 +8,6 @@ __all__ = ['LOSSES', 'CHOICES', 'TrainConfig', 'make_optimizer', 'make_schedule'
 # %% ../nbs/11_recipe.ipynb #4cfe1d36
 import math
 from dataclasses import dataclass
-from numbers import Integral
 
 import torch
 
@@ -46,7 +45,8 @@ class TrainConfig:
         for name, known in CHOICES.items():
             if getattr(self, name) not in known: raise QKSError(f"{name} {getattr(self, name)!r} is unknown: give one of {', '.join(known)}")
         for name in ("epochs", "batch_size", "accumulate"): check_count(name, getattr(self, name))
-        if isinstance(self.seed, bool) or not isinstance(self.seed, Integral) or not 0 <= self.seed < 2**63: raise QKSError(f"seed is {self.seed!r}: give a whole number, 0 or more")
+        if check_count("seed", self.seed, least=0) >= 2**63: raise QKSError(f"seed is {self.seed}: give a smaller one, below 2^63")
+        if not 0 <= self.weight_decay < math.inf: raise QKSError(f"weight_decay is {self.weight_decay}: give 0 or more")
         if not 0 < self.lr < math.inf: raise QKSError(f"lr is {self.lr}: it must be above 0")
         if not 0 <= self.clip < math.inf: raise QKSError(f"clip is {self.clip}: give a norm above 0, or 0 for no limit")
         if not 0 <= self.ema < 1: raise QKSError(f"ema is {self.ema}: give a decay below 1, such as 0.999, or 0 for no average")

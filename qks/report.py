@@ -40,8 +40,8 @@ class ReportConfig:
         if twice := [name for name in names if names.count(name) > 1]:
             raise QKSError(f"protocol {twice[0]!r} stands twice: give each once.")
         check_topk(self.topk)
-        check_count("resamples", 1 if self.resamples == 0 else self.resamples)  # 0 is allowed here
-        check_count("seed", 1 if self.seed == 0 else self.seed)
+        check_count("resamples", self.resamples, least=0)
+        check_count("seed", self.seed, least=0)
 
 # %% ../nbs/12_report.ipynb #60a68706
 def measure(
@@ -115,6 +115,7 @@ def assemble(
     label_ids: Sequence[str] | None = None,  # [C], distinct; None: the names, or numbers where names repeat
 ) -> dict:  # ready for JSON
     "Put measurements of one or more methods on the same labels together."
+    if not measured: raise QKSError("there are no scores to report on: give those of one method at least")
     known = next(iter(measured.values()))  # the lists are the same for every method
     any_protocol = next(iter(known.values()))
     positives = any_protocol["positives"]  # [C]

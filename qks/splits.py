@@ -207,10 +207,11 @@ def prepare(
     min_bytes: int = None, # leave out images that are absent or smaller than this; None: all stay
     **options, # those of `index_splits`
 ) -> Prepared: # print it; `files` says where the indexes are
-    "Index a data set and save what training and evaluation read; raises `QKSError` for anything amiss, and then changes nothing."
+    "Index a data set and save what training and evaluation read; raises `QKSError` for anything amiss before it changes anything."
     clock = time.perf_counter()
+    if min_bytes is not None: check_count("min_bytes", min_bytes)
     indexes = index_splits(root, dataset, splits, **options)
-    present = indexes if min_bytes is None else {split: present_images(index, split, check_count("min_bytes", min_bytes)) for split, index in indexes.items()}
+    present = indexes if min_bytes is None else {split: present_images(index, split, min_bytes) for split, index in indexes.items()}
     files = {split: save_split(index, root, split) for split, index in present.items()}
     left_out = {} if min_bytes is None else {split: len(index) - len(present[split]) for split, index in indexes.items()}
     missing = {split: missing_images(index) for split, index in present.items()} if dataset == "folder" and min_bytes is None else {}

@@ -18,11 +18,10 @@ from pathlib import Path
 import torch
 
 from .augment import Augmentation, LiveTokens
-from .batchfile import write_whole
 from .cache import cache_tokens, check_room
 from .benchmark import benchmark_splits, check_measurable, check_scores_fit, load_benchmark, token_bytes
 from .checkpoint import state_digest
-from .core import QKSError, check_count
+from .core import QKSError, check_count, write_whole
 from .data import require_images
 from .devices import in_turns, process_state, together
 from .engine import Interrupted

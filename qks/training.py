@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from accelerate.utils import gather_object
 from filelock import FileLock, Timeout
 
@@ -208,7 +207,7 @@ def train_on(
         trainer.seconds = time.time() - start
         close_epoch(trainer, judged)
         keeper.after_epoch()
-        bar.set_postfix(loss=f"{trainer.history[-1]['loss']:.1f}", mAP=f"{judged['mAP']:.3f}", refresh=False)
+        bar.set_postfix(loss=f"{trainer.history[-1]['loss']:.3g}", mAP=f"{judged['mAP']:.3f}", refresh=False)
 
 # %% ../nbs/11_training.ipynb #703ded3c
 def fit(

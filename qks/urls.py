@@ -116,16 +116,17 @@ def read_openimages_ids(
 ):
     "Yield (target, url) for every image of an Open Images list, target SUBSET/IMAGEID.jpg; raises `QKSError` naming file and line."
     if source not in SOURCES: raise QKSError(f"source is {source!r}: give one of {', '.join(SOURCES)}")
-    first_rows, missed = {}, set(only or ())
+    first_rows, missed, line = {}, set(only or ()), None
     for line, row in openimages_rows(path):
         name = f"{row['Subset']}/{row['ImageID']}"
         if not re.fullmatch("(train|validation|test)/[0-9a-f]{16}", name):
             raise QKSError(f"{path} line {line}: {name[:80]!r} is no image of Open Images; expected train, validation or test, and 16 hex digits")
+        missed.discard(row["ImageID"])
+        if only is not None and row["ImageID"] not in only: continue
         urls = [] if "path" in row else [row.get(column, "").strip() for column in SOURCES[source]]
         url = next(filter(None, urls), "") if urls else MIRROR.format(name)
-        missed.discard(row["ImageID"])
-        if check_row(first_rows, f"{name}.jpg", url, path, line) and (only is None or row["ImageID"] in only): yield f"{name}.jpg", url
-    if not first_rows: raise QKSError(f"{path} lists no image: expected an image list of Open Images")
+        if check_row(first_rows, f"{name}.jpg", url, path, line): yield f"{name}.jpg", url
+    if line is None: raise QKSError(f"{path} lists no image: expected an image list of Open Images")
     if wrong := sorted(name for name in missed if not re.fullmatch("[0-9a-f]{16}", name)):
         raise QKSError(f"{len(wrong):,} of the {len(only):,} ImageIDs asked for are none, such as {wrong[0][:80]!r}: expected 16 hex digits, as in the column ImageID of {path}")
     if missed: warnings.warn(f"{len(missed):,} of the {len(only):,} ImageIDs asked for are not in {path}, such as {min(missed)}: they may be in another list", stacklevel=2)

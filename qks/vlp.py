@@ -45,8 +45,7 @@ def _projection(visual):
         if hasattr(visual.head, "proj") and isinstance(visual.head.proj, nn.Linear): return visual.head.proj.weight.T
         if len(visual.head) == 0 and visual.trunk.num_classes == 0: return torch.eye(visual.trunk.num_features, device=next(visual.parameters()).device)
     elif visual.proj is not None and getattr(visual, "attn_pool", None) is None: return visual.proj
-    raise QKSError("this image tower has no linear visual projection, which QKS copies: choose a model with a linear one, "
-                   "such as ViT-B-16, RN50 or pocket")
+    raise QKSError("this image tower has no linear visual projection, which QKS copies: choose a model with one, such as ViT-B-16, RN50 or pocket")
 
 # %% ../nbs/02_vlp.ipynb #2c4a8eec
 def _n_prefix(visual):
@@ -65,8 +64,7 @@ def _pooled(vlp, tokens):
         features = tokens.transpose(1, 2).unflatten(2, vlp.grid) if is_map else tokens
         return visual.head(visual.trunk.forward_head(features))
     if vlp.n_prefix != 1 or visual.pool_type != "tok":
-        raise QKSError(f"{vlp.name} does not pool by its CLS token (dropped, or a tower of another kind): its own image embedding "
-                       "cannot be taken from its tokens; load it with drop_cls=False")
+        raise QKSError(f"{vlp.name} does not pool by its CLS token (dropped by drop_cls=True, or a tower of another kind): its own image embedding cannot be taken from its tokens; load it with drop_cls=False, or do without")
     return tokens[:, 0] @ visual.proj                                           # [B, D] @ [D, E]
 
 # %% ../nbs/02_vlp.ipynb #60b08525
@@ -138,13 +136,17 @@ def fingerprint(
     vlp: VLP, # any VLP
 ) -> str: # 16 hexadecimal digits, equal for equal weights in equal use
     "A digest of a VLP's weights, and of what they do not show, to key caches with and to tell a head its VLP."
+    weights = sorted(vlp.model.state_dict().items())
+    state = [(tensor.data_ptr(), tensor._version) for _, tensor in weights]                 # hashing takes seconds for a large one: once, unless they change
+    if state == getattr(vlp, "_hashed", (None, None))[0]: return vlp._hashed[1]
     digest = hashlib.sha256()
-    for name, tensor in sorted(vlp.model.state_dict().items()):
+    for name, tensor in weights:
         digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     if any(isinstance(module, QuickGELU) for module in vlp.model.modules()): digest.update(b"QuickGELU") # has no weights of its own
     heads = {module.embed_dim//module.num_heads for module in vlp.model.visual.modules() if isinstance(module, nn.MultiheadAttention)} - {64}
     if heads: digest.update(f"heads of {sorted(heads)}".encode())                            # as many weights, differently parted
-    return digest.hexdigest()[:16]
+    vlp._hashed = state, digest.hexdigest()[:16]
+    return vlp._hashed[1]
 
 # %% ../nbs/02_vlp.ipynb #02f00001
 def _head_width(width):
@@ -222,8 +224,7 @@ def load_vlp(
     quick_gelu: bool = True, # for a weight file: trained with QuickGELU, as OpenAI's were
 ) -> VLP: # frozen, in eval mode
     "Load a vision-language model; raises `QKSError` for an unknown model or file and for weights that cannot be fetched."
-    if precision not in PRECISIONS:
-        raise QKSError(f"unknown precision {precision!r}: give 'fp32', 'bf16' or 'fp16'")
+    if precision not in PRECISIONS: raise QKSError(f"unknown precision {precision!r}: give 'fp32', 'bf16' or 'fp16'")
     is_path = isinstance(pretrained, Path) or (isinstance(pretrained, str) and (Path(pretrained).is_file() or "/" in pretrained or "." in pretrained))
     if not (is_path or quick_gelu): raise QKSError(f"quick_gelu=False (--gelu) says how a weight file was trained, and {name} with {pretrained or 'its own weights'} is known: leave it out")
     if is_path: model, tokenizer = _from_file(pretrained, quick_gelu)
@@ -231,12 +232,11 @@ def load_vlp(
         source = f"local-dir:{ASSETS/'pocket_vlp'}"
         model, tokenizer = open_clip.create_model(source), open_clip.get_tokenizer(source)
     elif name == "pocket": raise QKSError(f"pretrained={pretrained!r} does not go with the embedded model, which has weights of its own: leave it out, or name another model")
-    elif pretrained is None:
-        raise QKSError(f"model {name!r} needs weights: pass pretrained= a tag such as 'openai', or the path of a weight file")
+    elif pretrained is None: raise QKSError(f"model {name!r} needs weights: pass pretrained= a tag such as 'openai', or the path of a weight file")
     else: model, tokenizer = _from_open_clip(name, pretrained)
     device = check_device(device)
-    mean, std = (getattr(model.visual, f"image_{kind}", None) for kind in ("mean", "std"))
-    preprocess = open_clip.image_transform(model.visual.image_size, is_train=False, mean=mean, std=std)
+    known = getattr(model.visual, "preprocess_cfg", {})                                     # what open_clip knows of the weights; CLIP's own where it knows nothing
+    preprocess = open_clip.image_transform(model.visual.image_size, is_train=False, **{name: known.get(name) for name in ("mean", "std", "interpolation", "resize_mode")})
     vlp = VLP(model.float().to(device), preprocess, tokenizer, str(pretrained) if is_path else name, precision, drop_cls)
     vlp.source = {"name": name, "pretrained": str(Path(pretrained).absolute()) if is_path else pretrained, "drop_cls": drop_cls, "quick_gelu": quick_gelu}
     return vlp

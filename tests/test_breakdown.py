@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from qks.breakdown import SCENES, breakdown, breakdown_table, frequency, kinds, per_label, per_label_stream
+from qks.breakdown import SCENES, breakdown, frequency, kinds, per_label, per_label_stream
 from qks.core import QKSError
 from qks.evaluation import label_ap
 from qks.metrics import average_precision_per_label, evaluate_scores
@@ -85,5 +85,3 @@ def test_by_hand(monkeypatch):
     assert parts["zsl"]["frequency"] == {"10 to 99": {"mAP": 0.8, "labels": 2}}
     assert parts["zsl"]["twin"] == {"without a twin": {"mAP": 0.8, "labels": 2}}
     assert parts["zsl"]["concept"] == {"object or other": {"mAP": 1.0, "labels": 1}, "scene": {"mAP": 0.6, "labels": 1}}
-    lines = breakdown_table(parts).splitlines()
-    assert lines[-1] == "| zsl  | concept   | scene           |      1 |  60.0 |" and len({len(line) for line in lines}) == 1

@@ -664,3 +664,15 @@ def test_reading_touches_what_was_asked_for(stored, monkeypatch):
     assert read == []
     tokens[2:8][[5, 0]]
     assert read == [7, 2]
+
+
+def test_no_such_drive(monkeypatch):
+    monkeypatch.setattr(Path, "exists", lambda self: False)
+    with pytest.raises(QKSError, match="cannot be kept in Z:.*there is no such drive"): cache.check_room("Z:/tokens", 1)
+
+
+def test_a_folder_with_a_strange_meta_file(tmp_path):
+    (tmp_path / "tokens-1").mkdir()
+    for content in ("[]", "3", "[1]"):
+        (tmp_path / "tokens-1" / "meta.json").write_text(content)
+        assert list_caches(tmp_path) == [{"name": "tokens-1", "images": None, "views": None, "dtype": None, "vlp": None, "GB": 0, "finished": 0}]

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qks.check import SHOWN, Report, check_images, check_nuswide, check_openimages, image_fault
+from qks.check import SHOWN, Report, check_images, check_nuswide, check_openimages, check_prepared, image_fault
 from qks.core import QKSError
 from qks.files import read_image_list
+from qks.splits import prepare
 
 GOLDEN = Path(__file__).parent/"data/nuswide_tiny"
 LABELS = "Groundtruth/TrainTestLabels"
@@ -117,3 +118,13 @@ def test_openimages(tmp_path):
     (tmp_path/"unseen_400.txt").write_text("/m/02\n")
     report = check_openimages(tmp_path)
     assert not report.ok and "/m/02 is also in classes-trainable.txt" in report.problems[0]
+
+
+def test_a_split_without_an_image_is_a_problem(tmp_path):
+    (tmp_path/"train.csv").write_text("image,labels\na.jpg,dog\n")
+    (tmp_path/"test.csv").write_text("image,labels\nb.jpg,cat\n")
+    for name, label in (("seen.txt", "cat"), ("unseen.txt", "dog")): (tmp_path/name).write_text(label + "\n")
+    picture(tmp_path/"a.jpg"), picture(tmp_path/"b.jpg")
+    prepare(tmp_path, "folder", seen="seen.txt", unseen="unseen.txt")
+    report = check_prepared(tmp_path)
+    assert not report.ok and "the train split has no image" in str(report)

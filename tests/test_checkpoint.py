@@ -3,6 +3,7 @@ import errno
 import json
 import os
 import random
+import stat
 import subprocess
 import sys
 import warnings
@@ -203,3 +204,15 @@ def test_pruning_steps_over_damage(tmp_path):
     list_checkpoints(tmp_path)[4].write_bytes(b"x")
     prune_checkpoints(tmp_path, 2)
     assert [*list_checkpoints(tmp_path)] == [1, 3, 4]
+
+
+@pytest.mark.parametrize("number, fine", [(errno.EINVAL, True), (errno.EIO, False)])
+def test_a_file_system_that_flushes_no_folders(tmp_path, monkeypatch, number, fine):
+    fsync, opened = os.fsync, len(os.listdir("/dev/fd")) if Path("/dev/fd").exists() else None
+    def flush(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode): raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+    monkeypatch.setattr(os, "fsync", flush)
+    if fine: assert save_checkpoint(tmp_path, 1, state(1)).is_file()
+    else: refused("cannot be written", save_checkpoint, tmp_path, 1, state(1))
+    if opened: assert len(os.listdir("/dev/fd")) == opened

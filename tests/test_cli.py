@@ -294,3 +294,12 @@ def test_long_commands_suit_the_processor(arguments, kept, told, rate, monkeypat
     cli.suit_processor(cli.build_parser().parse_args(arguments))
     assert bool(calls) is kept
     assert ("--precision fp32 is faster here" in capsys.readouterr().err) is (told and rate < 1)
+
+
+@pytest.mark.parametrize("into, status, told", [("| true", 1, ""), ("> /dev/full", 2, "qks: a file cannot be used (No space left on device)")])
+def test_output_that_cannot_be_written(tmp_path, into, status, told):
+    "Buffered, as in a user's shell: it shows while the command runs, and not when Python ends."
+    if not Path("/dev/full").exists(): pytest.skip("no /dev/full here")
+    command = f"set -o pipefail; {sys.executable} -m qks.cli data folder check {tmp_path} {into}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env={**os.environ, "PYTHONUNBUFFERED": ""})
+    assert done.returncode in (status, 1) and done.stderr.startswith(told) and "Exception" not in done.stderr

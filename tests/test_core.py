@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from qks import core
-from qks.core import ASSETS, QKSError, available_memory, cache_folder, check_count, check_labels, load_image, progress, read_tensors, whole_file
+from qks.core import ASSETS, QKSError, UnreadableImage, available_memory, cache_folder, check_count, check_labels, load_image, progress, read_tensors, whole_file
 
 rng = np.random.default_rng(0)
 PIXELS = rng.integers(0, 256, (12, 10, 3), np.uint8)  # [H, W, 3]
@@ -342,3 +342,38 @@ def test_a_full_disk_names_the_file(tmp_path):
     with pytest.raises(OSError) as raised:
         with whole_file(tmp_path/"head") as file: raise OSError(28, "No space left on device")
     assert raised.value.filename == str(tmp_path/"head") and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error, kind, told", [
+    (RuntimeError("Failed to decode frame"), QKSError, "is damaged or truncated .Failed to decode frame."), (NotImplementedError("a format"), QKSError, "is damaged"),
+    (OSError("image file is truncated"), QKSError, "is damaged"), (OSError(24, "Too many open files"), UnreadableImage, "cannot be read .Too many open files.: check the path, its permissions and the disk"),
+    (MemoryError(), UnreadableImage, "does not fit into memory")], ids=["library", "format", "truncated", "system", "memory"])
+def test_whatever_fails_in_an_image_is_one_sentence(tmp_path, monkeypatch, error, kind, told):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    def fail(*args): raise error
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(QKSError, match=told) as caught: load_image(tmp_path / "a.png")
+    assert type(caught.value) is kind
+
+
+def test_a_name_that_no_system_takes():
+    with pytest.raises(UnreadableImage, match="cannot be read .File name too long."): load_image("a"*300)
+
+
+def test_strips_are_refused():
+    with pytest.raises(QKSError, match="is 2000 x 3, over 500 times as long as wide: cut it into pieces"): load_image(Image.new("RGB", (2000, 3)))
+    assert load_image(Image.new("RGB", (3, 1500))).size == (3, 1500)
+
+
+def test_two_writers_of_one_file(tmp_path):
+    with whole_file(tmp_path / "a") as outer:
+        outer.write(b"outer")
+        with whole_file(tmp_path / "a") as inner: inner.write(b"inner")
+    assert (tmp_path / "a").read_bytes() == b"outer" and [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("value, least, fine", [(0, 0, True), (-1, 0, False), (0, 1, False), (np.int64(3), 0, True), (True, 0, False), (1.0, 0, False)], ids=str)
+def test_whole_numbers(value, least, fine):
+    if fine: assert check_count("n", value, least) == value
+    else:
+        with pytest.raises(QKSError, match=f"n is .*: give a whole number, {least} or more"): check_count("n", value, least)

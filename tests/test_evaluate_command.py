@@ -200,7 +200,7 @@ def test_few_images_at_once_do_not_matter(pocket, monkeypatch):
     model, index = load_model("pocket", device="cpu"), open_split(pocket, "test")
     scorer, tokens = make_scorers(model, index.label_names, True)["VLP best patch"], next(token_batches(model.vlp, index, 16))
     whole = scorer(tokens)
-    monkeypatch.setattr("qks.evaluate_command.SCORES_AT_ONCE", 1)
+    monkeypatch.setattr("qks.evaluation.PATCH_SCORES", 1)
     torch.testing.assert_close(scorer(tokens), whole)
 
 
@@ -287,6 +287,8 @@ def test_what_is_not_written_down_is_unknown(tmp_path):
         if content is not None:
             (tmp_path / "config.json").write_text(content)
         assert training_facts(tmp_path / "model") == {"selection": "unknown", "seed": "unknown"}
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "head.safetensors").write_bytes(b"")
     (tmp_path / "config.json").write_text('{"train": {"selection": "official", "seed": 2}}')
     assert training_facts(tmp_path / "model") == {"selection": "official", "seed": 2}
 
@@ -343,3 +345,19 @@ def test_a_models_own_vlp_from_another_place(tmp_path, monkeypatch):
         (tmp_path / "config.json").write_text(json.dumps({"vlp": {"name": "ViT-B-16", "pretrained": "old.pt", "quick_gelu": quick_gelu}}))
         with pytest.raises(QKSError, match="enough"): load_model(tmp_path, pretrained="moved.pt")
     assert asked == [("ViT-B-16", "moved.pt", True), ("ViT-B-16", "moved.pt", False)]
+
+
+def test_facts_come_from_the_models_own_run(tmp_path, monkeypatch):
+    "Not from a run that happens to be the current folder; a model named from inside its run is that run's."
+    (tmp_path / "config.json").write_text('{"train": {"selection": "official", "seed": 2}}')
+    (tmp_path / "authors.pth").write_bytes(b"")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "head.safetensors").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    for model in ("pocket", "authors.pth"): assert training_facts(model) == {"selection": "unknown", "seed": "unknown"}
+    monkeypatch.chdir("model")
+    assert training_facts(".") == {"selection": "official", "seed": 2}
+
+
+def test_a_precision_that_is_none():
+    with pytest.raises(QKSError, match="unknown precision 'bf8': give one of fp32, bf16, fp16"): load_model("pocket", precision="bf8")

@@ -105,3 +105,9 @@ def test_figures_refuse_what_does_not_fit(model):
     plot_answer(PICTURES["one"], [], attention, model.vlp.grid).canvas.draw()
     assert len(plot_token(PICTURES["one"], attention, 0, model.vlp.grid, ["$5", "$6"]).axes) == 1 + len(attention)
     with pytest.raises(QKSError, match="token 99"): plot_token(PICTURES["one"], attention, 99, model.vlp.grid)
+
+
+def test_a_label_that_is_too_long_is_told(explorer):
+    before = figures(explorer)
+    explorer.labels.value = "word "*100
+    assert "shorten the label" in explorer.told.value and figures(explorer) == before

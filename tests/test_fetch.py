@@ -20,7 +20,7 @@ from PIL import Image
 
 from qks.core import QKSError, load_image
 from qks.download import USER_AGENT, Downloader, FetchPolicy, HostGate, NoImage, retry_after
-from qks.fetch import check_items, fetch, fetch_nuswide, fetch_openimages, remove_parts
+from qks.fetch import check_items, fetch, fetch_nuswide, fetch_openimages, remove_parts, settle
 from qks.ledger import Row, read_report
 from qks.urls import check_target, read_nuswide_urls, read_openimages_ids
 
@@ -608,3 +608,23 @@ def test_a_download_that_fails_leaves_the_old_file(server, tmp_path):
     with pytest.raises(NoImage): downloader.download(f"{server.site}/short", tmp_path/"x.jpg")
     downloader.client.close()
     assert (tmp_path/"x.jpg").read_bytes() == b"old" and files(tmp_path) == ["x.jpg"]
+
+
+@pytest.mark.parametrize("value", [{"timeout": 0}, {"deadline": 0.}, {"retries": 1.5}, {"retries": True}], ids=str)
+def test_settings_under_which_nothing_comes(value):
+    with pytest.raises(QKSError, match="is 0: every download would fail|give a whole number, 0 or more"): FetchPolicy(**value)
+
+
+def test_a_system_that_opens_no_more_files_costs_no_image(tmp_path, monkeypatch):
+    (tmp_path / "a.jpg").write_bytes(photograph(1))
+    def full(*args): raise OSError(errno.EMFILE, "Too many open files")
+    monkeypatch.setattr(Image, "open", full)
+    with pytest.raises(QKSError, match="cannot be read .Too many open files"): settle(("a.jpg", ""), tmp_path, Downloader(QUICK))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]
+
+
+def test_rows_that_are_not_asked_for_are_not_kept(tmp_path):
+    "Twice the same image is a mistake of the list only where it is wanted; a wanted id that is not there is told."
+    (tmp_path / "list.txt").write_text("train/0000000000000001\n" + "train/0000000000000002\n"*2)
+    assert [target for target, _ in read_openimages_ids(tmp_path / "list.txt", only={"0000000000000001"})] == ["train/0000000000000001.jpg"]
+    with pytest.warns(UserWarning, match="1 of the 1 ImageIDs"): assert not list(read_openimages_ids(tmp_path / "list.txt", only={"0000000000000003"}))

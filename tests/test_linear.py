@@ -1,6 +1,7 @@
 """The linear map by oneDNN: the same numbers and gradients, only where it may be used, and invisible to what surrounds it."""
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -329,3 +330,16 @@ def test_elsewhere_nothing_happens(monkeypatch, system, library):
     monkeypatch.setattr(module.sys, "platform", system)
     monkeypatch.setattr(module.ctypes, "CDLL", lambda name: library)
     assert keep_freed_memory() is False
+
+
+def test_one_thread_at_a_time_changes_the_settings_of_the_process():
+    order = []
+    def other():
+        with tower_arithmetic(torch.device("cpu"), "fp32", 8): order.append("other")
+    with tower_arithmetic(torch.device("cpu"), "fp32", 8), tower_arithmetic(torch.device("cpu"), "fp32", 8):  # one inside the other in one thread
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join(0.2)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "other"]

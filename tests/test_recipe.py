@@ -67,3 +67,8 @@ def test_no_fused_optimiser_here(monkeypatch):
     def refuse(*args, **kwargs): raise RuntimeError("`fused=True` requires something else\nlong story")
     monkeypatch.setattr(torch.optim, "AdamW", refuse)
     with pytest.raises(QKSError, match="a fused AdamW is not possible here .*something else.: leave fused out$"): make_optimizer([weight()], TrainConfig(fused=True))
+
+
+@pytest.mark.parametrize("value", [-1., float("nan"), float("inf")])
+def test_a_weight_decay_that_is_none(value):
+    with pytest.raises(QKSError, match="weight_decay is .*: give 0 or more"): TrainConfig(weight_decay=value)

@@ -227,3 +227,10 @@ def test_versions_and_prompts(monkeypatch):
     assert code_version()["commit"] is None
     one, other = pool_facts(PromptPool(["a {}.", "the {}."])), pool_facts(PromptPool(["the {}.", "a {}."]))
     assert one["templates"] == 2 and one["digest"] != other["digest"] and one == pool_facts(PromptPool(["a {}.", "the {}."]))
+
+
+def test_numbers_of_a_report_may_be_0_and_not_below():
+    for name in ("seed", "resamples"):
+        with pytest.raises(QKSError, match=f"{name} is -1: give a whole number, 0 or more"): ReportConfig(**{name: -1})
+    assert ReportConfig(seed=0, resamples=0).seed == 0
+    with pytest.raises(QKSError, match="there are no scores to report on"): report({}, np.ones((2, 2)), 1)

@@ -367,3 +367,16 @@ def test_a_prepare_that_is_stopped_leaves_the_old_index(nuswide, monkeypatch):
     with pytest.raises(KeyboardInterrupt): prepare(nuswide, "nuswide")
     assert (nuswide/"qks-index-train.npz").read_bytes() == before
     assert not [path.name for path in nuswide.iterdir() if path.name.startswith(".")]
+
+
+def test_a_list_named_with_dots_is_the_same_list(own, voc):
+    "What prepare takes, the saved index knows again."
+    prepare(own, "folder", train="./train.csv", test="test.csv", unseen="./unseen.txt")
+    assert open_splits(own)["test"].label_ids[-1] == "dog"
+    prepare(voc, "voc", unseen="./unseen.txt")
+    assert open_splits(voc)["test"].label_ids[-1] == "cat"
+
+
+def test_a_size_that_is_none_is_told_before_anything_is_read(own, monkeypatch):
+    monkeypatch.setattr("qks.splits.index_splits", lambda *args, **kwargs: pytest.fail("began to read"))
+    with pytest.raises(QKSError, match="min_bytes is 0: give a whole number, 1 or more"): prepare(own, "folder", min_bytes=0)

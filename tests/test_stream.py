@@ -241,3 +241,11 @@ def test_stopping_early_leaves_no_thread():
     deadline = time.time() + 5
     while threading.active_count() > before and time.time() < deadline: time.sleep(0.01)
     assert threading.active_count() == before and tokens.read < 10
+
+
+def test_parts_of_views_are_no_larger(tmp_path, monkeypatch):
+    values, read, items = torch.randn(6, 3, 2, 4), [], DiskTokens.items
+    (tmp_path / "tokens").write_bytes(values.numpy().tobytes())
+    monkeypatch.setattr("qks.batchfile.AT_ONCE", 6)
+    monkeypatch.setattr(DiskTokens, "items", lambda self, rows, axes=1: read.append(len(rows)) or items(self, rows, axes))
+    assert torch.equal(DiskTokens(OpenFile(tmp_path / "tokens"), values.shape, torch.float32).to(torch.float64), values.double()) and read == [1, 2, 2, 2]

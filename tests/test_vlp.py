@@ -14,7 +14,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from qks import linear
+from qks import vlp as vlp_module
 from qks.core import ASSETS, QKSError
+from qks.evaluation import baseline_methods
 from qks.vlp import VLP, _configs_from, fingerprint, load_vlp, preprocess_images, tokenize
 
 GOLDEN = {key: torch.from_numpy(np.asarray(value)) for key, value in np.load(Path(__file__).parent / "data" / "clip.npz").items()}
@@ -460,3 +462,31 @@ def test_things_that_are_no_texts(tiny_vlp, texts, match):
 @pytest.mark.parametrize("shape", [(24,), (1, 23), (1, 77), (1, 1, 24)])
 def test_ids_of_another_context(tiny_vlp, shape):
     refused(r"token ids have shape .* reads \[T, 24\]", tiny_vlp.text_features, torch.zeros(shape, dtype=torch.long))
+
+
+@pytest.mark.parametrize("known, size", [({}, "crop"), ({"resize_mode": "squash", "interpolation": "bilinear"}, "squash")], ids=["CLIP's own", "squashed"])
+def test_pictures_are_resized_as_the_weights_want_it(monkeypatch, make_clip, known, size):
+    "A wide picture, white in the middle third: cropped it is white, squashed it keeps its black sides."
+    model = make_clip()
+    model.visual.preprocess_cfg = known
+    monkeypatch.setattr(vlp_module, "_from_open_clip", lambda name, pretrained: (model, open_clip.SimpleTokenizer(context_length=24)))
+    vlp, picture = load_vlp("ViT-B-32", "some-tag", device="cpu"), np.zeros((32, 96, 3), np.uint8)
+    picture[:, 32:64] = 255
+    found = preprocess_images(vlp, [Image.fromarray(picture)])[0, 0]
+    assert (found[:, 0] > 0).all() == (size == "crop") and (found[:, 16] > 0).all()
+
+
+def test_a_tower_that_pools_otherwise_has_one_baseline(make_vlp):
+    "Its head can be trained, and the report at the end does not fail for what such a tower cannot do."
+    for vlp, methods in ((make_vlp(vision={"pool_type": "avg"}), ["VLP best patch"]), (make_vlp(), ["VLP zero-shot, one prompt", "VLP zero-shot, prompt pool", "VLP best patch"])):
+        found = baseline_methods(vlp, ["cat", "dog"], vlp.text_features(["cat", "dog"]))
+        assert list(found) == methods and all(score(vlp.image_tokens(IMAGES)).shape == (2, 2) for score in found.values())
+
+
+def test_weights_are_hashed_once_unless_they_change(make_vlp, monkeypatch):
+    vlp, made, sha256 = make_vlp(), [], vlp_module.hashlib.sha256
+    monkeypatch.setattr(vlp_module.hashlib, "sha256", lambda *args: made.append(1) or sha256(*args))
+    first = fingerprint(vlp)
+    assert fingerprint(vlp) == first and len(made) == 1
+    with torch.no_grad(): vlp.model.visual.proj += 1
+    assert fingerprint(vlp) != first and len(made) == 2
