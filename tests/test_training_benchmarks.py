@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-@pytest.mark.parametrize("name", ["train", "quality", "gpu"])
+@pytest.mark.parametrize("name", ["train", "quality", "few", "gpu"])
 def test_runs_quickly(name, tmp_path):
     out = tmp_path / "numbers.json"
     command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--quick", "--threads", "1", "--out", str(out)]
@@ -41,3 +41,8 @@ def test_training_is_eight_times_faster_where_half_precision_pays():
 def test_quality_does_not_pay_for_speed():
     plain, *fast = (row["zsl"] for row in committed("quality").values())
     assert len(fast) == 3 and all(abs(row["mean"] - plain["mean"]) <= plain["std"] for row in fast)
+
+
+def test_a_few_pictures_want_a_higher_rate():
+    ways = committed("few")
+    assert 2*ways["1e-5, plateau (the paper's)"]["seen"]["mean"] < ways["1e-4, cosine"]["seen"]["mean"]
