@@ -1,6 +1,6 @@
 """Which learning rate a few pictures want: the paper's recipe, made for 160,000, and others, on a few hundred.
 
-    python benchmarks/few.py                                          # Pocket-WIDE with 300 training scenes, 3 seeds; 8 minutes
+    python benchmarks/few.py                                          # Pocket-WIDE with 300 training scenes, 3 seeds; 12 minutes
     python benchmarks/few.py --out benchmarks/results/few.json
 
 Head and recipe are the paper's for NUS-WIDE (L=7, K=12, ASL, batch 64, 60 epochs) but for learning rate and schedule. "VLP best patch" is the
