@@ -121,11 +121,11 @@ class Explorer:
         self.look.value = picture_bytes(plot_token(image, attention, self.token.value, self.qks.vlp.grid, chosen))
 
     def take(self, change): # the pictures that a user brought
-        try: brought = read_uploads(change["new"])
+        try: self.pictures |= (brought := read_uploads(change["new"]))
         except QKSError as error: return self.tell(error)
-        self.pictures |= brought
         self.picture.unobserve(self.tag, "value")                                               # tagged once, when all is in its place
         self.picture.options, self.picture.value = list(self.pictures), list(brought)[-1] if brought else self.picture.value
-        self.picture.observe(self.tag, "value"), self.tag()
+        self.picture.observe(self.tag, "value")
+        self.tag()
 
     def tell(self, error=""): self.told.value = error and f"<b>{html.escape(str(error))}</b>"
