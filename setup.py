@@ -2,7 +2,7 @@
 from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 HERE = Path(__file__).resolve().parent
 STATUSES = {"3": "3 - Alpha", "4": "4 - Beta", "5": "5 - Production/Stable"}
@@ -32,8 +32,8 @@ setup(
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
-    packages=["qks"],
-    package_data={"qks": ["assets/**"]},
+    packages=find_packages(include=["qks", "qks.*"]),
+    package_data={"qks": ["assets/**", "py.typed", "**/*.pyi"]},
     include_package_data=False,  # the line above says it all, for the wheel and the sdist alike
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),

@@ -16,14 +16,15 @@ from pathlib import Path
 import common
 import torch
 
-from qks.batchfile import BatchFile, missing_batches, sound_batches
-from qks.cache import cache_tokens
-from qks.data import read_nuswide
-from qks.losses import AsymmetricLoss
-from qks.model import HeadConfig, QKSHead
-from qks.pocket import PocketConfig, write_pocket
-from qks.stream import stream
-from qks.vlp import load_vlp
+from qks.tokens.store import BatchFile, missing_batches, sound_batches
+from qks.tokens.cache import cache_tokens
+from qks.data.nuswide import read_nuswide
+from qks.model.losses import AsymmetricLoss
+from qks.model.config import HeadConfig
+from qks.model.head import QKSHead
+from qks.data.pocket import PocketConfig, write_pocket
+from qks.tokens.stream import stream
+from qks.vlp.loading import load_vlp
 
 
 def timed(function, images, repeats):

@@ -14,7 +14,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from qks.linear import keep_freed_memory, product_rate  # noqa: E402
+from qks.core.arithmetic import keep_freed_memory, product_rate # noqa: E402
 
 
 def parser(doc, sizes, quick):

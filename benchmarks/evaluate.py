@@ -18,12 +18,14 @@ import torch
 from common import Apart, in_turn, parser, serve, settings, speedups, write
 from PIL import Image
 
-from qks import linear
+from qks.core import arithmetic as linear
 from qks.core import load_image
-from qks.evaluate_command import token_batches
-from qks.model import HeadConfig, QKSHead, head_scores
-from qks.sharing import share
-from qks.vlp import _tokens, load_vlp, preprocess_images
+from qks.commands.evaluate import token_batches
+from qks.model.config import HeadConfig
+from qks.model.head import QKSHead, head_scores
+from qks.model.sharing import share
+from qks.vlp.frozen import _tokens, preprocess_images
+from qks.vlp.loading import load_vlp
 
 
 class Folder:

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from common import parser, settings, write
 
-from qks.benchmark import load_benchmark
+from qks.experiment.training_data import load_benchmark
 from qks.core import progress
-from qks.evaluation import best_patch_scores, evaluate, evaluate_scores, summarise
-from qks.model import HeadConfig
-from qks.pocket import PocketConfig, write_pocket
-from qks.recipe import TrainConfig
-from qks.reproduce import train_head
-from qks.vlp import load_vlp
+from qks.evaluate.baselines import best_patch_scores, evaluate, evaluate_scores, summarise
+from qks.model.config import HeadConfig
+from qks.data.pocket import PocketConfig, write_pocket
+from qks.train.config import TrainConfig
+from qks.experiment.reproduction import train_head
+from qks.vlp.loading import load_vlp
 
 WAYS = {"1e-5, plateau (the paper's)": (1e-5, "plateau"), "1e-5, cosine": (1e-5, "cosine"), "1e-4, plateau": (1e-4, "plateau"), "1e-4, cosine": (1e-4, "cosine"),
         "1e-3, cosine": (1e-3, "cosine")}

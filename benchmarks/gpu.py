@@ -17,14 +17,16 @@ from common import parser, settings, write
 from torch.utils.flop_counter import FlopCounterMode
 
 from qks.core import QKSError
-from qks.devices import make_accelerator, release_accelerator
-from qks.engine import Trainer, epoch_steps
-from qks.losses import AsymmetricLoss
-from qks.model import HeadConfig, QKSHead
-from qks.recipe import TrainConfig, make_optimizer
-from qks.sharing import share
-from qks.steps import HeadLoss, Targets
-from qks.vlp import _tokens, load_vlp
+from qks.train.devices import make_accelerator, release_accelerator
+from qks.train.steps import Trainer, epoch_steps
+from qks.model.losses import AsymmetricLoss
+from qks.model.config import HeadConfig
+from qks.model.head import QKSHead
+from qks.train.config import TrainConfig, make_optimizer
+from qks.model.sharing import share
+from qks.train.steps import HeadLoss, Targets
+from qks.vlp.frozen import _tokens
+from qks.vlp.loading import load_vlp
 
 NUS_WIDE, TOWER_BATCH, REFERENCE_BATCH, OUR_BATCHES = 161_789, 256, 64, (64, 1024)
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -16,11 +16,12 @@ from common import Apart, in_turn, parser, serve, settings, speedups, write
 from torch import nn
 from torch.nn import functional as F
 
-from qks import fast_query, linear
-from qks.fast_query import block_operations, extract, self_attention
-from qks.losses import AsymmetricLoss
-from qks.query import QueryExtractor
-from qks.sharing import share
+from qks.model import fast as fast_query
+from qks.core import arithmetic as linear
+from qks.model.fast import block_operations, extract, self_attention
+from qks.model.losses import AsymmetricLoss
+from qks.model.query import QueryExtractor
+from qks.model.sharing import share
 
 
 def exchanged(**parts):

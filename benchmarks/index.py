@@ -87,7 +87,7 @@ def run_loadtxt_int(root):
 
 def run_index(root):
     """Every file of the tree, through the library."""
-    from qks.data import index_nuswide, read_concept_labels, read_vocabulary
+    from qks.data.nuswide import index_nuswide, read_concept_labels, read_vocabulary
 
     for split in ("train", "test"):
         index = index_nuswide(root, split)
@@ -97,7 +97,7 @@ def run_index(root):
 
 def run_openimages(root):
     """One split of Open Images, through the library."""
-    from qks.openimages import index_openimages
+    from qks.data.openimages import index_openimages
 
     index = index_openimages(root, "train")
     yield "train", [len(index), len(index.label_ids), len(index.values), index.conflicts]
@@ -126,7 +126,7 @@ def main():
     args = parser.parse_args()
     if args.job:
         if not args.job.startswith("loadtxt"):
-            import qks.data, qks.openimages  # noqa: E401, F401 (loading PyTorch takes seconds and reads no data)
+            import qks.data.nuswide, qks.openimages  # noqa: E401, F401 (loading PyTorch takes seconds and reads no data)
         clock = time.perf_counter()
         found = dict(JOBS[args.job](args.root))
         seconds = time.perf_counter() - clock

@@ -16,11 +16,13 @@ import torch
 from common import in_turn, parser, peak_memory, settings, speedups, write
 from PIL import Image
 
-from qks.fast_query import extract
-from qks.model import QKS, HeadConfig, QKSHead
-from qks.prompts import PromptPool
-from qks.sharing import SCORES_AT_ONCE, share
-from qks.vlp import VLP, preprocess_images
+from qks.model.fast import extract
+from qks.model.tagger import QKS
+from qks.model.config import HeadConfig
+from qks.model.head import QKSHead
+from qks.model.prompts import PromptPool
+from qks.model.sharing import SCORES_AT_ONCE, share
+from qks.vlp.frozen import VLP, preprocess_images
 
 
 class RandomPool(PromptPool):

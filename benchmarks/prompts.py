@@ -10,8 +10,8 @@ from statistics import median
 import torch
 from common import in_turn, parser, settings, write
 
-from qks.prompts import DEFAULT_TEMPLATES, PromptPool
-from qks.vlp import load_vlp
+from qks.model.prompts import DEFAULT_TEMPLATES, PromptPool
+from qks.vlp.loading import load_vlp
 
 LABELS = ("airport", "animal", "beach", "bear", "birds", "boats", "book", "bridge", "buildings", "cars", "castle", "cat", "cityscape",
           "clouds", "computer", "coral", "cow", "dancing", "dog", "earthquake", "elk", "fire", "fish", "flags", "flowers", "food",

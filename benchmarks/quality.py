@@ -14,17 +14,17 @@ from pathlib import Path
 import torch
 from common import parser, settings, write
 
-from qks.augment import LiveTokens
-from qks.cache import cache_tokens
+from qks.tokens.augment import LiveTokens
+from qks.tokens.cache import cache_tokens
 from qks.core import progress
-from qks.evaluation import evaluate, summarise
-from qks.model import QKSHead, QKSOutput
-from qks.pocket import PocketConfig, write_pocket
-from qks.benchmark import load_benchmark
-from qks.reproduce import ReproduceConfig
-from qks.sharing import share
-from qks.training import fit
-from qks.vlp import load_vlp
+from qks.evaluate.baselines import evaluate, summarise
+from qks.model.head import QKSHead, QKSOutput
+from qks.data.pocket import PocketConfig, write_pocket
+from qks.experiment.training_data import load_benchmark
+from qks.experiment.reproduction import ReproduceConfig
+from qks.model.sharing import share
+from qks.train.loop import fit
+from qks.vlp.loading import load_vlp
 
 PLAIN = "plain: fp32, tower in every step"
 FAST = {"cache, fp32": {}, "cache, bf16": {"precision": "bf16", "fused": True},

@@ -1,4 +1,4 @@
-"""Official scoring at NUS-WIDE's size: `qks.metrics.evaluate_scores` beside a textbook loop over labels.
+"""Official scoring at NUS-WIDE's size: `qks.evaluate.metrics.evaluate_scores` beside a textbook loop over labels.
 
     python benchmarks/score.py                                # 107,859 images, 1,006 labels
     python benchmarks/score.py --images 20000 --labels 300    # smaller
@@ -56,12 +56,12 @@ def textbook(scores, labels, n_seen, topk):
 
 
 def ours(scores, labels, n_seen, topk):
-    from qks.metrics import evaluate_scores
+    from qks.evaluate.metrics import evaluate_scores
     return evaluate_scores(scores, labels, n_seen, topk)
 
 
 def intervals(scores, labels, n_seen, topk, resamples):
-    from qks.bootstrap import bootstrap
+    from qks.evaluate.bootstrap import bootstrap
     return bootstrap(scores, labels, n_seen, topk, resamples=resamples)
 
 

@@ -14,10 +14,10 @@ from head import WAYS, head_operations
 from torch import nn
 from torch.nn import functional as F
 
-from qks.linear import keep_freed_memory
-from qks.losses import AsymmetricLoss
-from qks.query import QueryExtractor
-from qks.sharing import share
+from qks.core.arithmetic import keep_freed_memory
+from qks.model.losses import AsymmetricLoss
+from qks.model.query import QueryExtractor
+from qks.model.sharing import share
 
 AXES = {"images": (4, 8, 16, 32), "tokens": (50, 100, 197, 394), "queries": (6, 12, 24, 36), "layers": (1, 2, 4, 8), "labels": (100, 925, 5000, 20000)}
 

@@ -1,4 +1,4 @@
-"""Scoring at Open Images' size, where the scores never exist at once: time and peak memory of `qks.streaming`.
+"""Scoring at Open Images' size, where the scores never exist at once: time and peak memory of `qks.evaluate.streaming`.
 
     python benchmarks/stream.py                                                  # 125,456 images, 7,186 + 400 labels
     python benchmarks/stream.py --images 5000 --seen 600 --unseen 100            # smaller
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from common import parser, peak_memory, settings, write
 
-from qks.streaming import StreamingScores
+from qks.evaluate.streaming import StreamingScores
 
 TOPK = (10, 20)
 

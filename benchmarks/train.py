@@ -4,7 +4,7 @@
     python benchmarks/train.py --out benchmarks/results/train.json
 
 The reference is the textbook pipeline, fp32: open_clip's tower, the plain head, the loss, AdamW, on images that are read and preprocessed
-already. Ours is `qks.engine`'s epoch over the same images' tokens in a cache on disk (fp16), as `qks train` runs it, then with
+already. Ours is `qks.train.steps`'s epoch over the same images' tokens in a cache on disk (fp16), as `qks train` runs it, then with
 `--fused`, then with `--precision bf16` too. "cache, plain head" shows what the cache alone brings. Ours runs in a process that keeps freed
 memory, as `qks train` does, the others in one that does not. The ways take turns; a speedup is the median over rounds of the ratio within
 a round. "apart" is the relative difference of an epoch's loss to the reference's, without dropout, at a rate that changes nothing.
@@ -16,15 +16,17 @@ from statistics import median
 import torch
 from common import Apart, in_turn, parser, serve, settings, speedups, write
 
-from qks.batchfile import BatchFile
-from qks.devices import make_accelerator
-from qks.engine import Trainer, epoch_steps
-from qks.losses import AsymmetricLoss
-from qks.model import HeadConfig, QKSHead
-from qks.recipe import TrainConfig, make_optimizer
-from qks.sharing import share
-from qks.steps import Targets
-from qks.vlp import _tokens, load_vlp
+from qks.tokens.store import BatchFile
+from qks.train.devices import make_accelerator
+from qks.train.steps import Trainer, epoch_steps
+from qks.model.losses import AsymmetricLoss
+from qks.model.config import HeadConfig
+from qks.model.head import QKSHead
+from qks.train.config import TrainConfig, make_optimizer
+from qks.model.sharing import share
+from qks.train.steps import Targets
+from qks.vlp.frozen import _tokens
+from qks.vlp.loading import load_vlp
 
 
 def cached(vlp, images, folder):

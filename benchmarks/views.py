@@ -12,15 +12,15 @@ from pathlib import Path
 
 from common import parser, settings, write
 
-from qks.augment import Augmentation, LiveTokens
-from qks.cache import cache_size, cache_tokens
+from qks.tokens.augment import Augmentation, LiveTokens
+from qks.tokens.cache import cache_size, cache_tokens
 from qks.core import progress
-from qks.evaluation import evaluate, summarise
-from qks.pocket import PocketConfig, write_pocket
-from qks.benchmark import load_benchmark
-from qks.reproduce import ReproduceConfig, train_head
-from qks.stream import ViewSampler
-from qks.vlp import load_vlp
+from qks.evaluate.baselines import evaluate, summarise
+from qks.data.pocket import PocketConfig, write_pocket
+from qks.experiment.training_data import load_benchmark
+from qks.experiment.reproduction import ReproduceConfig, train_head
+from qks.tokens.stream import ViewSampler
+from qks.vlp.loading import load_vlp
 
 
 def training_tokens(kind, benchmark, folder):

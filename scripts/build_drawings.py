@@ -22,7 +22,7 @@ from pathlib import Path
 
 from PIL import Image
 
-CELL, COLUMNS = 64, 20  # as in qks.drawings: cells of 64 x 64 pixels, 20 in a row
+CELL, COLUMNS = 64, 20  # as in qks.data.drawings: cells of 64 x 64 pixels, 20 in a row
 SOURCES = {  # sheet -> folder of its drawings; file names are code points in hex
     "noto": "emoji-datasource-google-16.0.0/package/img/google/64",
     "twemoji": "emoji-datasource-twitter-16.0.0/package/img/twitter/64",

@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from PIL import Image
 
-from qks.drawings import Drawings, compose_scene, read_concepts
+from qks.data.drawings import Drawings, compose_scene, read_concepts
 
 WIDTH, HEIGHT = 9.0, 5.4  # inches; 900 pixels wide at 100 dpi
 INK, SOFT = "#1f2328", "#59636e"

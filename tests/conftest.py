@@ -7,7 +7,7 @@ import open_clip
 import pytest
 import torch
 
-from qks.vlp import VLP
+from qks.vlp.frozen import VLP
 
 
 @pytest.fixture(scope="session", autouse=True)

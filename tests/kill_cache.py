@@ -24,10 +24,11 @@ from kill_child import in_child
 from PIL import Image
 
 import open_clip
-from qks import batchfile, cache
-from qks.batchfile import read_batches
-from qks.data import LabelledImages
-from qks.vlp import VLP
+from qks.tokens import store as batchfile
+from qks.tokens import cache
+from qks.tokens.store import read_batches
+from qks.data.nuswide import LabelledImages
+from qks.vlp.frozen import VLP
 
 N_IMAGES, BATCH = 7, 2
 N_BATCHES = -(-N_IMAGES // BATCH)

@@ -16,10 +16,12 @@ import torch
 from kill_child import in_child
 from tqdm import tqdm
 
-from qks import benchmark, reproduce, train_command
-from qks.cli import main
+from qks.experiment import training_data as benchmark
+from qks.experiment import reproduction as reproduce
+from qks.commands import train as train_command
+from qks.commands.main import main
 from qks.core import QKSError
-from qks.prompts import PromptPool
+from qks.model.prompts import PromptPool
 
 OPTIONS = "--epochs 2 --lr 1e-3 --layers 1 --queries 2 --batch-size 12 --save-steps 2".split()
 

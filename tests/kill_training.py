@@ -19,11 +19,14 @@ from pathlib import Path
 import torch
 from kill_child import in_child
 
-from qks import checkpoint, engine, training
-from qks.checkpoint import list_checkpoints, read_checkpoint
-from qks.logs import RunConfig
-from qks.model import HeadConfig, QKSHead
-from qks.recipe import TrainConfig
+from qks.train import checkpoint
+from qks.train import steps as engine
+from qks.train import loop as training
+from qks.train.checkpoint import list_checkpoints, read_checkpoint
+from qks.train.config import RunConfig
+from qks.model.config import HeadConfig
+from qks.model.head import QKSHead
+from qks.train.config import TrainConfig
 
 N, S, E, D = 26, 5, 8, 64
 EVENTS, MOMENTS = 18, 5  # how many kills of each kind
@@ -81,8 +84,8 @@ def train(folder):
 def main(root):
     torch.set_num_threads(1)
     training.progress = lambda items, description, total=None: Silent(items)  # tqdm's lock is shared with a killed child, and would stay locked
-    import qks.model
-    qks.model.progress = training.progress
+    import qks.model.head
+    qks.model.head.progress = training.progress
     events, runs, rng = Events(), [], random.Random(0)
 
     def watched(folder):

@@ -16,14 +16,16 @@ from pathlib import Path
 
 import torch
 
-from qks import engine, training
+from qks.train import steps as engine
+from qks.train import loop as training
 from qks.core import QKSError
-from qks.devices import gather_rows, in_turns, make_accelerator, process_state, score_images
-from qks.engine import Interrupted
-from qks.logs import RunConfig
-from qks.model import HeadConfig, QKSHead
-from qks.recipe import TrainConfig
-from qks.training import fit
+from qks.train.devices import gather_rows, in_turns, make_accelerator, process_state, score_images
+from qks.train.steps import Interrupted
+from qks.train.config import RunConfig
+from qks.model.config import HeadConfig
+from qks.model.head import QKSHead
+from qks.train.config import TrainConfig
+from qks.train.loop import fit
 
 N, M, S, U, E, D = 21, 7, 6, 3, 8, 64  # 21 images in batches of 4: the last batch is a single image
 

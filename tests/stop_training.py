@@ -9,10 +9,12 @@ from pathlib import Path
 
 import torch
 
-from qks import cli, training
-from qks.logs import RunConfig
-from qks.model import HeadConfig, QKSHead
-from qks.recipe import TrainConfig
+from qks.commands import main as cli
+from qks.train import loop as training
+from qks.train.config import RunConfig
+from qks.model.config import HeadConfig
+from qks.model.head import QKSHead
+from qks.train.config import TrainConfig
 
 
 def train(folder):

@@ -10,17 +10,18 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.transforms import Compose
 
-from qks.augment import Augmentation, ImageViews, LiveTokens, cutout, load_batches, preprocess_digest, split_preprocess, stack_images, worker_errors
-from qks.cache import cache_tokens
-from qks.checkpoint import list_checkpoints
+from qks.tokens.augment import Augmentation, ImageViews, LiveTokens, cutout, load_batches, preprocess_digest, split_preprocess, stack_images, worker_errors
+from qks.tokens.cache import cache_tokens
+from qks.train.checkpoint import list_checkpoints
 from qks.core import QKSError
-from qks.data import LabelledImages
-from qks.losses import bce_loss
-from qks.model import HeadConfig, QKSHead
-from qks.logs import RunConfig
-from qks.recipe import TrainConfig
-from qks.steps import train_epoch
-from qks.training import fit
+from qks.data.nuswide import LabelledImages
+from qks.model.losses import bce_loss
+from qks.model.config import HeadConfig
+from qks.model.head import QKSHead
+from qks.train.config import RunConfig
+from qks.train.config import TrainConfig
+from qks.train.steps import train_epoch
+from qks.train.loop import fit
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def test_the_steps_come_in_the_authors_order(tiny_vlp, augmentation, monkeypatch
 
 def test_half_of_the_views_are_flipped(augmentation, monkeypatch):
     monkeypatch.setattr(augmentation, "randaugment", lambda image: image)
-    monkeypatch.setattr("qks.augment.cutout", lambda image, rng: image)
+    monkeypatch.setattr("qks.tokens.augment.cutout", lambda image, rng: image)
     ramp = Image.fromarray(np.tile(np.arange(32, dtype=np.uint8) * 8, (32, 1))).convert("RGB")
     flipped = [np.asarray(augmentation.picture(ramp, 0, view))[0, 0, 0] > 100 for view in range(400)]
     assert 150 < sum(flipped) < 250

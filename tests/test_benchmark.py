@@ -5,17 +5,17 @@ import numpy as np
 import pytest
 import torch
 
-from qks import benchmark as module
-from qks.benchmark import Benchmark, benchmark_splits, check_measurable, check_scores_fit, load_benchmark, token_bytes
-from qks.cache import cache_size
+from qks.experiment import training_data as module
+from qks.experiment.training_data import Benchmark, benchmark_splits, check_measurable, check_scores_fit, load_benchmark, token_bytes
+from qks.tokens.cache import cache_size
 from qks.core import QKSError
-from qks.index import LabelledImages
-from qks.model import HeadConfig
-from qks.pocket import PocketConfig, write_pocket
-from qks.prompts import PromptPool
-from qks.recipe import TrainConfig
-from qks.reproduce import train_head
-from qks.splits import open_splits
+from qks.data.index import LabelledImages
+from qks.model.config import HeadConfig
+from qks.data.pocket import PocketConfig, write_pocket
+from qks.model.prompts import PromptPool
+from qks.train.config import TrainConfig
+from qks.experiment.reproduction import train_head
+from qks.data.splits import open_splits
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_bytes_of_all_parts(root, tiny_vlp, tmp_path, views, items):
 def test_room_is_asked_for_before_anything_is_computed(root, tiny_vlp, monkeypatch):
     need = cache_size(tiny_vlp, 60, torch.float32)
     monkeypatch.setattr(module, "cache_tokens", lambda *args, **kwargs: pytest.fail("began to compute"))
-    monkeypatch.setattr("qks.cache.available_memory", lambda: need - 1)
+    monkeypatch.setattr("qks.tokens.cache.available_memory", lambda: need - 1)
     with pytest.raises(QKSError, match="the tokens need"): load_benchmark(root, tiny_vlp)
 
 

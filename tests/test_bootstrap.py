@@ -4,12 +4,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import qks.bootstrap
-from qks.bootstrap import bootstrap, bootstrap_stream, resample_weights, resampled_precision
+import qks.evaluate.bootstrap
+from qks.evaluate.bootstrap import bootstrap, bootstrap_stream, resample_weights, resampled_precision
 from qks.core import QKSError
-from qks.metrics import average_precision_per_label, evaluate_scores
-from qks.protocols import PROTOCOLS
-from qks.streaming import StreamingScores
+from qks.evaluate.metrics import average_precision_per_label, evaluate_scores
+from qks.evaluate.protocols import PROTOCOLS
+from qks.evaluate.streaming import StreamingScores
 
 NAMES = ["cat", "dog", "bird", "cow", "fish", "car", "birds", "sky", "sea"]
 
@@ -62,12 +62,12 @@ def test_a_label_that_loses_its_positives_leaves_the_mean():
     labels[:, 8] = np.minimum(labels[:, 8], 0)
     labels[7, 8] = 1  # one positive: about a third of the resamples lose it
     scores[7, 8] = 99  # where it is there, its AP is 1
-    values, original = [], qks.bootstrap.intervals
-    qks.bootstrap.intervals = lambda metrics, point: values.append(metrics) or original(metrics, point)
+    values, original = [], qks.evaluate.bootstrap.intervals
+    qks.evaluate.bootstrap.intervals = lambda metrics, point: values.append(metrics) or original(metrics, point)
     try:
         bootstrap(scores, labels, 5, (1, 3), resamples=30)
     finally:
-        qks.bootstrap.intervals = original
+        qks.evaluate.bootstrap.intervals = original
     generator, expected, lost = np.random.default_rng(0), [], 0
     for _ in range(30):
         rows = generator.integers(0, 120, 120)
@@ -84,7 +84,7 @@ def test_one_label_with_long_gaps_and_more_than_one_matrix(monkeypatch):
     generator = np.random.default_rng(2)
     labels = np.where(np.isin(np.arange(20_000), [5, 9_000, 19_000]), 1, -1)
     scores = generator.normal(size=20_000).astype(np.float32)
-    monkeypatch.setattr(qks.bootstrap, "RESAMPLES_AT_ONCE", 3)
+    monkeypatch.setattr(qks.evaluate.bootstrap, "RESAMPLES_AT_ONCE", 3)
     weights = resample_weights(20_000, 5, 0)
     assert [matrix.shape[1] for matrix in weights] == [3, 2]
     inner = np.arange(20_000) != 17

@@ -4,12 +4,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from qks.breakdown import SCENES, breakdown, frequency, kinds, per_label, per_label_stream
+from qks.evaluate.breakdown import SCENES, breakdown, frequency, kinds, per_label, per_label_stream
 from qks.core import QKSError
-from qks.evaluation import label_ap
-from qks.metrics import average_precision_per_label, evaluate_scores
-from qks.protocols import PROTOCOLS
-from qks.streaming import StreamingScores
+from qks.evaluate.baselines import label_ap
+from qks.evaluate.metrics import average_precision_per_label, evaluate_scores
+from qks.evaluate.protocols import PROTOCOLS
+from qks.evaluate.streaming import StreamingScores
 
 NAMES = ["cat", "dog", "bird", "cow", "fish", "car", "birds", "sky", "sea"]
 
@@ -55,7 +55,7 @@ def test_a_stream_gives_the_same(sample):
 
 
 def test_kinds_of_labels(monkeypatch):
-    monkeypatch.setattr("qks.breakdown.SCENES", frozenset(["sky"]))
+    monkeypatch.setattr("qks.evaluate.breakdown.SCENES", frozenset(["sky"]))
     split = kinds(np.array([1, 2, 30, 4, 5, 600, 7, 8000, 0]), 5, NAMES)
     assert list(split["seen"]) == ["frequency"], "no seen label is a scene"
     assert split["zsl"]["twin"] == ["without a twin", "with a twin", "without a twin", "without a twin"]
@@ -78,7 +78,7 @@ def test_scenes_are_told_apart_among_nus_wides_labels_only():
 
 
 def test_by_hand(monkeypatch):
-    monkeypatch.setattr("qks.breakdown.SCENES", frozenset(["sky"]))
+    monkeypatch.setattr("qks.evaluate.breakdown.SCENES", frozenset(["sky"]))
     ap, positives = np.array([0.2, 0.4, np.nan, 0.6, 1.0]), np.array([5, 50, 0, 20, 30])
     parts = breakdown(ap, positives, 2, ["bird", "car", "birds", "sky", "sea"])
     assert parts["seen"] == {"frequency": {"1 to 9": {"mAP": 0.2, "labels": 1}, "10 to 99": {"mAP": 0.4, "labels": 1}}}

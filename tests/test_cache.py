@@ -16,17 +16,19 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-from qks import batchfile, cache
-from qks.batchfile import BatchFile, DiskTokens, OpenFile, batch_line, missing_batches, read_batches, sound_batches
-from qks.cache import cache_ingredients, cache_key, cache_shape, cache_size, cache_tokens, list_caches, missing_bytes
-from qks.augment import Augmentation, ImageViews
+from qks.tokens import store as batchfile
+from qks.tokens import cache
+from qks.tokens.store import BatchFile, DiskTokens, OpenFile, batch_line, missing_batches, read_batches, sound_batches
+from qks.tokens.cache import cache_ingredients, cache_key, cache_shape, cache_size, cache_tokens, list_caches, missing_bytes
+from qks.tokens.augment import Augmentation, ImageViews
 from qks.core import QKSError
-from qks.data import LabelledImages
-from qks.evaluation import best_patch_scores, zero_shot_scores
-from qks.losses import bce_loss
-from qks.model import HeadConfig, QKSHead, head_scores
-from qks.steps import train_epoch
-from qks.stream import token_digest
+from qks.data.nuswide import LabelledImages
+from qks.evaluate.baselines import best_patch_scores, zero_shot_scores
+from qks.model.losses import bce_loss
+from qks.model.config import HeadConfig
+from qks.model.head import QKSHead, head_scores
+from qks.train.steps import train_epoch
+from qks.tokens.stream import token_digest
 
 TESTS = Path(__file__).parent
 N_IMAGES = 9

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qks.check import SHOWN, Report, check_images, check_nuswide, check_openimages, check_prepared, image_fault
+from qks.data.check import SHOWN, Report, check_images, check_nuswide, check_openimages, check_prepared, image_fault
 from qks.core import QKSError
-from qks.files import read_image_list
-from qks.splits import prepare
+from qks.data.files import read_image_list
+from qks.data.splits import prepare
 
 GOLDEN = Path(__file__).parent/"data/nuswide_tiny"
 LABELS = "Groundtruth/TrainTestLabels"

@@ -15,8 +15,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qks import checkpoint
-from qks.checkpoint import last_checkpoint, list_checkpoints, pack, prune_checkpoints, random_states, read_checkpoint, save_checkpoint, set_random_states, unpack
+from qks.train import checkpoint
+from qks.train.checkpoint import last_checkpoint, list_checkpoints, pack, prune_checkpoints, random_states, read_checkpoint, save_checkpoint, set_random_states, unpack
 from qks.core import QKSError
 
 TESTS = Path(__file__).parent

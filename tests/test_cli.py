@@ -15,10 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from qks import cli
-from qks.cli import main
+from qks.commands import main as cli
+from qks.commands.main import main
 from qks.core import QKSError
-from qks.model import QKS
+from qks.model.tagger import QKS
 
 SMALL = ["--n-train", "60", "--n-test", "30"]
 
@@ -109,7 +109,7 @@ def test_without_labels_the_models_own(picture, run, monkeypatch, capsys):
     assert main(["tag", str(picture), "--model", str(run), "--top-k", "1000", "--json"]) == 0  # the run's folder stands for its model
     tags = json.loads(capsys.readouterr().out)[str(picture)]
     assert len(tags) == 276 and "pizza" in {tag["label"] for tag in tags} and "dog" not in {tag["label"] for tag in tags}  # dog is an unseen one
-    monkeypatch.setattr("qks.cli.load_model", lambda *args, **kwargs: SimpleNamespace(labels=()))
+    monkeypatch.setattr("qks.commands.main.load_model", lambda *args, **kwargs: SimpleNamespace(labels=()))
     assert main(["tag", str(picture)]) == 2 and "qks: pocket does not say which labels it was trained on: pass --labels or --labels-file\n" == capsys.readouterr().err
 
 
@@ -117,7 +117,7 @@ def test_a_reader_that_has_enough_is_no_mistake(picture, tmp_path):
     if shutil.which("bash") is None: pytest.skip("needs bash")
     (folder := tmp_path / "trip").mkdir()
     for number in range(100): shutil.copyfile(picture, folder / f"{number}.png")
-    command = f"{shlex.quote(sys.executable)} -m qks.cli tag {shlex.quote(str(folder))} --labels cat,dog --device cpu | head -1; echo ${{PIPESTATUS[0]}}"
+    command = f"{shlex.quote(sys.executable)} -m qks tag {shlex.quote(str(folder))} --labels cat,dog --device cpu | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)})
     assert done.stdout.splitlines()[1:] == ["0"] and "qks:" not in done.stderr and "Traceback" not in done.stderr
 
@@ -144,14 +144,14 @@ def test_a_pipe_that_breaks_in_a_training_is_no_success(monkeypatch):
     def broken(args): raise BrokenPipeError(32, "Broken pipe")
     monkeypatch.setattr("os.dup2", lambda *descriptors: None)
     for command, status in (("train", 1), ("reproduce", 1), ("tag", 0), ("evaluate", 0)):
-        monkeypatch.setattr("qks.cli.build_parser", lambda: SimpleNamespace(parse_args=lambda argv: SimpleNamespace(run=broken, command=command, device="cpu")))
+        monkeypatch.setattr("qks.commands.main.build_parser", lambda: SimpleNamespace(parse_args=lambda argv: SimpleNamespace(run=broken, command=command, device="cpu")))
         assert main([]) == status
 
 
 @pytest.mark.parametrize("command, advice", [("train", "pass a smaller --batch-size, or --accumulate 2 or more"), ("tag", "see what else uses it, or pass --device cpu")])
 def test_a_gpu_whose_memory_is_full(monkeypatch, capsys, command, advice):
     def full(args): raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-    monkeypatch.setattr("qks.cli.build_parser", lambda: SimpleNamespace(parse_args=lambda argv: SimpleNamespace(run=full, command=command, device="cpu")))
+    monkeypatch.setattr("qks.commands.main.build_parser", lambda: SimpleNamespace(parse_args=lambda argv: SimpleNamespace(run=full, command=command, device="cpu")))
     assert main([]) == 2 and capsys.readouterr().err.startswith(f"qks: the GPU's memory is full: {advice}")
 
 
@@ -161,7 +161,7 @@ def test_version(capsys):
 
 
 def test_a_missing_picture_is_told_before_any_work(picture, monkeypatch, capsys):
-    monkeypatch.setattr("qks.model.PromptPool.embed", lambda *args, **kwargs: pytest.fail("began to work"))
+    monkeypatch.setattr("qks.model.head.PromptPool.embed", lambda *args, **kwargs: pytest.fail("began to work"))
     assert main(["tag", str(picture), "nowhere.jpg", "--labels", "cat", "--device", "cpu"]) == 2
     assert "image nowhere.jpg does not exist" in capsys.readouterr().err
 
@@ -204,7 +204,7 @@ def test_a_terminal_that_cannot_show_a_name_costs_no_tags(picture, tmp_path):
         odd = tmp_path / os.fsdecode(b"caf\xe9.jpg")
         shutil.copyfile(picture, odd)
     except (OSError, UnicodeDecodeError): pytest.skip("this system has no such names")
-    done = subprocess.run([sys.executable, "-m", "qks.cli", "tag", odd, "--labels", "crème,cat", "--device", "cpu"], capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii:strict"})
+    done = subprocess.run([sys.executable, "-m", "qks.commands.main", "tag", odd, "--labels", "crème,cat", "--device", "cpu"], capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii:strict"})
     assert done.returncode == 0 and b"cat" in done.stdout and b"Traceback" not in done.stderr
 
 
@@ -270,14 +270,14 @@ def test_every_command_that_is_shown_can_be_typed():
     for block in (block for text in texts for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line.partition("#")[0].rpartition("&& ")[2])
-            if "qks.cli" in words: words = ["qks", *words[words.index("qks.cli") + 1:]]
+            if "qks.commands.main" in words: words = ["qks", *words[words.index("qks.commands.main") + 1:]]
             if words[:1] == ["qks"]: shown.append(words[1:])
     for words in shown: cli.build_parser().parse_args(words)  # exits where it does not understand
     assert len(shown) > 15 and {words[0] for words in shown} == {"reproduce", "tag", "train", "evaluate", "data"}
 
 
 def test_module_runs_as_a_command():
-    done = subprocess.run([sys.executable, "-m", "qks.cli", "tag", "missing.jpg", "--labels", "cat"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "qks.commands.main", "tag", "missing.jpg", "--labels", "cat"], capture_output=True, text=True)
     assert done.returncode == 2 and "missing.jpg" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -300,6 +300,6 @@ def test_long_commands_suit_the_processor(arguments, kept, told, rate, monkeypat
 def test_output_that_cannot_be_written(tmp_path, into, status, told):
     "Buffered, as in a user's shell: it shows while the command runs, and not when Python ends."
     if not Path("/dev/full").exists(): pytest.skip("no /dev/full here")
-    command = f"set -o pipefail; {sys.executable} -m qks.cli data folder check {tmp_path} {into}"
+    command = f"set -o pipefail; {sys.executable} -m qks.commands.main data folder check {tmp_path} {into}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env={**os.environ, "PYTHONUNBUFFERED": ""})
     assert done.returncode == status and done.stderr.startswith(told) and "Exception" not in done.stderr

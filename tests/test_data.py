@@ -1,4 +1,4 @@
-"""qks.data against the authors' lists, and against every way in which a raw tree can be broken."""
+"""qks.data.nuswide against the authors' lists, and against every way in which a raw tree can be broken."""
 import shutil
 from pathlib import Path
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from qks.core import QKSError
-from qks.data import LabelledImages, holdout, missing_images, read_nuswide, write_lists
-from qks.files import read_image_list, read_table, regular_ones
+from qks.data.nuswide import LabelledImages, holdout, missing_images, read_nuswide, write_lists
+from qks.data.files import read_image_list, read_table, regular_ones
 
 GOLDEN = Path(__file__).parent/"data/nuswide_tiny"
 TAGS = "NUS_WID_Tags/Train_Tags1k.dat"

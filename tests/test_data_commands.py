@@ -18,9 +18,9 @@ from PIL import Image
 from test_formats import coco, write_coco
 from test_openimages import write_tree
 
-from qks.cli import build_parser, main
-from qks.data_commands import add_data_commands
-from qks.splits import open_split, open_splits
+from qks.commands.main import build_parser, main
+from qks.commands.data import add_data_commands
+from qks.data.splits import open_split, open_splits
 
 TINY = Path(__file__).parent/"data/nuswide_tiny/raw"
 COMMANDS = [("nuswide", "fetch"), ("nuswide", "check"), ("nuswide", "prepare"), ("openimages", "fetch"), ("openimages", "check"),
@@ -30,7 +30,7 @@ COMMANDS = [("nuswide", "fetch"), ("nuswide", "check"), ("nuswide", "prepare"), 
 def data(*arguments): return main(["data", *map(str, arguments)])
 
 
-def qks(*arguments, **kwargs): return [sys.executable, "-m", "qks.cli", "data", *map(str, arguments)]
+def qks(*arguments, **kwargs): return [sys.executable, "-m", "qks.commands.main", "data", *map(str, arguments)]
 
 
 def said(capsys):
@@ -365,7 +365,7 @@ def test_ctrl_c_ends_a_fetch_in_one_sentence(server, nuswide, tmp_path):
 
 def test_ctrl_c_ends_a_preparation_with_130(nuswide, monkeypatch, capsys):
     def stopped(*args, **kwargs): raise KeyboardInterrupt
-    monkeypatch.setattr("qks.index.np.savez_compressed", stopped)
+    monkeypatch.setattr("qks.data.index.np.savez_compressed", stopped)
     assert data("nuswide", "prepare", nuswide) == 130 and said(capsys) == "qks: stopped by the user\n"
     assert not list(nuswide.glob("*qks-index*")) and not list(nuswide.glob(".*"))
 

@@ -11,14 +11,16 @@ import pytest
 import spread_training
 import torch
 
-from qks import devices
-from qks.cli import main
+from qks.train import devices
+from qks.commands.main import main
 from qks.core import QKSError
-from qks.devices import batch_pieces, gather_rows, in_turns, make_accelerator, process_state, release_accelerator, score_images
-from qks.logs import RunConfig
-from qks.model import QKS, HeadConfig, QKSHead, head_scores
-from qks.recipe import TrainConfig
-from qks.training import fit
+from qks.train.devices import batch_pieces, gather_rows, in_turns, make_accelerator, process_state, release_accelerator, score_images
+from qks.train.config import RunConfig
+from qks.model.tagger import QKS
+from qks.model.config import HeadConfig
+from qks.model.head import QKSHead, head_scores
+from qks.train.config import TrainConfig
+from qks.train.loop import fit
 
 TESTS = Path(__file__).parent
 TOLERANCE = 1e-5  # relative: the same sums in fp32, added up in another order
@@ -178,7 +180,7 @@ def commands(tmp_path_factory):
         patch.setattr(torch.nn.Dropout, "__init__", lambda module, p=0.5, inplace=False: make(module, 0.0, inplace))
         assert main(["train", str(folder / "data"), "--out", str(folder / "one"), "--cache", str(folder / "one" / "tokens"), *options]) == 0
     (folder / "sitecustomize.py").write_text(NO_DROPOUT)  # Python runs it at its start, whatever it is asked to do then
-    return folder / "one", folder / "two", launch(ACCELERATE, "-m", "qks.cli", "train", folder / "data", "--out", folder / "two", *options, path=[folder])
+    return folder / "one", folder / "two", launch(ACCELERATE, "-m", "qks.commands.main", "train", folder / "data", "--out", folder / "two", *options, path=[folder])
 
 
 def test_the_command_prints_and_writes_once(commands):
@@ -215,7 +217,7 @@ def test_the_other_commands_are_not_for_many(monkeypatch, capsys, words, rank):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_ctrl_c_is_told_once(monkeypatch, capsys, rank):
     def stop(args): raise KeyboardInterrupt("stopped after step 5")
-    monkeypatch.setattr("qks.cli.build_parser", lambda: argparse.Namespace(parse_args=lambda argv: argparse.Namespace(run=stop, command="train")))
+    monkeypatch.setattr("qks.commands.main.build_parser", lambda: argparse.Namespace(parse_args=lambda argv: argparse.Namespace(run=stop, command="train")))
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", str(rank))
     assert main([]) == 130 and capsys.readouterr().err == ("" if rank else "qks: stopped after step 5\n")
@@ -303,7 +305,7 @@ def test_precisions():
 def test_a_mistake_is_told_once(commands, tmp_path):
     "Both processes find it: one sentence, no traceback of ours, nothing written."
     environment = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "yes"}
-    words = ["-m", "qks.cli", "train", str(commands[0].parent / "data"), "--out", str(tmp_path / "new"), "--topk", "3", "60"]
+    words = ["-m", "qks.commands.main", "train", str(commands[0].parent / "data"), "--out", str(tmp_path / "new"), "--topk", "3", "60"]
     done = subprocess.run([sys.executable, *TORCHRUN, *words], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode != 0 and done.stderr.count("qks: ") == 1 and "topk asks for 60 labels" in done.stderr, done.stderr
     assert "qks/cli.py" not in done.stderr and not (tmp_path / "new").exists()

@@ -14,19 +14,23 @@ import pytest
 import stop_training
 import torch
 
-from qks import checkpoint, engine, training
-from qks.batchfile import BatchFile
-from qks.checkpoint import list_checkpoints, pack, read_checkpoint, unpack
+from qks.train import checkpoint
+from qks.train import steps as engine
+from qks.train import loop as training
+from qks.tokens.store import BatchFile
+from qks.train.checkpoint import list_checkpoints, pack, read_checkpoint, unpack
 from qks.core import QKSError
-from qks.devices import make_accelerator
-from qks.engine import Interrupted, StopSignals, Trainer, compiled, epoch_steps, restore_trainer, trainer_state
-from qks.index import Index, sort_entries
-from qks.logs import RunConfig, RunLog, check_trackers, csv_lines, cut_lines
-from qks.model import HeadConfig, QKSHead
-from qks.recipe import LOSSES, TrainConfig
-from qks.steps import Targets, check_finite, check_loss
-from qks.stream import ViewSampler, token_digest
-from qks.training import fit
+from qks.train.devices import make_accelerator
+from qks.train.steps import Interrupted, StopSignals, Trainer, compiled, epoch_steps, restore_trainer, trainer_state
+from qks.data.index import Index, sort_entries
+from qks.train.config import RunConfig, check_trackers
+from qks.train.logs import RunLog, csv_lines, cut_lines
+from qks.model.config import HeadConfig
+from qks.model.head import QKSHead
+from qks.train.config import LOSSES, TrainConfig
+from qks.train.steps import Targets, check_finite, check_loss
+from qks.tokens.stream import ViewSampler, token_digest
+from qks.train.loop import fit
 
 ROOT = Path(__file__).resolve().parent.parent
 N, M, S, E, D = 30, 8, 6, 8, 64
@@ -443,7 +447,7 @@ def scaled(data, start, **changes):
 
 
 @pytest.fixture
-def overflowing(monkeypatch): monkeypatch.setattr("qks.steps.check_finite", lambda *args: None)  # as on a GPU
+def overflowing(monkeypatch): monkeypatch.setattr("qks.train.steps.check_finite", lambda *args: None)  # as on a GPU
 
 
 @pytest.mark.parametrize("options", [{"schedule": "cosine", "clip": 5., "accumulate": 2, "ema": 0.8}, {}], ids=["all", "plain"])
@@ -561,7 +565,7 @@ def test_a_disk_that_fills_up_under_the_log(data, tmp_path, monkeypatch):
 
 def test_a_log_disk_that_fills_up_costs_no_epoch(data, tmp_path, monkeypatch):
     expected = run(data, config(), tmp_path / "whole")
-    monkeypatch.setattr("qks.logs.write_whole", full)
+    monkeypatch.setattr("qks.train.logs.write_whole", full)
     refused("the log in .* cannot be written .No space left on device.*keeps the run up to step 3", run, data, config(), tmp_path / "run")
     monkeypatch.undo()
     found = run(data, config(), tmp_path / "run")
@@ -583,7 +587,7 @@ def test_the_line_of_an_epoch_that_a_kill_left_out(data, tmp_path):
 def test_a_tracker_that_fails(data, tmp_path, monkeypatch, where, trouble, told):
     "Whatever a tracker cannot do is told as its own, not as that of the training data; no error hides behind another."
     monkeypatch.setattr("accelerate.Accelerator." + where, trouble)
-    monkeypatch.setattr("qks.logs.check_trackers", lambda names: None)
+    monkeypatch.setattr("qks.train.config.check_trackers", lambda names: None)
     if where == "log": monkeypatch.setattr("accelerate.Accelerator.init_trackers", lambda *args, **kwargs: None)
     monkeypatch.setattr(training, "make_accelerator", lambda device, precision, **kwargs: make_accelerator(device, precision))
     refused(told, run, data, config(), tmp_path, log_with=("tensorboard",))
@@ -747,7 +751,7 @@ def test_a_log_after_a_power_cut(data, tmp_path, left, stays):
 
 def test_trackers(tmp_path, monkeypatch):
     refused("tracker 'tensorbored' is not known: give one of .*tensorboard", check_trackers, ["tensorbored"])
-    monkeypatch.setattr("qks.logs.get_available_trackers", lambda: [])
+    monkeypatch.setattr("qks.train.logs.get_available_trackers", lambda: [])
     refused("tracker 'wandb' is not installed: install it, or leave it out", RunConfig, tmp_path, log_with=("wandb",))
 
 

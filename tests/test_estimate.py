@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from qks.core import QKSError
-from qks.estimate import (PEAKS, Machine, Workload, count_operations, duration, estimate, estimate_table, measure_machine, operations,
-                          worked_out_machine)
-from qks.model import HeadConfig, QKSHead, head_scores
-from qks.vlp import load_vlp
+from qks.experiment.estimate import PEAKS, Machine, Workload, count_operations, duration, estimate, estimate_table, measure_machine, operations, worked_out_machine
+from qks.model.config import HeadConfig
+from qks.model.head import QKSHead, head_scores
+from qks.vlp.loading import load_vlp
 
 TOY = Machine("toy", decode=50, tower=100, prompts=200, train=1000, score=2000, read=1e8, memory=1e9, measured=True)
 WORK = Workload(n_train=1000, n_test=200, n_labels=30, n_seen=20, n_tokens=10, width=8, epochs=3)

@@ -10,24 +10,26 @@ import pytest
 import torch
 from PIL import Image
 
-from qks.cache import list_caches
-from qks.cli import main
+from qks.tokens.cache import list_caches
+from qks.commands.main import main
 from qks.core import QKSError
-from qks.data import index_nuswide
-from qks.evaluate_command import ScoreMatrix, evaluate_model, load_model, make_scorers, read_protocols, token_batches, training_facts
-from qks.evaluation import best_patch_scores, zero_shot_scores
-from qks.index import sort_entries
-from qks.metrics import evaluate_scores
-from qks.model import QKS, HeadConfig, QKSHead, head_scores
-from qks.pocket import PocketConfig, write_pocket
-from qks.prompts import PromptPool, embed_names
-from qks.protocols import PROTOCOLS
-from qks.report import ReportConfig, pool_facts
-from qks.report_tables import compare, load_report
-from qks.reproduce import ReproduceConfig, reproduce
-from qks.splits import open_split, prepare
-from qks.training import TrainConfig
-from qks.vlp import load_vlp
+from qks.data.nuswide import index_nuswide
+from qks.commands.evaluate import ScoreMatrix, evaluate_model, load_model, make_scorers, read_protocols, token_batches, training_facts
+from qks.evaluate.baselines import best_patch_scores, zero_shot_scores
+from qks.data.index import sort_entries
+from qks.evaluate.metrics import evaluate_scores
+from qks.model.tagger import QKS
+from qks.model.config import HeadConfig
+from qks.model.head import QKSHead, head_scores
+from qks.data.pocket import PocketConfig, write_pocket
+from qks.model.prompts import PromptPool, embed_names
+from qks.evaluate.protocols import PROTOCOLS
+from qks.evaluate.report import ReportConfig, pool_facts
+from qks.evaluate.tables import compare, load_report
+from qks.experiment.reproduction import ReproduceConfig, reproduce
+from qks.data.splits import open_split, prepare
+from qks.train.loop import TrainConfig
+from qks.vlp.loading import load_vlp
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "model.npz")
 WEIGHTS = {key.removeprefix("weights/"): torch.from_numpy(GOLDEN[key]) for key in GOLDEN.files if key.startswith("weights/")}
@@ -200,7 +202,7 @@ def test_few_images_at_once_do_not_matter(pocket, monkeypatch):
     model, index = load_model("pocket", device="cpu"), open_split(pocket, "test")
     scorer, tokens = make_scorers(model, index.label_names, True)["VLP best patch"], next(token_batches(model.vlp, index, 16))
     whole = scorer(tokens)
-    monkeypatch.setattr("qks.evaluation.PATCH_SCORES", 1)
+    monkeypatch.setattr("qks.evaluate.baselines.PATCH_SCORES", 1)
     torch.testing.assert_close(scorer(tokens), whole)
 
 
@@ -212,7 +214,7 @@ def test_precision_is_told(pocket, tmp_path, capsys):
 def test_nothing_is_overwritten_unasked(pocket, tmp_path, capsys, monkeypatch):
     (tmp_path / "r.json").write_text("mine")
     (tmp_path / "l.csv").write_text("mine too")
-    monkeypatch.setattr("qks.evaluate_command.load_model", lambda *_: pytest.fail("the file is looked at before the model is loaded"))
+    monkeypatch.setattr("qks.commands.evaluate.load_model", lambda *_: pytest.fail("the file is looked at before the model is loaded"))
     for option in ("--json", "--per-label"):
         assert evaluate("pocket", pocket, option, tmp_path / {"--json": "r.json", "--per-label": "l.csv"}[option]) == 2
         assert "exists already" in said(capsys)
@@ -257,7 +259,7 @@ def test_missing_images_are_told_before_the_first_batch(pocket, tmp_path, capsys
     index = index_nuswide(root, "test")
     index.path(7).unlink()
     index.path(9).write_bytes(b"")
-    monkeypatch.setattr("qks.evaluate_command.make_scorers", lambda *_: pytest.fail("images are looked for before anything is computed"))
+    monkeypatch.setattr("qks.commands.evaluate.make_scorers", lambda *_: pytest.fail("images are looked for before anything is computed"))
     assert evaluate("pocket", root) == 2
     message = said(capsys)
     assert "2 of 40 test images" in message and index.images[7] in message
@@ -265,7 +267,7 @@ def test_missing_images_are_told_before_the_first_batch(pocket, tmp_path, capsys
 
 def test_labels_that_cannot_be_measured_are_told_before_the_first_batch(open_images, tiny_vlp, monkeypatch):
     index = open_split(open_images, "test")
-    monkeypatch.setattr("qks.evaluate_command.make_scorers", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr("qks.commands.evaluate.make_scorers", lambda *_: pytest.fail("too late"))
     model = QKS(tiny_vlp, QKSHead.from_official(WEIGHTS, 4))
     for options in ({}, {"streamed": False}):
         with pytest.raises(QKSError, match="topk asks for 4"):
@@ -303,28 +305,28 @@ def test_a_matrix_takes_batches_of_any_kind():
 @pytest.mark.parametrize("words", [["--json", "r", "--per-label", "r"], ["--json", "r", "--per-label", "./r", "--force"]], ids=str)
 def test_two_results_do_not_go_into_one_file(run, tmp_path, monkeypatch, capsys, words):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("qks.evaluate_command.evaluate_model", lambda *args, **kwargs: pytest.fail("began to compute"))
+    monkeypatch.setattr("qks.commands.evaluate.evaluate_model", lambda *args, **kwargs: pytest.fail("began to compute"))
     assert evaluate(run / "model", run / "pocket-wide", *words, "--device", "cpu") == 2
     assert said(capsys) == "qks: --json and --per-label both name r: give each a file of its own\n"
 
 
 def test_a_folder_that_may_not_be_written_is_told_first(run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("qks.evaluate_command.evaluate_model", lambda *args, **kwargs: pytest.fail("began to compute"))
-    monkeypatch.setattr("qks.report_tables.os.access", lambda path, mode: Path(path) != tmp_path)
+    monkeypatch.setattr("qks.commands.evaluate.evaluate_model", lambda *args, **kwargs: pytest.fail("began to compute"))
+    monkeypatch.setattr("qks.evaluate.tables.os.access", lambda path, mode: Path(path) != tmp_path)
     assert evaluate(run / "model", run / "pocket-wide", "--json", tmp_path / "r.json", "--device", "cpu") == 2
     assert said(capsys) == f"qks: {tmp_path / 'r.json'} cannot be written, for {tmp_path} may not be written to: change that, or name another file\n"
 
 
 def test_results_are_saved_before_they_are_printed(run, tmp_path, monkeypatch):
     def broken(*args): raise BrokenPipeError(32, "Broken pipe")
-    monkeypatch.setattr("qks.evaluate_command.print_report", broken)
+    monkeypatch.setattr("qks.commands.evaluate.print_report", broken)
     evaluate(run / "model", run / "pocket-wide", "--json", tmp_path / "r.json", "--per-label", tmp_path / "l.csv", "--device", "cpu")
     assert load_report(tmp_path / "r.json")["rows"] and (tmp_path / "l.csv").stat().st_size
 
 
 def test_what_cannot_be_saved_is_printed(run, tmp_path, monkeypatch, capsys):
     def full(*args): raise OSError(28, "No space left on device", "r.json")
-    monkeypatch.setattr("qks.evaluate_command.save_report", full)
+    monkeypatch.setattr("qks.commands.evaluate.save_report", full)
     assert evaluate(run / "model", run / "pocket-wide", "--json", tmp_path / "r.json", "--device", "cpu") == 2
     told = capsys.readouterr()
     assert "| QKS" in told.out and "r.json cannot be used (No space left on device)" in told.err
@@ -340,7 +342,7 @@ def test_a_models_own_vlp_from_another_place(tmp_path, monkeypatch):
     "Its weight file has moved: the name and the kind of activation are read from the model."
     asked = []
     def load(name, pretrained, *args, quick_gelu): asked.append((name, pretrained, quick_gelu)) or (_ for _ in ()).throw(QKSError("enough"))
-    monkeypatch.setattr("qks.evaluate_command.load_vlp", load)
+    monkeypatch.setattr("qks.commands.evaluate.load_vlp", load)
     for quick_gelu in (True, False):
         (tmp_path / "config.json").write_text(json.dumps({"vlp": {"name": "ViT-B-16", "pretrained": "old.pt", "quick_gelu": quick_gelu}}))
         with pytest.raises(QKSError, match="enough"): load_model(tmp_path, pretrained="moved.pt")

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from qks.core import QKSError
-from qks.explore import Explorer, plot_answer, plot_token, read_uploads
-from qks.model import QKS
+from qks.explore.explorer import Explorer, plot_answer, plot_token, read_uploads
+from qks.model.tagger import QKS
 
 PICTURES = {name: Image.fromarray(np.random.default_rng(seed).integers(0, 256, (60, 80, 3), np.uint8)) for seed, name in enumerate(("one", "two"))}
 LABELS = ["cat", "dog", "bus"]

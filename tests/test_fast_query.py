@@ -8,13 +8,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from qks import fast_query
+from qks.model import fast as fast_query
 from qks.core import QKSError
-from qks.fast_query import ByHead, TimesFrozen, absorbed_attention, absorbing_pays, block_operations, drop, extract, projected_attention, self_attention, turn
-from qks.losses import AsymmetricLoss
-from qks.model import HeadConfig, QKSHead
-from qks.query import Attention, QueryExtractor
-from qks.sharing import share
+from qks.model.fast import ByHead, TimesFrozen, absorbed_attention, absorbing_pays, block_operations, drop, extract, projected_attention, self_attention, turn
+from qks.model.losses import AsymmetricLoss
+from qks.model.config import HeadConfig
+from qks.model.head import QKSHead
+from qks.model.query import Attention, QueryExtractor
+from qks.model.sharing import share
 
 DATA = Path(__file__).parent / "data"
 

@@ -1,4 +1,4 @@
-"""qks.urls, qks.download, qks.ledger and qks.fetch against a local server with every bad manner that is known of one."""
+"""qks.fetch.urls, qks.fetch.download, qks.fetch.images and qks.fetch.images against a local server with every bad manner that is known of one."""
 import csv
 import errno
 import hashlib
@@ -19,10 +19,10 @@ import pytest
 from PIL import Image
 
 from qks.core import QKSError, load_image
-from qks.download import USER_AGENT, Downloader, FetchPolicy, HostGate, NoImage, retry_after
-from qks.fetch import check_items, fetch, fetch_nuswide, fetch_openimages, remove_parts, settle
-from qks.ledger import Row, read_report
-from qks.urls import check_target, read_nuswide_urls, read_openimages_ids
+from qks.fetch.download import USER_AGENT, Downloader, FetchPolicy, HostGate, NoImage, retry_after
+from qks.fetch.images import check_items, fetch, fetch_nuswide, fetch_openimages, remove_parts, settle
+from qks.fetch.images import Row, read_report
+from qks.fetch.urls import check_target, read_nuswide_urls, read_openimages_ids
 
 QUICK = FetchPolicy(delay=0, backoff=0.01, retries=2, timeout=0.5, deadline=5)
 
@@ -361,7 +361,7 @@ def test_parts_of_a_killed_run_are_removed_and_nothing_else(tmp_path):
 
 SCRIPT = """
 import signal, sys
-from qks.fetch import fetch
+from qks.fetch.images import fetch
 signal.signal(signal.SIGINT, signal.default_int_handler)
 site, root = sys.argv[1:]
 print("ready", flush=True)

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 
 from qks.core import QKSError
-from qks.formats import COCO_SEEN_48, COCO_UNSEEN_15, COCO_UNSEEN_17, VOC_CLASSES, index_coco, index_folder, index_voc
-from qks.index import Index
+from qks.data.coco import COCO_SEEN_48, COCO_UNSEEN_15, COCO_UNSEEN_17, index_coco
+from qks.data.voc import VOC_CLASSES, index_voc
+from qks.data.folder import index_folder
+from qks.data.index import Index
 
 COCO_REST = ("traffic light", "fire hydrant", "stop sign", "parking meter", "sports ball", "baseball bat", "baseball glove", "tennis racket",
              "wine glass", "hot dog", "potted plant", "dining table", "cell phone", "teddy bear", "hair drier")

@@ -20,10 +20,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qks.core import QKSError
-from qks.data import index_nuswide, read_nuswide
-from qks.formats import VOC_CLASSES, index_coco, index_folder, index_voc
-from qks.index import load_index
-from qks.openimages import index_openimages
+from qks.data.nuswide import index_nuswide, read_nuswide
+from qks.data.voc import VOC_CLASSES, index_voc
+from qks.data.coco import index_coco
+from qks.data.folder import index_folder
+from qks.data.index import load_index
+from qks.data.openimages import index_openimages
 
 WANTED, SECONDS = 2000, 20 # mutated files in all; how long any of them may take
 COUNT = {"files": 0, "read": 0, "refused": 0}

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from qks.evaluation import best_patch_scores
-from qks.losses import AsymmetricLoss, bce_loss
-from qks.model import HeadConfig, QKSHead
-from qks.sharing import share
-from qks.steps import HeadLoss
+from qks.evaluate.baselines import best_patch_scores
+from qks.model.losses import AsymmetricLoss, bce_loss
+from qks.model.config import HeadConfig
+from qks.model.head import QKSHead
+from qks.model.sharing import share
+from qks.train.steps import HeadLoss
 
 B, N, D, E, S = 6, 17, 128, 32, 40
 pytestmark = pytest.mark.skipif(torch.__version__ < (2, 11), reason="an older torch asks for the GPU even so")

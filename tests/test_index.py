@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qks import files
+from qks.data import files
 from qks.core import QKSError
-from qks.data import index_nuswide, read_nuswide
-from qks.files import MAX_LINE, read_image_list, read_names, read_table, table_blocks, text_lines
-from qks.index import Index, LabelledImages, load_index, read_arrays, sort_entries
+from qks.data.nuswide import index_nuswide, read_nuswide
+from qks.data.files import MAX_LINE, read_image_list, read_names, read_table, table_blocks, text_lines
+from qks.data.index import Index, LabelledImages, load_index, read_arrays, sort_entries
 
 GOLDEN = Path(__file__).parent/"data/nuswide_tiny"
 

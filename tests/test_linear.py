@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qks import linear as module
-from qks.linear import DirectAttention, FastLinears, can_use_onednn, in_parts, keep_freed_memory, linear, mkl_is_at_home, onednn_agrees, tower_arithmetic
+from qks.core import arithmetic as module
+from qks.core.arithmetic import DirectAttention, FastLinears, can_use_onednn, in_parts, keep_freed_memory, linear, mkl_is_at_home, onednn_agrees, tower_arithmetic
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available() or not onednn_agrees(), reason="this torch has no oneDNN linear")
 
@@ -310,7 +310,7 @@ def test_a_compiled_graph_is_not_broken():
 
 PAGES = """
 import resource, torch
-from qks.linear import keep_freed_memory
+from qks.core.arithmetic import keep_freed_memory
 def pages():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(5): torch.ones(10_000_000)

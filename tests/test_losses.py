@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qks.core import QKSError
-from qks.losses import AsymmetricLoss, asymmetric_terms, bce_loss, ranking_loss
+from qks.model.losses import AsymmetricLoss, asymmetric_terms, bce_loss, ranking_loss
 
 GOLDEN = dict(np.load(Path(__file__).parent / "data" / "losses.npz"))
 ASL_KEYS = sorted(key for key in GOLDEN if "asl_" in key and not key.endswith("_grad"))

@@ -6,10 +6,10 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
-import qks.metrics
-import qks.protocols
+import qks.evaluate.metrics
+import qks.evaluate.protocols
 from qks.core import QKSError
-from qks.metrics import average_precision_per_label, best_labels, check_scores, evaluate_part, evaluate_scores, hits_up_to
+from qks.evaluate.metrics import average_precision_per_label, best_labels, check_scores, evaluate_part, evaluate_scores, hits_up_to
 
 GOLDEN = {kind: dict(np.load(Path(__file__).parent / "data" / f"metrics_{kind}.npz")) for kind in ("binary", "ternary")}
 
@@ -155,8 +155,8 @@ def test_no_hit_gives_zero_not_nan():
 @pytest.mark.parametrize("values", [1, 40, 100])
 def test_blocks_and_threads_do_not_change_the_result(sample, monkeypatch, values):
     whole = evaluate_scores(*sample, 9)
-    monkeypatch.setattr(qks.protocols, "VALUES_AT_ONCE", values)
-    monkeypatch.setattr(qks.metrics.torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(qks.evaluate.protocols, "VALUES_AT_ONCE", values)
+    monkeypatch.setattr(qks.evaluate.metrics.torch, "get_num_threads", lambda: 3)
     assert evaluate_scores(*sample, 9) == whole
 
 

@@ -10,10 +10,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from qks.core import QKSError
-from qks.losses import AsymmetricLoss
-from qks.model import QKS, HeadConfig, QKSHead, head_scores, rename_official, score_batches
-from qks.prompts import PromptPool
-from qks.vlp import VLP, fingerprint, load_vlp
+from qks.model.losses import AsymmetricLoss
+from qks.model.tagger import QKS
+from qks.model.config import HeadConfig
+from qks.model.head import QKSHead, head_scores, rename_official, score_batches
+from qks.model.prompts import PromptPool
+from qks.vlp.frozen import VLP, fingerprint
+from qks.vlp.loading import load_vlp
 
 GOLDEN = {key: torch.from_numpy(np.asarray(value)) for key, value in np.load(Path(__file__).parent / "data" / "model.npz").items()}
 WEIGHTS = {key.removeprefix("weights/"): value for key, value in GOLDEN.items() if key.startswith("weights/")}

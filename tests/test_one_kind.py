@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qks.bootstrap import bootstrap, bootstrap_stream
-from qks.breakdown import breakdown, per_label, per_label_stream
-from qks.cli import main
-from qks.evaluation import results_table, summarise
-from qks.metrics import evaluate_part, evaluate_scores
-from qks.report import ReportConfig, report
-from qks.report_tables import report_table
-from qks.streaming import StreamingScores
+from qks.evaluate.bootstrap import bootstrap, bootstrap_stream
+from qks.evaluate.breakdown import breakdown, per_label, per_label_stream
+from qks.commands.main import main
+from qks.evaluate.baselines import results_table, summarise
+from qks.evaluate.metrics import evaluate_part, evaluate_scores
+from qks.evaluate.report import ReportConfig, report
+from qks.evaluate.tables import report_table
+from qks.evaluate.streaming import StreamingScores
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 220)}
 NAMES = ["sky", "bird", "dog", "birds", "lake"]

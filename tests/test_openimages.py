@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from qks.core import QKSError
-from qks.index import Index
-from qks.openimages import index_openimages, read_openimages_labels
+from qks.data.index import Index
+from qks.data.openimages import index_openimages, read_openimages_labels
 
 NAMES = {"/m/01": "Jaguar", "/m/02": "Jaguar", "/m/03": "Bat", "/m/04": "Bat", "/m/05": "Ducks, geese and swans", "/m/06": "Tree"}
 SEEN, UNSEEN = ["/m/01", "/m/02", "/m/03"], ["/m/04", "/m/05"]

@@ -99,7 +99,7 @@ def test_wheel_says_what_settings_say(built):
         'Requires-Dist: nbdev==2.4.14; extra == "dev"',
     ):
         assert line in built["METADATA"].splitlines(), f"the wheel's METADATA has no line {line!r}"
-    assert "qks = qks.cli:main" in built["entry_points.txt"].splitlines()
+    assert "qks = qks.commands.main:main" in built["entry_points.txt"].splitlines()
     assert "LICENSE" in built["info"]
 
 

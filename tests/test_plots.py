@@ -10,8 +10,7 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 from qks.core import QKSError
-from qks.plots import (RIGHT, best_and_worst, draw_attention, draw_tags, plot_history, plot_label_ap, plot_tags, plot_token_use,
-                       token_attention, token_use)
+from qks.explore.plots import RIGHT, best_and_worst, draw_attention, draw_tags, plot_history, plot_label_ap, plot_tags, plot_token_use, token_attention, token_use
 
 RNG = np.random.default_rng(0)
 PICTURES = [RNG.integers(0, 256, (8, 8, 3), np.uint8), Image.fromarray(RNG.integers(0, 256, (10, 20, 3), np.uint8))]

@@ -8,12 +8,11 @@ import pytest
 from PIL import Image
 
 from qks.core import QKSError
-from qks.data import missing_images, read_nuswide
-from qks.files import read_table
-from qks.drawings import (CELL, COLUMNS, FOLDER, VENDORS, Drawings, background, choose_vendor, compose_scene, held_out_vendor,
-                          label_vocabulary, overlap, place, read_concepts)
-from qks.pocket import PocketConfig, draw_scene, observed_tags, write_pocket
-from qks.protocols import leaks
+from qks.data.nuswide import missing_images, read_nuswide
+from qks.data.files import read_table
+from qks.data.drawings import CELL, COLUMNS, FOLDER, VENDORS, Drawings, background, choose_vendor, compose_scene, held_out_vendor, label_vocabulary, overlap, place, read_concepts
+from qks.data.pocket import PocketConfig, draw_scene, observed_tags, write_pocket
+from qks.evaluate.protocols import leaks
 
 SMALL = PocketConfig(n_train=40, n_test=20)
 

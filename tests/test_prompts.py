@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from qks.core import QKSError
-from qks.prompts import DEFAULT_TEMPLATES, SCENE_TEMPLATES, PromptPool
-from qks.vlp import VLP
+from qks.model.prompts import DEFAULT_TEMPLATES, SCENE_TEMPLATES, PromptPool
+from qks.vlp.frozen import VLP
 
 
 @pytest.fixture

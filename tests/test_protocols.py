@@ -6,9 +6,9 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from qks.core import QKSError
-from qks.data import read_nuswide
-from qks.metrics import evaluate_scores
-from qks.protocols import PROTOCOLS, DenseLabels, Protocol, find_protocol, leaks, part_labels, plan, twins
+from qks.data.nuswide import read_nuswide
+from qks.evaluate.metrics import evaluate_scores
+from qks.evaluate.protocols import PROTOCOLS, DenseLabels, Protocol, find_protocol, leaks, part_labels, plan, twins
 
 NAMES = ["sky", "bird", "harbour", "dog", "car", "birds", "harbor", "castle", "zebra", "lake"]
 PARTS = {"seen": slice(5), "zsl": slice(5, None), "gzsl": slice(None)}

@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from qks.core import QKSError
-from qks.query import Attention, ExtractionBlock, QueryExtractor
+from qks.model.query import Attention, ExtractionBlock, QueryExtractor
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ def test_front_matter_in_a_markdown_cell_is_left_out():
     "written, expected",
     [
         ("![x](images/x.png)", "![x](nbs/images/x.png)"),
-        ("[`qks.vlp`](02_vlp.ipynb)", "[`qks.vlp`](nbs/02_vlp.ipynb)"),
+        ("[`qks.vlp.frozen`](02_vlp.ipynb)", "[`qks.vlp.frozen`](nbs/02_vlp.ipynb)"),
         ("[loss](06_losses.ipynb#asl 'ASL')", "[loss](nbs/06_losses.ipynb#asl 'ASL')"),
         ("[licence](../LICENSE)", "[licence](LICENSE)"),
         ('<img src="images/x.png" width="400">', '<img src="nbs/images/x.png" width="400">'),

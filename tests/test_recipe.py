@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from qks.core import QKSError
-from qks.recipe import TrainConfig, make_optimizer, make_schedule
+from qks.train.config import TrainConfig, make_optimizer, make_schedule
 
 
 def weight():

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from qks.bootstrap import bootstrap
+from qks.evaluate.bootstrap import bootstrap
 from qks.core import QKSError
-from qks.metrics import evaluate_scores
-from qks.prompts import PromptPool
-from qks.protocols import PROTOCOLS, Protocol
-from qks.report import ReportConfig, code_version, open_streams, pool_facts, report, report_streams
-from qks.report_tables import (compare, differences, draw_table, load_report, percent, published, report_breakdown, report_notes,
-                               report_table, save_labels, save_report)
+from qks.evaluate.metrics import evaluate_scores
+from qks.model.prompts import PromptPool
+from qks.evaluate.protocols import PROTOCOLS, Protocol
+from qks.evaluate.report import ReportConfig, code_version, open_streams, pool_facts, report, report_streams
+from qks.evaluate.tables import compare, differences, draw_table, load_report, percent, published, report_breakdown, report_notes, report_table, save_labels, save_report
 
 DATA = Path(__file__).parent / "data"
 NAMES = ["cat", "dog", "bird", "harbour", "sky", "cow", "birds", "harbor", "sea", "lake"]
@@ -160,7 +159,7 @@ def test_no_line_without_its_protocol():
 
 
 def test_the_breakdown_adds_up(monkeypatch):
-    monkeypatch.setattr("qks.breakdown.SCENES", frozenset(["sky", "lake"]))
+    monkeypatch.setattr("qks.evaluate.breakdown.SCENES", frozenset(["sky", "lake"]))
     scores, labels = sample()
     row = report({"QKS": scores}, labels, 5, ReportConfig(topk=(1,)), NAMES)["rows"]["QKS"]["official"]
     for split in ("frequency", "twin", "concept"):

@@ -5,12 +5,13 @@ import shutil
 
 import pytest
 
-from qks.cli import main
+from qks.commands.main import main
 from qks.core import QKSError
-from qks.model import QKS, HeadConfig
-from qks.pocket import PocketConfig
-from qks.reproduce import ReproduceConfig, prepare_run, reproduce
-from qks.training import TrainConfig
+from qks.model.tagger import QKS
+from qks.model.config import HeadConfig
+from qks.data.pocket import PocketConfig
+from qks.experiment.reproduction import ReproduceConfig, prepare_run, reproduce
+from qks.train.loop import TrainConfig
 
 TINY = ReproduceConfig(seeds=2, data=PocketConfig(n_train=60, n_test=30), head=HeadConfig(n_queries=3, n_layers=1),
                        train=TrainConfig(epochs=2, lr=1e-3, schedule="cosine"))
@@ -86,7 +87,7 @@ def test_a_replaced_run_keeps_its_tokens(tmp_path, monkeypatch):
     for name in ("tokens", "model", "training"): (run / name).mkdir()
     for name in ("results.json", "tokens/tokens.bin", "model/head.safetensors"): (run / name).write_text("x")
     remove, removed = shutil.rmtree, []
-    monkeypatch.setattr("qks.reproduce.shutil.rmtree", lambda path: removed.append(path) or remove(path) if len(removed) < 1 else 1/0)
+    monkeypatch.setattr("qks.experiment.reproduction.shutil.rmtree", lambda path: removed.append(path) or remove(path) if len(removed) < 1 else 1/0)
     with pytest.raises(ZeroDivisionError): prepare_run(run, force=True)  # killed
     assert (run / "config.json").is_file() and not (run / "results.json").exists()
     monkeypatch.undo()

@@ -2,9 +2,9 @@
 import pytest
 import torch
 
-from qks import sharing
+from qks.model import sharing
 from qks.core import QKSError
-from qks.sharing import share
+from qks.model.sharing import share
 
 
 @pytest.fixture

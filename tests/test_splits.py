@@ -11,14 +11,14 @@ import pytest
 from test_formats import coco, write_coco
 from test_openimages import write_tree
 
-from qks.benchmark import benchmark_splits, load_benchmark
+from qks.experiment.training_data import benchmark_splits, load_benchmark
 from qks.core import QKSError
-from qks.data import index_nuswide, read_nuswide
-from qks.formats import VOC_CLASSES
-from qks.index import LabelledImages
-from qks.pocket import PocketConfig, write_pocket
-from qks.prompts import PromptPool
-from qks.splits import MARKS, SPLITS, check_splits, index_places, index_splits, open_split, open_splits, prepare, recognise, without_unseen
+from qks.data.nuswide import index_nuswide, read_nuswide
+from qks.data.voc import VOC_CLASSES
+from qks.data.index import LabelledImages
+from qks.data.pocket import PocketConfig, write_pocket
+from qks.model.prompts import PromptPool
+from qks.data.splits import MARKS, SPLITS, check_splits, index_places, index_splits, open_split, open_splits, prepare, recognise, without_unseen
 
 TINY = Path(__file__).parent/"data/nuswide_tiny/raw"
 
@@ -81,7 +81,7 @@ def test_nuswide_needs_no_preparation(nuswide):
 
 def test_a_saved_index_is_read_and_the_tables_are_not(nuswide, monkeypatch):
     prepare(nuswide, "nuswide")
-    monkeypatch.setattr("qks.splits.index_nuswide", lambda *_: pytest.fail("the raw files were read"))
+    monkeypatch.setattr("qks.data.splits.index_nuswide", lambda *_: pytest.fail("the raw files were read"))
     assert len(open_split(nuswide, "test")) == 30
     assert len(open_splits(nuswide)["train"]) == 31
 
@@ -319,7 +319,7 @@ def test_where_neither_place_can_be_written(read_only, monkeypatch):
 
 def test_a_full_disk_is_no_reason_to_write_elsewhere(nuswide, tmp_path, monkeypatch):
     def full(fd): raise OSError(28, "No space left on device")
-    monkeypatch.setattr("qks.core.os.fsync", full)
+    monkeypatch.setattr("qks.core.errors.os.fsync", full)
     with pytest.raises(QKSError, match="qks-index-train.npz cannot be written .No space left"): prepare(nuswide, "nuswide")
     assert not (tmp_path/"cache").exists() and files(nuswide) == []
     assert not [path.name for path in nuswide.iterdir() if path.name.startswith(".")]
@@ -363,7 +363,7 @@ def test_a_folder_is_the_same_by_any_of_its_names(nuswide, tmp_path, monkeypatch
 def test_a_prepare_that_is_stopped_leaves_the_old_index(nuswide, monkeypatch):
     before = prepare(nuswide, "nuswide").files["train"].read_bytes()
     def stopped(*args, **kwargs): raise KeyboardInterrupt
-    monkeypatch.setattr("qks.index.np.savez_compressed", stopped)
+    monkeypatch.setattr("qks.data.index.np.savez_compressed", stopped)
     with pytest.raises(KeyboardInterrupt): prepare(nuswide, "nuswide")
     assert (nuswide/"qks-index-train.npz").read_bytes() == before
     assert not [path.name for path in nuswide.iterdir() if path.name.startswith(".")]
@@ -378,5 +378,5 @@ def test_a_list_named_with_dots_is_the_same_list(own, voc):
 
 
 def test_a_size_that_is_none_is_told_before_anything_is_read(own, monkeypatch):
-    monkeypatch.setattr("qks.splits.index_splits", lambda *args, **kwargs: pytest.fail("began to read"))
+    monkeypatch.setattr("qks.data.splits.index_splits", lambda *args, **kwargs: pytest.fail("began to read"))
     with pytest.raises(QKSError, match="min_bytes is 0: give a whole number, 1 or more"): prepare(own, "folder", min_bytes=0)

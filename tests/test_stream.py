@@ -5,16 +5,17 @@ import time
 import pytest
 import torch
 
-from qks.batchfile import DiskTokens, OpenFile
+from qks.tokens.store import DiskTokens, OpenFile
 from qks.core import QKSError
-from qks.devices import make_accelerator
-from qks.engine import Trainer
-from qks.losses import bce_loss
-from qks.model import HeadConfig, QKSHead
-from qks.recipe import TrainConfig
-from qks.steps import Targets, train_epoch
-from qks.stream import ViewSampler, read_ahead, send, stream, to_device_if_it_fits
-from qks.training import fit
+from qks.train.devices import make_accelerator
+from qks.train.steps import Trainer
+from qks.model.losses import bce_loss
+from qks.model.config import HeadConfig
+from qks.model.head import QKSHead
+from qks.train.config import TrainConfig
+from qks.train.steps import Targets, train_epoch
+from qks.tokens.stream import ViewSampler, read_ahead, send, stream, to_device_if_it_fits
+from qks.train.loop import fit
 
 N, V = 12, 3
 
@@ -126,7 +127,7 @@ def test_tokens_of_a_file_go_to_the_device_in_parts(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (values.nbytes + 10, 0))
     monkeypatch.setattr(DiskTokens, "items", lambda self, rows, axes=1: read.append(len(rows)) or items(self, rows, axes))
     assert to_device_if_it_fits(tokens, "cuda", spare=11) is tokens and read == []
-    monkeypatch.setattr("qks.batchfile.AT_ONCE", 4)
+    monkeypatch.setattr("qks.tokens.store.AT_ONCE", 4)
     moved = tokens.to("meta")  # stands for a GPU
     assert moved.device.type == "meta" and moved.shape == values.shape and read == [1, 4, 4, 2]
     to = DiskTokens.to
@@ -150,7 +151,7 @@ def test_views_go_to_the_device_as_well(views, monkeypatch):
 
 def test_a_trainer_asks_for_room_for_its_views(views, monkeypatch):
     asked, elsewhere = [], ViewSampler(views)
-    monkeypatch.setattr("qks.engine.to_device_if_it_fits", lambda tokens, device, step: asked.append(tokens) or elsewhere)
+    monkeypatch.setattr("qks.train.steps.to_device_if_it_fits", lambda tokens, device, step: asked.append(tokens) or elsewhere)
     sampler, head = ViewSampler(views), QKSHead(torch.randn(64, 8), HeadConfig(2, 1))
     trainer = Trainer(head, sampler, Targets(-torch.ones(N, 3)), torch.randn(3, 8), TrainConfig(), make_accelerator(torch.device("cpu")))
     assert asked == [sampler] and trainer.tokens is elsewhere
@@ -246,6 +247,6 @@ def test_stopping_early_leaves_no_thread():
 def test_parts_of_views_are_no_larger(tmp_path, monkeypatch):
     values, read, items = torch.randn(6, 3, 2, 4), [], DiskTokens.items
     (tmp_path / "tokens").write_bytes(values.numpy().tobytes())
-    monkeypatch.setattr("qks.batchfile.AT_ONCE", 6)
+    monkeypatch.setattr("qks.tokens.store.AT_ONCE", 6)
     monkeypatch.setattr(DiskTokens, "items", lambda self, rows, axes=1: read.append(len(rows)) or items(self, rows, axes))
     assert torch.equal(DiskTokens(OpenFile(tmp_path / "tokens"), values.shape, torch.float32).to(torch.float64), values.double()) and read == [1, 2, 2, 2]

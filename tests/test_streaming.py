@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-import qks.metrics
-import qks.protocols
+import qks.evaluate.metrics
+import qks.evaluate.protocols
 from qks.core import QKSError
-from qks.metrics import evaluate_scores
-from qks.protocols import PROTOCOLS
-from qks.streaming import SparseLabels, StreamingScores
+from qks.evaluate.metrics import evaluate_scores
+from qks.evaluate.protocols import PROTOCOLS
+from qks.evaluate.streaming import SparseLabels, StreamingScores
 
 NAMES = [*(f"word{'abcdefghijklmnopqrst'[i]}" for i in range(20)), "worda", *(f"other{'abcdefghijklmnopqrs'[i]}" for i in range(19))]
 
@@ -50,8 +50,8 @@ def test_batches_do_not_matter(labels, batch, monkeypatch):
     scores = np.random.default_rng(7).normal(size=labels.shape).round(1)
     expected = evaluate_scores(scores, labels, 20, (2, 7))
     assert stream(scores, labels, batch) == expected
-    monkeypatch.setattr(qks.protocols, "VALUES_AT_ONCE", 100)
-    monkeypatch.setattr(qks.metrics.torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(qks.evaluate.protocols, "VALUES_AT_ONCE", 100)
+    monkeypatch.setattr(qks.evaluate.metrics.torch, "get_num_threads", lambda: 3)
     assert stream(torch.tensor(scores), labels, batch) == expected
 
 
@@ -75,7 +75,7 @@ def test_labels_that_nobody_annotated_at_the_end(labels):
 
 def test_sparse_labels_unfold(labels):
     np.testing.assert_array_equal(SparseLabels(sparse(labels), 40).dense(0, 150, 40), labels)
-    dense, few = qks.protocols.DenseLabels(labels.astype(np.int8)), SparseLabels(sparse(labels), 40)
+    dense, few = qks.evaluate.protocols.DenseLabels(labels.astype(np.int8)), SparseLabels(sparse(labels), 40)
     for columns in (np.arange(20), np.array([3, 22, 25])):
         np.testing.assert_array_equal(few.positive_counts(columns), dense.positive_counts(columns))
         np.testing.assert_array_equal(few.positive_images(columns), dense.positive_images(columns))

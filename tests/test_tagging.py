@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from qks.core import QKSError
-from qks.tagging import find_pictures, rank_labels, read_labels, read_pictures, write_labels
+from qks.model.tagger import find_pictures, rank_labels, read_labels, read_pictures, write_labels
 
 
 def plain_ranking(labels, logits, token_index, top_k, threshold):

@@ -3,9 +3,9 @@ import open_clip
 import pytest
 import torch
 
-from qks.prompts import DEFAULT_TEMPLATES, PromptPool, sorted_features
-from qks.text import encode_text, end_places, is_causal
-from qks.vlp import load_vlp
+from qks.model.prompts import DEFAULT_TEMPLATES, PromptPool, sorted_features
+from qks.vlp.text import encode_text, end_places, is_causal
+from qks.vlp.loading import load_vlp
 
 SMALL = {"context_length": 16, "vocab_size": 100, "width": 64, "heads": 1, "layers": 2}
 VISION = {"layers": 1, "width": 64, "patch_size": 8, "image_size": 16}
@@ -123,7 +123,7 @@ def test_the_pool_equals_the_uncut_way(make, tiny_vlp):
 
 
 def test_batches_hold_sentences_of_one_length(tiny_vlp, monkeypatch):
-    from qks.vlp import VLP
+    from qks.vlp.frozen import VLP
     batches, original = [], VLP.text_features
 
     def spy(self, token_ids):
@@ -139,7 +139,7 @@ def test_batches_hold_sentences_of_one_length(tiny_vlp, monkeypatch):
 def test_many_labels_are_embedded_in_parts(tiny_vlp, monkeypatch):
     labels, pool = [f"thing {i}" for i in range(11)], PromptPool(("a {}.", "the {} in the scene."))
     whole = pool.embed(tiny_vlp, labels, cache=False)
-    monkeypatch.setattr("qks.prompts.SENTENCES", 6)
+    monkeypatch.setattr("qks.model.prompts.SENTENCES", 6)
     torch.testing.assert_close(pool.embed(tiny_vlp, labels, cache=False), whole, rtol=1e-5, atol=1e-5)
-    monkeypatch.setattr("qks.prompts.SENTENCES", 1)
+    monkeypatch.setattr("qks.model.prompts.SENTENCES", 1)
     torch.testing.assert_close(pool.embed(tiny_vlp, labels, cache=False), whole, rtol=1e-5, atol=1e-5)

@@ -5,7 +5,7 @@ import timm
 import torch
 
 from qks.core import ASSETS
-from qks.tower import PocketTower, ResidualStage, qks_pocket_tower
+from qks.vlp.tower import PocketTower, ResidualStage, qks_pocket_tower
 
 
 @pytest.mark.parametrize("size", [2, 7, 8, 16])

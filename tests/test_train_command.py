@@ -17,20 +17,21 @@ import torchvision
 from PIL import Image
 from safetensors.torch import load_file
 
-from qks import cache as tokens_cache
-from qks import engine
-from qks.augment import LiveTokens
-from qks.benchmark import load_benchmark
-from qks.cache import cache_size, list_caches
-from qks.checkpoint import NAME, list_checkpoints
-from qks.cli import main
+from qks.tokens import cache as tokens_cache
+from qks.train import steps as engine
+from qks.tokens.augment import LiveTokens
+from qks.experiment.training_data import load_benchmark
+from qks.tokens.cache import cache_size, list_caches
+from qks.train.checkpoint import NAME, list_checkpoints
+from qks.commands.main import main
 from qks.core import QKSError, load_image
-from qks.model import QKSHead
-from qks.prompts import PromptPool
-from qks.recipe import TrainConfig, make_schedule
-from qks.reproduce import closing_words
-from qks.train_command import add_training_arguments, begin, claim_folder, first_head, flat, read_recipe, training_tokens
-from qks.vlp import VLP, load_vlp
+from qks.model.head import QKSHead
+from qks.model.prompts import PromptPool
+from qks.train.config import TrainConfig, make_schedule
+from qks.experiment.reproduction import closing_words
+from qks.commands.train import add_training_arguments, begin, claim_folder, first_head, flat, read_recipe, training_tokens
+from qks.vlp.frozen import VLP
+from qks.vlp.loading import load_vlp
 
 TESTS = Path(__file__).parent
 OPTIONS = ["--epochs", "2", "--lr", "1e-3", "--layers", "1", "--queries", "2", "--batch-size", "12", "--save-steps", "2"]
@@ -82,8 +83,8 @@ def test_interrupted_and_resumed(pocket, tmp_path, monkeypatch, capsys, words):
     def train(pocket, out, *more):
         return main(["train", str(pocket), "--out", str(out), *OPTIONS, *words, *more])
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("qks.reproduce.save_figures", lambda *args: None)  # takes seconds, and is tested elsewhere
-    monkeypatch.setattr("qks.train_command.load_benchmark", partial(load_benchmark, pool=PromptPool.single("a photo of {}")))
+    monkeypatch.setattr("qks.experiment.reproduction.save_figures", lambda *args: None)  # takes seconds, and is tested elsewhere
+    monkeypatch.setattr("qks.commands.train.load_benchmark", partial(load_benchmark, pool=PromptPool.single("a photo of {}")))
     assert train(pocket, tmp_path / "whole") == 0
     step, calls, out = engine.train_step, [], tmp_path / "run"
 
@@ -100,7 +101,7 @@ def test_interrupted_and_resumed(pocket, tmp_path, monkeypatch, capsys, words):
     assert train(pocket, out) == 2 and "not finished: pass --resume to go on, or --force to replace it" in said(capsys)
     assert train(pocket, out, "--resume", "--clip", "1") == 2 and "another configuration (clip 0.0 there, 1.0 here)" in said(capsys)
     with monkeypatch.context() as patch:
-        patch.setattr("qks.train_command.fingerprint", lambda vlp: "another")  # other weights under the same name
+        patch.setattr("qks.commands.train.fingerprint", lambda vlp: "another")  # other weights under the same name
         assert train(pocket, out, "--resume") == 2 and "there, another here" in said(capsys)
     assert train(pocket, out, "--resume") == 0
     assert numbers(out) == numbers(tmp_path / "whole")
@@ -112,8 +113,8 @@ def test_interrupted_and_resumed(pocket, tmp_path, monkeypatch, capsys, words):
 @pytest.mark.parametrize("cache", [True, False])
 def test_stopped_while_tokens_are_cached(pocket, tmp_path, monkeypatch, capsys, cache):
     "Ctrl-C in the third split: one sentence says what is kept and how to go on; what was finished is not computed again."
-    monkeypatch.setattr("qks.reproduce.save_figures", lambda *args: None)
-    monkeypatch.setattr("qks.train_command.load_benchmark", partial(load_benchmark, pool=PromptPool.single("a photo of {}")))
+    monkeypatch.setattr("qks.experiment.reproduction.save_figures", lambda *args: None)
+    monkeypatch.setattr("qks.commands.train.load_benchmark", partial(load_benchmark, pool=PromptPool.single("a photo of {}")))
     loaded, load, more = [], tokens_cache.load_batches, ["--cache", str(tmp_path / "tokens")] if cache else []
 
     def stops(*args):
@@ -130,11 +131,11 @@ def test_stopped_while_tokens_are_cached(pocket, tmp_path, monkeypatch, capsys, 
 
 def test_stopped_while_the_test_images_are_scored(pocket, tmp_path, monkeypatch, capsys):
     "Ctrl-C after the last epoch: one sentence says how to get the results, and --resume gives those of the run that was never stopped."
-    monkeypatch.setattr("qks.reproduce.save_figures", lambda *args: None)
-    monkeypatch.setattr("qks.train_command.load_benchmark", partial(load_benchmark, pool=PromptPool.single("a photo of {}")))
+    monkeypatch.setattr("qks.experiment.reproduction.save_figures", lambda *args: None)
+    monkeypatch.setattr("qks.commands.train.load_benchmark", partial(load_benchmark, pool=PromptPool.single("a photo of {}")))
     assert train(pocket, tmp_path / "whole") == 0
     with monkeypatch.context() as patch:
-        patch.setattr("qks.reproduce.score_images", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("qks.experiment.reproduction.score_images", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         capsys.readouterr()
         assert train(pocket, tmp_path / "run") == 130
     assert said(capsys) == f"qks: stopped, and {tmp_path / 'run' / 'training'} keeps what is trained: run the same with --resume to go on\n"
@@ -158,14 +159,14 @@ def test_killed_while_results_are_written(tmp_path):
                                          (["--queries", "0"], "n_queries is 0"), (["--layers", "-1"], "n_layers is -1"), (["--workers", "-1"], "workers is -1: give a whole number, 0 or more"),
                                          (["--topk", "3", "60"], "the part zsl has only 50 annotated labels")], ids=str)
 def test_mistakes_are_told_before_anything_is_written(pocket, tmp_path, monkeypatch, capsys, words, told):
-    monkeypatch.setattr("qks.train_command.load_benchmark", lambda *args, **kwargs: pytest.fail("began to compute"))
+    monkeypatch.setattr("qks.commands.train.load_benchmark", lambda *args, **kwargs: pytest.fail("began to compute"))
     assert main(["train", str(pocket), "--out", str(tmp_path / "new"), "--device", "cpu", *words]) == 2
     assert told in said(capsys) and not (tmp_path / "new").exists()
 
 
 def test_data_that_cannot_be_measured(tmp_path, monkeypatch, capsys):
     "A folder of one's own without an unseen label, and one whose test image is gone: told at once, with what to do."
-    monkeypatch.setattr("qks.train_command.load_benchmark", lambda *args, **kwargs: pytest.fail("began to compute"))
+    monkeypatch.setattr("qks.commands.train.load_benchmark", lambda *args, **kwargs: pytest.fail("began to compute"))
     root = tmp_path / "own"
     root.mkdir()
     for number in range(40): Image.new("RGB", (8, 8), (number, 0, 0)).save(root / f"{number}.png")
@@ -187,7 +188,7 @@ def test_data_that_cannot_be_measured(tmp_path, monkeypatch, capsys):
 
 def test_open_images_where_names_repeat(tmp_path, monkeypatch, capsys):
     "Two jaguars, one seen and one not, and labels that are mostly not annotated: trained, evaluated, and told apart by their MIDs."
-    monkeypatch.setattr("qks.train_command.load_benchmark", partial(load_benchmark, pool=PromptPool.single("a photo of {}")))
+    monkeypatch.setattr("qks.commands.train.load_benchmark", partial(load_benchmark, pool=PromptPool.single("a photo of {}")))
     names = {"/m/01": "Jaguar", "/m/02": "Bat", "/m/03": "Bat", "/m/04": "Tree", "/m/05": "Jaguar", "/m/06": "Lake"}
     root, generator = tmp_path / "oi", np.random.default_rng(3)
     for split in ("train", "test"):
@@ -209,39 +210,39 @@ def test_open_images_where_names_repeat(tmp_path, monkeypatch, capsys):
 
 
 def test_a_label_too_long_is_told_before_any_image_is_read(pocket, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("qks.cache.load_batches", lambda *args: pytest.fail("began to compute"))
+    monkeypatch.setattr("qks.tokens.cache.load_batches", lambda *args: pytest.fail("began to compute"))
     monkeypatch.setenv("QKS_CACHE", str(tmp_path / "cache"))  # nothing is known from before
-    monkeypatch.setattr("qks.vlp.VLP.text_features", lambda self, texts: (_ for _ in ()).throw(QKSError("text is too long: shorten the label")))
+    monkeypatch.setattr("qks.vlp.frozen.VLP.text_features", lambda self, texts: (_ for _ in ()).throw(QKSError("text is too long: shorten the label")))
     assert train(pocket, tmp_path / "run") == 2 and "shorten the label" in said(capsys)
 
 
 @pytest.mark.parametrize("words, n_tokens", [([], 36 + 4 + 20), (["--no-cache"], 4 + 20)], ids=["all three splits", "no-cache: two"])
 def test_too_little_memory_is_told_before_anything_is_computed(pocket, tmp_path, monkeypatch, capsys, words, n_tokens):
     need = cache_size(load_vlp("pocket", device="cpu"), n_tokens, torch.float32)
-    monkeypatch.setattr("qks.cache.available_memory", lambda: need - 1)
-    monkeypatch.setattr("qks.train_command.load_benchmark", partial(load_benchmark, pool=PromptPool.single("a photo of {}")))
-    monkeypatch.setattr("qks.cache.load_batches", lambda *args: pytest.fail("began to compute"))
+    monkeypatch.setattr("qks.tokens.cache.available_memory", lambda: need - 1)
+    monkeypatch.setattr("qks.commands.train.load_benchmark", partial(load_benchmark, pool=PromptPool.single("a photo of {}")))
+    monkeypatch.setattr("qks.tokens.cache.load_batches", lambda *args: pytest.fail("began to compute"))
     assert train(pocket, tmp_path / "new", *words) == 2
     assert "the tokens need" in (told := said(capsys)) and "--cache FOLDER" in told and not (tmp_path / "new").exists()
-    monkeypatch.setattr("qks.cache.available_memory", lambda: need)
-    monkeypatch.setattr("qks.benchmark.cache_tokens", lambda *args, **kwargs: (_ for _ in ()).throw(QKSError("there is room")))
-    monkeypatch.setattr("qks.train_command.cache_tokens", lambda *args, **kwargs: (_ for _ in ()).throw(QKSError("there is room")))
+    monkeypatch.setattr("qks.tokens.cache.available_memory", lambda: need)
+    monkeypatch.setattr("qks.experiment.training_data.cache_tokens", lambda *args, **kwargs: (_ for _ in ()).throw(QKSError("there is room")))
+    monkeypatch.setattr("qks.commands.train.cache_tokens", lambda *args, **kwargs: (_ for _ in ()).throw(QKSError("there is room")))
     assert train(pocket, tmp_path / "new", *words) == 2 and "there is room" in said(capsys)
 
 
 def test_too_little_memory_for_the_scores_is_told_before_anything_is_computed(pocket, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("qks.benchmark.available_memory", lambda: 20 * 326 * 21 + cache_size(load_vlp("pocket", device="cpu"), 60, torch.float32) - 1)
-    monkeypatch.setattr("qks.train_command.load_benchmark", lambda *args, **kwargs: pytest.fail("began to compute"))
+    monkeypatch.setattr("qks.experiment.training_data.available_memory", lambda: 20 * 326 * 21 + cache_size(load_vlp("pocket", device="cpu"), 60, torch.float32) - 1)
+    monkeypatch.setattr("qks.commands.train.load_benchmark", lambda *args, **kwargs: pytest.fail("began to compute"))
     assert train(pocket, tmp_path / "new") == 2
     assert "the scores of 20 test images and 326 labels, and the tokens will need" in said(capsys) and not (tmp_path / "new").exists()
-    monkeypatch.setattr("qks.train_command.load_benchmark", lambda *args, **kwargs: (_ for _ in ()).throw(QKSError("there is room")))
+    monkeypatch.setattr("qks.commands.train.load_benchmark", lambda *args, **kwargs: (_ for _ in ()).throw(QKSError("there is room")))
     assert train(pocket, tmp_path / "new", "--cache", str(tmp_path / "tokens")) == 2 and said(capsys) == "qks: there is room\n"
 
 
 def test_too_small_a_disk_is_told_before_anything_is_computed(pocket, tmp_path, monkeypatch, capsys):
     need = cache_size(load_vlp("pocket", device="cpu"), 2 * 36 + 4 + 20)
-    monkeypatch.setattr("qks.cache.shutil.disk_usage", lambda folder: SimpleNamespace(free=need - 1))
-    monkeypatch.setattr("qks.cache.load_batches", lambda *args: pytest.fail("began to compute"))
+    monkeypatch.setattr("qks.tokens.cache.shutil.disk_usage", lambda folder: SimpleNamespace(free=need - 1))
+    monkeypatch.setattr("qks.tokens.cache.load_batches", lambda *args: pytest.fail("began to compute"))
     assert train(pocket, tmp_path / "new", "--views", "2", "--cache", str(tmp_path / "tokens")) == 2
     assert "the token cache needs" in said(capsys)
 
@@ -251,8 +252,8 @@ def test_other_numbers_in_the_cache(pocket, tmp_path, monkeypatch, capsys, views
     "Tokens beyond half precision: the sentence names an option, and with it all three splits are kept."
     tower, stop = VLP.image_tokens, QKSError("all is cached")
     monkeypatch.setattr(VLP, "image_tokens", lambda self, images: tower(self, images) + 70_000.)
-    monkeypatch.setattr("qks.train_command.train_and_score", lambda *args: (_ for _ in ()).throw(stop))
-    monkeypatch.setattr("qks.train_command.load_benchmark", partial(load_benchmark, pool=PromptPool.single("a photo of {}")))
+    monkeypatch.setattr("qks.commands.train.train_and_score", lambda *args: (_ for _ in ()).throw(stop))
+    monkeypatch.setattr("qks.commands.train.load_benchmark", partial(load_benchmark, pool=PromptPool.single("a photo of {}")))
     words = ["--cache", str(tmp_path / "tokens"), "--views", views]
     assert train(pocket, tmp_path / "one", *words) == 2 and "--cache-dtype bf16" in said(capsys)
     assert train(pocket, tmp_path / "one", *words, "--cache-dtype", "bf16") == 2 and "pass --resume" in said(capsys)
@@ -266,7 +267,7 @@ def test_other_numbers_in_the_cache(pocket, tmp_path, monkeypatch, capsys, views
 
 def test_a_run_in_the_making_is_not_replaced(pocket, tmp_path, monkeypatch, capsys):
     "Another command holds the folder: neither --force nor --resume gets it, and nothing is deleted."
-    monkeypatch.setattr("qks.training.LOCK_SECONDS", 0.1)
+    monkeypatch.setattr("qks.train.loop.LOCK_SECONDS", 0.1)
     assert train(pocket, tmp_path / "run") == 0
     kept = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     other = subprocess.Popen([sys.executable, "-c", f"from filelock import FileLock; lock = FileLock({str(tmp_path / 'run' / '.lock')!r}); lock.acquire(); print('held', flush=True); input()"],
@@ -280,7 +281,7 @@ def test_a_run_in_the_making_is_not_replaced(pocket, tmp_path, monkeypatch, caps
 
 
 def test_what_cannot_be_claimed_is_told_before_anything_is_computed(pocket, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("qks.train_command.load_benchmark", lambda *args, **kwargs: pytest.fail("began to compute"))
+    monkeypatch.setattr("qks.commands.train.load_benchmark", lambda *args, **kwargs: pytest.fail("began to compute"))
     claim_folder(tmp_path / "begun", {"seeds": 1})
     for out, words, told in (("begun", ["--force", "--resume"], "pass one of the two"), ("begun", [], "was not finished"), ("new", ["--cache", str(tmp_path / "new" / "training" / "t")], "lies among what --force deletes")):
         assert train(pocket, tmp_path / out, *words) == 2 and told in said(capsys)
@@ -379,7 +380,7 @@ def test_few_labels_have_fewer_places(pocket, tmp_path, capsys):
 
 def test_another_spelling_of_the_same_place(pocket, tmp_path, monkeypatch, capsys):
     "Stopped with one spelling of the data's place, gone on with another."
-    monkeypatch.setattr("qks.train_command.save_run", lambda *args, **kwargs: (_ for _ in ()).throw(QKSError("stopped before the results")))
+    monkeypatch.setattr("qks.commands.train.save_run", lambda *args, **kwargs: (_ for _ in ()).throw(QKSError("stopped before the results")))
     assert train(pocket, tmp_path / "run", "--topk", "1") == 2
     monkeypatch.undo()
     monkeypatch.chdir(pocket.parent)
@@ -425,7 +426,7 @@ def test_flat():
 
 def test_tokens_come_from_three_places(tiny_vlp, tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr("qks.train_command.cache_tokens", lambda vlp, data, **kwargs: made.append(kwargs) or torch.zeros(4, kwargs["views"], 3, 64)[:, 0 if kwargs["views"] == 1 else slice(None)])
+    monkeypatch.setattr("qks.commands.train.cache_tokens", lambda vlp, data, **kwargs: made.append(kwargs) or torch.zeros(4, kwargs["views"], 3, 64)[:, 0 if kwargs["views"] == 1 else slice(None)])
     assert training_tokens(tiny_vlp, None).shape == (4, 3, 64)
     assert len(training_tokens(tiny_vlp, None, cache=tmp_path, views=2)) == 4
     assert [kwargs["folder"] for kwargs in made] == [None, tmp_path]
@@ -479,8 +480,8 @@ def test_no_cache_feeds_the_tower_the_papers_pipeline(tiny_vlp, tmp_path, monkey
 
 def test_no_cache_trains_on_other_pixels_every_epoch(pocket, tmp_path, monkeypatch):
     "In the command, too: each training image once an epoch, never the same twice, nor for two seeds, and never as it is in the file."
-    monkeypatch.setattr("qks.reproduce.save_figures", lambda *args: None)
-    monkeypatch.setattr("qks.train_command.load_benchmark", partial(load_benchmark, pool=PromptPool.single("a photo of {}")))
+    monkeypatch.setattr("qks.experiment.reproduction.save_figures", lambda *args: None)
+    monkeypatch.setattr("qks.commands.train.load_benchmark", partial(load_benchmark, pool=PromptPool.single("a photo of {}")))
     fed, plain, live = [], set(), LiveTokens._tokens
 
     def watched(self, batches, workers):

@@ -5,15 +5,16 @@ import numpy as np
 import pytest
 import torch
 
-from qks import training
+from qks.train import loop as training
 from qks.core import QKSError
-from qks.losses import AsymmetricLoss, bce_loss, ranking_loss
-from qks.model import HeadConfig, QKSHead, head_scores
-from qks.recipe import LOSSES, TrainConfig, make_schedule
-from qks.selection import selection_score
-from qks.steps import train_epoch
-from qks.training import fit
-from qks.vlp import fingerprint
+from qks.model.losses import AsymmetricLoss, bce_loss, ranking_loss
+from qks.model.config import HeadConfig
+from qks.model.head import QKSHead, head_scores
+from qks.train.config import LOSSES, TrainConfig, make_schedule
+from qks.train.loop import selection_score
+from qks.train.steps import train_epoch
+from qks.train.loop import fit
+from qks.vlp.frozen import fingerprint
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = {key: torch.from_numpy(np.asarray(value)) for key, value in np.load(DATA / "model.npz").items()}

@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from qks import linear
-from qks import vlp as vlp_module
+from qks.core import arithmetic as linear
+from qks.vlp import frozen as vlp_module
 from qks.core import ASSETS, QKSError
-from qks.evaluation import baseline_methods
-from qks.vlp import VLP, _configs_from, fingerprint, load_vlp, preprocess_images, tokenize
+from qks.evaluate.baselines import baseline_methods
+from qks.vlp.frozen import VLP, fingerprint, preprocess_images, tokenize
+from qks.vlp.loading import _configs_from, load_vlp
 
 GOLDEN = {key: torch.from_numpy(np.asarray(value)) for key, value in np.load(Path(__file__).parent / "data" / "clip.npz").items()}
 WEIGHTS = {key.removeprefix("weights/"): value for key, value in GOLDEN.items() if key.startswith("weights/")}

@@ -1,0 +1,5 @@
+"""Data sets from their official files, and folders of your own, as one kind of index."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
