@@ -1,4 +1,5 @@
 """Everything the package says about itself comes from settings.ini, the file that nbdev reads."""
+
 from configparser import ConfigParser
 from pathlib import Path
 

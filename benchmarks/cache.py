@@ -8,6 +8,7 @@ pages were given back to the system (cold), each with and without the thread tha
 device that computes while the processor waits (a pause of --pause milliseconds a batch) is another; a head that trains on the processor a third.
 Every number is the best of --repeats, images a second.
 """
+
 import os
 import tempfile
 import time
@@ -16,13 +17,13 @@ from pathlib import Path
 import common
 import torch
 
-from qks.tokens.store import BatchFile, missing_batches, sound_batches
-from qks.tokens.cache import cache_tokens
 from qks.data.nuswide import read_nuswide
-from qks.model.losses import AsymmetricLoss
+from qks.data.pocket import PocketConfig, write_pocket
 from qks.model.config import HeadConfig
 from qks.model.head import QKSHead
-from qks.data.pocket import PocketConfig, write_pocket
+from qks.model.losses import AsymmetricLoss
+from qks.tokens.cache import cache_tokens
+from qks.tokens.store import BatchFile, missing_batches, sound_batches
 from qks.tokens.stream import stream
 from qks.vlp.loading import load_vlp
 
@@ -39,11 +40,12 @@ def timed(function, images, repeats):
 
 def write(folder, images, tokens, width, batch_size):
     """Write random tokens as the cache does; returns the file and images a second."""
-    batch, start = torch.randn(batch_size, tokens, width).half(), time.perf_counter()
+    batch = torch.randn(batch_size, tokens, width).half()
+    start = time.perf_counter()
     file = BatchFile(folder, (images, tokens, width), torch.float16, [i.to_bytes(16, "big") for i in range(images)])
     file.numbers.touch()
     for rows in missing_batches([], images, batch_size):
-        file.write(rows.start, batch[:len(rows)])
+        file.write(rows.start, batch[: len(rows)])
     return file, round(images / (time.perf_counter() - start), 1)
 
 
@@ -57,15 +59,21 @@ def consumers(args):
     """What is done with a batch: nothing, a pause, a training step."""
     torch.manual_seed(0)
     head = QKSHead(torch.randn(args.width, 512) * 0.02, HeadConfig(args.queries, args.layers))
-    embeddings, loss_function, optimizer = torch.randn(args.labels, 512), AsymmetricLoss(), torch.optim.AdamW(head.parameters(), lr=1e-5)
-    targets = torch.where(torch.rand(args.batch_size, args.labels) < 0.01, 1., -1.)
+    embeddings = torch.randn(args.labels, 512)
+    loss_function = AsymmetricLoss()
+    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-5)
+    targets = torch.where(torch.rand(args.batch_size, args.labels) < 0.01, 1.0, -1.0)
 
     def train(tokens):
         optimizer.zero_grad(set_to_none=True)
-        loss_function(head(tokens, embeddings).logits, targets[:len(tokens)]).backward()
+        loss_function(head(tokens, embeddings).logits, targets[: len(tokens)]).backward()
         optimizer.step()
-    return {"reader alone": lambda tokens: None, f"device, {args.pause:g} ms a batch": lambda tokens: time.sleep(args.pause / 1000),
-            f"head on the processor, L={args.layers}": train}
+
+    return {
+        "reader alone": lambda tokens: None,
+        f"device, {args.pause:g} ms a batch": lambda tokens: time.sleep(args.pause / 1000),
+        f"head on the processor, L={args.layers}": train,
+    }
 
 
 def epoch(file, held, batches, ahead, consume):
@@ -78,14 +86,17 @@ def epoch(file, held, batches, ahead, consume):
 
 def read(args, file):
     """One row a case: consumer, where the tokens lie, how many batches are read ahead, images a second."""
-    rows, order = [], torch.randperm(args.images, generator=torch.Generator().manual_seed(0))
+    rows = []
+    order = torch.randperm(args.images, generator=torch.Generator().manual_seed(0))
     for place in ("memory, fp32", "disk, warm", "disk, cold"):
-        held = {"memory, fp32": lambda: file.tensor().float(), "disk, warm": file.tensor, "disk, cold": lambda: None}[place]()
+        held = {"memory, fp32": lambda: file.tensor().float(), "disk, warm": file.tensor, "disk, cold": lambda: None}[
+            place
+        ]()
         if held is not None:
             held.sum()  # reads every page
         for consumer, consume in consumers(args).items():
             training = consumer.startswith("head")
-            batches = (order[:args.train_images] if training else order).split(args.batch_size)
+            batches = (order[: args.train_images] if training else order).split(args.batch_size)
             for ahead in (0, 2):
                 speed = timed(lambda: epoch(file, held, batches, ahead, consume), sum(map(len, batches)), args.repeats)
                 rows.append({"consumer": consumer, "tokens": place, "ahead": ahead, "images/s": speed})
@@ -98,32 +109,78 @@ def pocket(folder, images, repeats):
     vlp = load_vlp()
     scenes = read_nuswide(write_pocket(folder / "pocket", PocketConfig(n_train=images, n_test=10)), "train")
     runs = iter(range(10**6))
-    found = {"into memory": timed(lambda: cache_tokens(vlp, scenes), len(scenes), repeats),
-             "into a cache": timed(lambda: cache_tokens(vlp, scenes, folder=folder / f"run{next(runs)}"), len(scenes), repeats),
-             "out of the cache": timed(lambda: cache_tokens(vlp, scenes, folder=folder / "run0")[:].float(), len(scenes), repeats)}
+    found = {
+        "into memory": timed(lambda: cache_tokens(vlp, scenes), len(scenes), repeats),
+        "into a cache": timed(
+            lambda: cache_tokens(vlp, scenes, folder=folder / f"run{next(runs)}"), len(scenes), repeats
+        ),
+        "out of the cache": timed(
+            lambda: cache_tokens(vlp, scenes, folder=folder / "run0")[:].float(), len(scenes), repeats
+        ),
+    }
     for name, speed in found.items():
         print(f"pocket VLP, {len(scenes)} scenes, {name}: {speed:,.1f} images/s", flush=True)
     return found
 
 
 def main():
-    sizes = {"images": 1000, "tokens": 197, "width": 768, "batch-size": 64, "queries": 12, "layers": 7, "labels": 925, "repeats": 3,
-             "train-images": 64, "pocket-images": 256, "pause": 10}
-    command = common.parser(__doc__, sizes, {"images": 8, "tokens": 9, "width": 64, "batch-size": 4, "queries": 2, "layers": 1, "labels": 20,
-                                             "repeats": 1, "train-images": 8, "pocket-images": 8, "pause": 1})
-    command.add_argument("--folder", type=Path, help="where the files are written for the time of the run (default: the system's temporary folder)")
+    sizes = {
+        "images": 1000,
+        "tokens": 197,
+        "width": 768,
+        "batch-size": 64,
+        "queries": 12,
+        "layers": 7,
+        "labels": 925,
+        "repeats": 3,
+        "train-images": 64,
+        "pocket-images": 256,
+        "pause": 10,
+    }
+    command = common.parser(
+        __doc__,
+        sizes,
+        {
+            "images": 8,
+            "tokens": 9,
+            "width": 64,
+            "batch-size": 4,
+            "queries": 2,
+            "layers": 1,
+            "labels": 20,
+            "repeats": 1,
+            "train-images": 8,
+            "pocket-images": 8,
+            "pause": 1,
+        },
+    )
+    command.add_argument(
+        "--folder",
+        type=Path,
+        help="where the files are written for the time of the run (default: the system's temporary folder)",
+    )
     args = command.parse_args()
     sizes = common.settings(args)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         folder = Path(folder)
         (folder / "synthetic").mkdir()
         file, speed = write(folder / "synthetic", args.images, args.tokens, args.width, args.batch_size)
-        print(f"writing and flushing {file.n_bytes / 1e9:.2f} GB: {speed:,.1f} images/s, {speed * file.item_bytes / 1e6:,.0f} MB/s", flush=True)
+        print(
+            f"writing and flushing {file.n_bytes / 1e9:.2f} GB: {speed:,.1f} images/s, {speed * file.item_bytes / 1e6:,.0f} MB/s",
+            flush=True,
+        )
         start = time.perf_counter()
         assert len(sound_batches(file, verify=True)) == len(missing_batches([], args.images, args.batch_size))
         checked = round(args.images / (time.perf_counter() - start), 1)
-        print(f"comparing every digest: {checked:,.1f} images/s, {checked * file.item_bytes / 1e6:,.0f} MB/s", flush=True)
-        results = {"write": speed, "verify": checked, "read": read(args, file), "pocket": pocket(folder, args.pocket_images, args.repeats)}
+        print(
+            f"comparing every digest: {checked:,.1f} images/s, {checked * file.item_bytes / 1e6:,.0f} MB/s", flush=True
+        )
+        results = {
+            "write": speed,
+            "verify": checked,
+            "read": read(args, file),
+            "pocket": pocket(folder, args.pocket_images, args.repeats),
+        }
     common.write(args.out, results, sizes)
 
 

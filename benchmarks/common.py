@@ -1,4 +1,5 @@
 """What the benchmarks share: fair timing, a word about the machine, and the JSON file at the end."""
+
 import argparse
 import json
 import os
@@ -14,7 +15,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from qks.core.arithmetic import keep_freed_memory, product_rate # noqa: E402
+from qks.core.arithmetic import keep_freed_memory, product_rate  # noqa: E402
 
 
 def parser(doc, sizes, quick):
@@ -65,15 +66,20 @@ def in_turn(ways, rounds):
 
 class Apart:
     """The ways of one group, run by this script in a process of its own, so that what they do to its memory reaches no other group."""
+
     def __init__(self, group):
-        self.process = subprocess.Popen([sys.executable, *sys.argv, "--group", group], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [sys.executable, *sys.argv, "--group", group], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
 
     def way(self, name):
         """A function that has the way run there, and waits for it."""
+
         def run():
             print(name, file=self.process.stdin, flush=True)
             if self.process.stdout.readline() != "done\n":
                 sys.exit(f"{name}: its process has failed")
+
         return run
 
 
@@ -86,19 +92,32 @@ def serve(ways):
 
 def speedups(times, reference):
     """How many times faster than the reference each way is: the median over rounds of the ratio within a round."""
-    return {name: statistics.median(slow / fast for slow, fast in zip(times[reference], own)) for name, own in times.items()}
+    return {
+        name: statistics.median(slow / fast for slow, fast in zip(times[reference], own)) for name, own in times.items()
+    }
 
 
 def machine():
     """What decides how fast it is: processor, threads, torch, and how fast products of both kinds of numbers are."""
     try:
-        described = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if ":" in line)
+        described = dict(
+            line.split(":", 1) for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if ":" in line
+        )
     except OSError:
         described = {}
     named = {key.strip(): value.strip() for key, value in described.items()}
-    rates = {str(dtype).removeprefix("torch."): round(product_rate(dtype) / 1e9) for dtype in (torch.float32, torch.bfloat16)}
-    return {"system": platform.system(), "processor": platform.machine(), "maker": named.get("vendor_id", platform.processor()), "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(), "torch": torch.__version__, "billion_operations_a_second": rates}
+    rates = {
+        str(dtype).removeprefix("torch."): round(product_rate(dtype) / 1e9) for dtype in (torch.float32, torch.bfloat16)
+    }
+    return {
+        "system": platform.system(),
+        "processor": platform.machine(),
+        "maker": named.get("vendor_id", platform.processor()),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "billion_operations_a_second": rates,
+    }
 
 
 def write(path, results, sizes):

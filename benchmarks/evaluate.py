@@ -9,6 +9,7 @@ it is, on images that are read already, in each of the two precisions; "our towe
 whole batch at once. Ours runs in a process that keeps freed memory, as `qks evaluate` does, the others in one that does not. The ways take
 turns on the same images.
 """
+
 import tempfile
 from pathlib import Path
 from statistics import median
@@ -18,9 +19,8 @@ import torch
 from common import Apart, in_turn, parser, serve, settings, speedups, write
 from PIL import Image
 
-from qks.core import arithmetic as linear
-from qks.core import load_image
 from qks.commands.evaluate import token_batches
+from qks.core import arithmetic as linear, load_image
 from qks.model.config import HeadConfig
 from qks.model.head import QKSHead, head_scores
 from qks.model.sharing import share
@@ -30,11 +30,14 @@ from qks.vlp.loading import load_vlp
 
 class Folder:
     """Image files of noise, smoothed by enlarging."""
+
     def __init__(self, folder, n, side):
         generator = np.random.default_rng(0)
         self.paths = [Path(folder) / f"{i}.jpg" for i in range(n)]
         for path in self.paths:
-            Image.fromarray(generator.integers(256, size=(12, 12, 3), dtype=np.uint8)).resize((side, side), Image.Resampling.BICUBIC).save(path)
+            Image.fromarray(generator.integers(256, size=(12, 12, 3), dtype=np.uint8)).resize(
+                (side, side), Image.Resampling.BICUBIC
+            ).save(path)
 
     def __len__(self):
         return len(self.paths)
@@ -47,21 +50,26 @@ def ways(args, folder):
     """One function a way: the scores, or the tokens, of all images."""
     torch.manual_seed(0)
     vlp = load_vlp() if args.quick else load_vlp("ViT-B-16", False)
-    head, embeddings = QKSHead(vlp.projection, HeadConfig(args.queries, args.layers)).eval(), torch.randn(args.labels, vlp.embed_dim)
+    head = QKSHead(vlp.projection, HeadConfig(args.queries, args.layers)).eval()
+    embeddings = torch.randn(args.labels, vlp.embed_dim)
     data = Folder(folder, args.images, args.side)
-    batches = [data.paths[start:start + args.batch_size] for start in range(0, len(data), args.batch_size)]
+    batches = [data.paths[start : start + args.batch_size] for start in range(0, len(data), args.batch_size)]
     ready = [preprocess_images(vlp, [load_image(path) for path in batch]) for batch in batches]
 
     def reference():
         scores = []
         for batch in batches:
-            tokens = _tokens(vlp.model.visual, preprocess_images(vlp, [load_image(path) for path in batch]))  # [B, N, D]
+            tokens = _tokens(
+                vlp.model.visual, preprocess_images(vlp, [load_image(path) for path in batch])
+            )  # [B, N, D]
             scores.append(share(head.extractor(tokens) @ head.projection, embeddings)[0])
         return torch.cat(scores)
 
     def ours(precision):
         vlp.precision = precision
-        return torch.cat([head_scores(head, tokens, embeddings)[0] for tokens in token_batches(vlp, data, args.batch_size)])
+        return torch.cat(
+            [head_scores(head, tokens, embeddings)[0] for tokens in token_batches(vlp, data, args.batch_size)]
+        )
 
     def tower(precision):
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
@@ -72,10 +80,17 @@ def ways(args, folder):
         tokens = [vlp.image_tokens(images) for images in ready]
         linear.CPU_TOKENS = usual
         return tokens
-    return {"reference": reference, "ours, fp32": lambda: ours("fp32"), "ours, bf16": lambda: ours("bf16"),
-            "tower alone, fp32": lambda: tower("fp32"), "tower alone, bf16": lambda: tower("bf16"), "our tower alone, fp32": our_tower,
-            "our tower, batch at once": lambda: our_tower(args.batch_size * vlp.n_tokens),
-            "reading alone": lambda: [preprocess_images(vlp, [load_image(path) for path in batch]) for batch in batches]}
+
+    return {
+        "reference": reference,
+        "ours, fp32": lambda: ours("fp32"),
+        "ours, bf16": lambda: ours("bf16"),
+        "tower alone, fp32": lambda: tower("fp32"),
+        "tower alone, bf16": lambda: tower("bf16"),
+        "our tower alone, fp32": our_tower,
+        "our tower, batch at once": lambda: our_tower(args.batch_size * vlp.n_tokens),
+        "reading alone": lambda: [preprocess_images(vlp, [load_image(path) for path in batch]) for batch in batches],
+    }
 
 
 def main():
@@ -87,16 +102,37 @@ def main():
         if args.group:
             return serve(functions)
         expected = functions["reference"]()
-        apart = {precision: ((functions[f"ours, {precision}"]() - expected).abs().max() / expected.abs().max()).item() for precision in ("fp32", "bf16")}
-        textbook, ours = Apart("textbook"), Apart("ours")
-        times = in_turn({name: (ours if name.startswith("our") else textbook).way(name) for name in functions}, args.rounds)
-    bases = {"ours, fp32": ("reference", "tower alone, fp32", "our tower alone, fp32"), "ours, bf16": ("reference", "tower alone, bf16"),
-             "our tower alone, fp32": ("tower alone, fp32", "our tower, batch at once")}
+        apart = {
+            precision: ((functions[f"ours, {precision}"]() - expected).abs().max() / expected.abs().max()).item()
+            for precision in ("fp32", "bf16")
+        }
+        textbook = Apart("textbook")
+        ours = Apart("ours")
+        times = in_turn(
+            {name: (ours if name.startswith("our") else textbook).way(name) for name in functions}, args.rounds
+        )
+    bases = {
+        "ours, fp32": ("reference", "tower alone, fp32", "our tower alone, fp32"),
+        "ours, bf16": ("reference", "tower alone, bf16"),
+        "our tower alone, fp32": ("tower alone, fp32", "our tower, batch at once"),
+    }
     over = {name: {base: round(speedups(times, base)[name], 3) for base in own} for name, own in bases.items()}
     for name, own in times.items():
-        print(f"{name:25s} {args.images / median(own):8.2f} images/s", *(f"{ratio:.2f} of {base}" for base, ratio in over.get(name, {}).items()), sep="  ")
+        print(
+            f"{name:25s} {args.images / median(own):8.2f} images/s",
+            *(f"{ratio:.2f} of {base}" for base, ratio in over.get(name, {}).items()),
+            sep="  ",
+        )
     print("scores apart from the reference:", {name: f"{value:.0e}" for name, value in apart.items()})
-    write(args.out, {"images/s": {name: round(args.images / median(own), 2) for name, own in times.items()}, "over": over, "apart": apart}, sizes)
+    write(
+        args.out,
+        {
+            "images/s": {name: round(args.images / median(own), 2) for name, own in times.items()},
+            "over": over,
+            "apart": apart,
+        },
+        sizes,
+    )
 
 
 if __name__ == "__main__":

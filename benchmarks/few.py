@@ -6,41 +6,65 @@
 Head and recipe are the paper's for NUS-WIDE (L=7, K=12, ASL, batch 64, 60 epochs) but for learning rate and schedule. "VLP best patch" is the
 frozen model without a head.
 """
+
 import tempfile
 from pathlib import Path
 
 from common import parser, settings, write
 
-from qks.experiment.training_data import load_benchmark
 from qks.core import progress
-from qks.evaluate.baselines import best_patch_scores, evaluate, evaluate_scores, summarise
-from qks.model.config import HeadConfig
 from qks.data.pocket import PocketConfig, write_pocket
-from qks.train.config import TrainConfig
+from qks.evaluate.baselines import best_patch_scores, evaluate, evaluate_scores, summarise
 from qks.experiment.reproduction import train_head
+from qks.experiment.training_data import load_training_data
+from qks.model.config import HeadConfig
+from qks.train.config import TrainConfig
 from qks.vlp.loading import load_vlp
 
-WAYS = {"1e-5, plateau (the paper's)": (1e-5, "plateau"), "1e-5, cosine": (1e-5, "cosine"), "1e-4, plateau": (1e-4, "plateau"), "1e-4, cosine": (1e-4, "cosine"),
-        "1e-3, cosine": (1e-3, "cosine")}
+WAYS = {
+    "1e-5, plateau (the paper's)": (1e-5, "plateau"),
+    "1e-5, cosine": (1e-5, "cosine"),
+    "1e-4, plateau": (1e-4, "plateau"),
+    "1e-4, cosine": (1e-4, "cosine"),
+    "1e-3, cosine": (1e-3, "cosine"),
+}
 
 
 def main():
     sizes = {"train": 300, "test": 2000, "seeds": 3, "epochs": 60}
     args = parser(__doc__, sizes, {"train": 40, "test": 40, "seeds": 1, "epochs": 1}).parse_args()
-    sizes, rows = settings(args), []
+    sizes = settings(args)
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        benchmark = load_benchmark(write_pocket(Path(folder) / "pocket", PocketConfig(n_train=args.train, n_test=args.test)), load_vlp())
-    tokens, labels, names, n_seen, topk = benchmark.tokens["test"], benchmark.test.labels, benchmark.embeddings, benchmark.test.n_seen, TrainConfig.topk
+        benchmark = load_training_data(
+            write_pocket(Path(folder) / "pocket", PocketConfig(n_train=args.train, n_test=args.test)), load_vlp()
+        )
+    tokens = benchmark.tokens["test"]
+    labels = benchmark.test.labels
+    names = benchmark.embeddings
+    n_seen = benchmark.test.n_seen
+    topk = TrainConfig.topk
 
     def measured(way, runs, kept=None):
         found = summarise(runs)
         rows.append({"way": way, "epochs_kept": kept, **{part: found[part]["mAP"] for part in ("seen", "zsl")}})
-        print(f"{way:30s} " + ", ".join(f"{part} mAP {100 * rows[-1][part]['mean']:.1f} ± {100 * rows[-1][part]['std']:.1f}" for part in ("seen", "zsl")), flush=True)
+        print(
+            f"{way:30s} "
+            + ", ".join(
+                f"{part} mAP {100 * rows[-1][part]['mean']:.1f} ± {100 * rows[-1][part]['std']:.1f}"
+                for part in ("seen", "zsl")
+            ),
+            flush=True,
+        )
+
     measured("VLP best patch", [evaluate_scores(best_patch_scores(benchmark.vlp, tokens, names), labels, n_seen, topk)])
     for way, (lr, schedule) in WAYS.items():
-        runs, kept = [], []
+        runs = []
+        kept = []
         for seed in progress(range(args.seeds), way):
-            head, history = train_head(benchmark, HeadConfig(), TrainConfig(epochs=args.epochs, lr=lr, schedule=schedule, seed=seed))
+            head, history = train_head(
+                benchmark, HeadConfig(), TrainConfig(epochs=args.epochs, lr=lr, schedule=schedule, seed=seed)
+            )
             runs.append(evaluate(head, tokens, labels, names, n_seen, topk))
             kept.append(max(history, key=lambda row: row["score"])["epoch"])
         measured(way, runs, kept)

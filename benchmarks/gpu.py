@@ -10,6 +10,7 @@ torch.compile, at batch 64 and 1,024. A rate counts the operations of the produc
 share is of the peak. "GB/s of tokens" is what the head reads of the cache: a second limit, beside the memory's rate. The file is written anew
 after every row, so that what was measured stays when a later row fails or time runs out.
 """
+
 import time
 
 import torch
@@ -17,18 +18,20 @@ from common import parser, settings, write
 from torch.utils.flop_counter import FlopCounterMode
 
 from qks.core import QKSError
-from qks.train.devices import make_accelerator, release_accelerator
-from qks.train.steps import Trainer, epoch_steps
-from qks.model.losses import AsymmetricLoss
 from qks.model.config import HeadConfig
 from qks.model.head import QKSHead
-from qks.train.config import TrainConfig, make_optimizer
+from qks.model.losses import AsymmetricLoss
 from qks.model.sharing import share
-from qks.train.steps import HeadLoss, Targets
+from qks.train.config import TrainConfig, make_optimizer
+from qks.train.devices import make_accelerator, release_accelerator
+from qks.train.steps import HeadLoss, Targets, Trainer, epoch_steps
 from qks.vlp.frozen import _tokens
 from qks.vlp.loading import load_vlp
 
-NUS_WIDE, TOWER_BATCH, REFERENCE_BATCH, OUR_BATCHES = 161_789, 256, 64, (64, 1024)
+NUS_WIDE = 161_789
+TOWER_BATCH = 256
+REFERENCE_BATCH = 64
+OUR_BATCHES = (64, 1024)
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -75,8 +78,18 @@ def random_tokens(images, tokens, width):
 
 def row(way, batch, rate, peak, work, **more):
     """One line of the table: work is the operations an image takes."""
-    found = {"way": way, "batch": batch, "images/s": round(rate, 1), "epoch_seconds": round(NUS_WIDE / rate, 1), "share_of_peak": round(rate * work / peak, 4), **more}
-    print(f"{way:28s} batch {batch:5d} {rate:12,.1f} images/s, {found['epoch_seconds']:10,.1f} s an epoch, {100 * found['share_of_peak']:6.1f} % of the peak", flush=True)
+    found = {
+        "way": way,
+        "batch": batch,
+        "images/s": round(rate, 1),
+        "epoch_seconds": round(NUS_WIDE / rate, 1),
+        "share_of_peak": round(rate * work / peak, 4),
+        **more,
+    }
+    print(
+        f"{way:28s} batch {batch:5d} {rate:12,.1f} images/s, {found['epoch_seconds']:10,.1f} s an epoch, {100 * found['share_of_peak']:6.1f} % of the peak",
+        flush=True,
+    )
     return found
 
 
@@ -84,13 +97,21 @@ def tower(vlp, batch, peak):
     """The tower alone, bf16."""
     images = torch.randn(batch, 3, vlp.image_size, vlp.image_size, device=DEVICE)
     vlp.precision = "bf16"
-    return row("tower, bf16", batch, batch / seconds(lambda: vlp.image_tokens(images), 5), peak, operations(lambda: vlp.image_tokens(images)) / batch)
+    return row(
+        "tower, bf16",
+        batch,
+        batch / seconds(lambda: vlp.image_tokens(images), 5),
+        peak,
+        operations(lambda: vlp.image_tokens(images)) / batch,
+    )
 
 
 def reference(vlp, head, embeddings, batch, peak):
     """Steps of the textbook pipeline."""
-    images, loss_function = torch.randn(batch, 3, vlp.image_size, vlp.image_size, device=DEVICE), AsymmetricLoss()
-    targets, optimizer = labels(batch, len(embeddings)).float(), make_optimizer(head.parameters(), TrainConfig())
+    images = torch.randn(batch, 3, vlp.image_size, vlp.image_size, device=DEVICE)
+    loss_function = AsymmetricLoss()
+    targets = labels(batch, len(embeddings)).float()
+    optimizer = make_optimizer(head.parameters(), TrainConfig())
 
     def step():
         optimizer.zero_grad(set_to_none=True)
@@ -98,6 +119,7 @@ def reference(vlp, head, embeddings, batch, peak):
             tokens = _tokens(vlp.model.visual, images)  # [B, N, D]
         loss_function(share(head.extractor(tokens) @ head.projection, embeddings)[0], targets).backward()
         optimizer.step()
+
     return row("reference, fp32", batch, batch / seconds(step, 5), peak, operations(step) / batch)
 
 
@@ -112,16 +134,26 @@ def ours(head, tokens, targets, embeddings, batch, peak, compiled):
     trainer = Trainer(head, tokens, Targets(targets), embeddings, recipe, make_accelerator(DEVICE, "bf16"))
 
     def epoch():
-        trainer.step, trainer.total = 0, 0.
+        trainer.step = 0
+        trainer.total = 0.0
         for _ in epoch_steps(trainer):
             pass
-    rate, some = len(tokens) / seconds(epoch), min(batch, len(tokens))
+
+    rate = len(tokens) / seconds(epoch)
+    some = min(batch, len(tokens))
     release_accelerator()
     model = HeadLoss(head, AsymmetricLoss())
     with torch.autocast(DEVICE.type, torch.bfloat16):
         work = operations(lambda: model(tokens[:some], embeddings, targets[:some].float()).backward()) / some
     head.zero_grad(set_to_none=True)
-    return row("ours, bf16, compiled" if compiled else "ours, bf16", batch, rate, peak, work, gigabytes_of_tokens_a_second=round(rate * tokens[0].nbytes / 1e9, 1))
+    return row(
+        "ours, bf16, compiled" if compiled else "ours, bf16",
+        batch,
+        rate,
+        peak,
+        work,
+        gigabytes_of_tokens_a_second=round(rate * tokens[0].nbytes / 1e9, 1),
+    )
 
 
 def main():
@@ -137,21 +169,29 @@ def main():
 
     def head():
         return QKSHead(vlp.projection, HeadConfig(args.queries, args.layers)).to(DEVICE).train()
+
     peak = peak_rate(args.side)
     kind = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "processor"
     print(f"{kind}: {peak / 1e12:,.1f} TFLOP/s in bf16 products", flush=True)
-    rows, small_batch = [], 4 if args.quick else None
+    rows = []
+    small_batch = 4 if args.quick else None
 
     def measured(found):
         rows.append(found)
         if len(rows) > 1:
             found["over_reference"] = round(found["images/s"] / rows[1]["images/s"], 2)
-        memory = torch.cuda.max_memory_allocated() / 1e9 if DEVICE.type == "cuda" else 0.
-        write(args.out, {"device": kind, "peak_tflops": round(peak / 1e12, 2), "gpu_gigabytes": round(memory, 1), "ways": rows}, sizes)
+        memory = torch.cuda.max_memory_allocated() / 1e9 if DEVICE.type == "cuda" else 0.0
+        write(
+            args.out,
+            {"device": kind, "peak_tflops": round(peak / 1e12, 2), "gpu_gigabytes": round(memory, 1), "ways": rows},
+            sizes,
+        )
+
     measured(tower(vlp, small_batch or TOWER_BATCH, peak))
     vlp.precision = "fp32"
     measured(reference(vlp, head(), embeddings, small_batch or REFERENCE_BATCH, peak))
-    tokens, targets = random_tokens(args.images, args.tokens, vlp.width), labels(args.images, args.labels)
+    tokens = random_tokens(args.images, args.tokens, vlp.width)
+    targets = labels(args.images, args.labels)
     for compiled in (False,) if args.quick else (False, True):
         for batch in (4, 16) if args.quick else OUR_BATCHES:
             try:

@@ -7,6 +7,7 @@ The ways take turns on the same image tokens, fp32. Training is forward and back
 plain way has a process of its own; that of the others keeps freed memory, as `qks train` does. A speedup is the median over rounds of the
 ratio to the plain way within the round; beside it stands how many times fewer multiplications the way needs.
 """
+
 from functools import partial
 from statistics import median
 from unittest.mock import patch
@@ -16,8 +17,8 @@ from common import Apart, in_turn, parser, serve, settings, speedups, write
 from torch import nn
 from torch.nn import functional as F
 
-from qks.model import fast as fast_query
 from qks.core import arithmetic as linear
+from qks.model import fast as fast_query
 from qks.model.fast import block_operations, extract, self_attention
 from qks.model.losses import AsymmetricLoss
 from qks.model.query import QueryExtractor
@@ -26,9 +27,11 @@ from qks.model.sharing import share
 
 def exchanged(**parts):
     """The absorbed way with some of its parts exchanged."""
+
     def way(extractor, tokens):
         with patch.multiple(fast_query, **parts):
             return extract(extractor, tokens)
+
     return way
 
 
@@ -37,21 +40,32 @@ def one_product(extractor, tokens):
     layers = [layer for block in extractor.blocks for layer in (block.cross_attention.key, block.cross_attention.value)]
     weight, bias = (torch.cat([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
     n_heads = extractor.blocks[0].cross_attention.n_heads
-    both = F.linear(tokens, weight, bias).unflatten(-1, (len(extractor.blocks), 2, n_heads, -1)).permute(2, 3, 0, 4, 1, 5)
+    both = (
+        F.linear(tokens, weight, bias).unflatten(-1, (len(extractor.blocks), 2, n_heads, -1)).permute(2, 3, 0, 4, 1, 5)
+    )
     x = extractor.dropout(extractor.norm(extractor.query_tokens)).expand(len(tokens), -1, -1)
     for block, (keys, values) in zip(extractor.blocks, both):  # [B, h, N, d]
         x = block.self_norm(x + block.dropout(self_attention(block.self_attention, x, len(tokens))))
         attention = block.cross_attention
         queries = attention.query(x).unflatten(-1, (n_heads, -1)).transpose(1, 2)
-        found = F.scaled_dot_product_attention(queries, keys, values, dropout_p=attention.dropout.p if attention.training else 0.)
+        found = F.scaled_dot_product_attention(
+            queries, keys, values, dropout_p=attention.dropout.p if attention.training else 0.0
+        )
         x = block.cross_norm(x + block.dropout(attention.output(found.transpose(1, 2).flatten(2))))
         x = block.ffn_norm(x + block.dropout(block.contract(block.activation(block.expand(x)))))
     return x
 
 
-WAYS = {"plain": (lambda extractor, tokens: extractor(tokens), "projected"), "one product for all blocks": (one_product, "projected"),
-        "absorbed, torch's own parts": (exchanged(linear=F.linear, drop=lambda x, dropout: F.dropout(x, dropout.p, dropout.training)), "absorbed"),
-        "absorbed, autograd's layouts": (exchanged(lay_out=lambda context: False), "absorbed"), "fast": (extract, "absorbed")}
+WAYS = {
+    "plain": (lambda extractor, tokens: extractor(tokens), "projected"),
+    "one product for all blocks": (one_product, "projected"),
+    "absorbed, torch's own parts": (
+        exchanged(linear=F.linear, drop=lambda x, dropout: F.dropout(x, dropout.p, dropout.training)),
+        "absorbed",
+    ),
+    "absorbed, autograd's layouts": (exchanged(lay_out=lambda context: False), "absorbed"),
+    "fast": (extract, "absorbed"),
+}
 
 
 def head_operations(args, order, backward):
@@ -66,9 +80,11 @@ def functions(args):
     """The scores of each way without gradients, and one function a mode and way that is timed."""
     torch.manual_seed(0)
     extractor = QueryExtractor(args.width, args.queries, args.layers)
-    projection, embeddings = nn.Parameter(torch.randn(args.width, args.embedding) / args.width**0.5), torch.randn(args.labels, args.embedding)
-    tokens, loss_function = torch.randn(args.images, args.tokens, args.width), AsymmetricLoss()
-    targets = torch.where(torch.rand(args.images, args.labels) < 0.01, 1., -1.)
+    projection = nn.Parameter(torch.randn(args.width, args.embedding) / args.width**0.5)
+    embeddings = torch.randn(args.labels, args.embedding)
+    tokens = torch.randn(args.images, args.tokens, args.width)
+    loss_function = AsymmetricLoss()
+    targets = torch.where(torch.rand(args.images, args.labels) < 0.01, 1.0, -1.0)
 
     def forward(way):
         return share(WAYS[way][0](extractor, tokens) @ projection, embeddings)[0]
@@ -81,29 +97,58 @@ def functions(args):
         extractor.eval()
         with torch.no_grad():
             return forward(way)
-    return infer, {f"{mode} {way}": partial(function, way) for mode, function in (("training", step), ("inference", infer)) for way in WAYS}
+
+    return infer, {
+        f"{mode} {way}": partial(function, way)
+        for mode, function in (("training", step), ("inference", infer))
+        for way in WAYS
+    }
 
 
 def main():
-    sizes = {"images": 16, "tokens": 197, "width": 768, "layers": 7, "queries": 12, "labels": 925, "embedding": 512, "rounds": 12}
-    args = parser(__doc__, sizes, {"images": 2, "tokens": 17, "width": 128, "layers": 2, "labels": 20, "embedding": 32, "rounds": 2}).parse_args()
+    sizes = {
+        "images": 16,
+        "tokens": 197,
+        "width": 768,
+        "layers": 7,
+        "queries": 12,
+        "labels": 925,
+        "embedding": 512,
+        "rounds": 12,
+    }
+    args = parser(
+        __doc__,
+        sizes,
+        {"images": 2, "tokens": 17, "width": 128, "layers": 2, "labels": 20, "embedding": 32, "rounds": 2},
+    ).parse_args()
     sizes = settings(args)
     infer, timed = functions(args)
     if args.group:
         return serve(timed)
     apart = {way: (infer(way) - infer("plain")).abs().max().item() / infer("plain").abs().max().item() for way in WAYS}
     rows = {way: {"way": way, "apart": apart[way]} for way in WAYS}
-    textbook, ours = Apart("textbook"), Apart("ours")
+    textbook = Apart("textbook")
+    ours = Apart("ours")
     for mode in ("training", "inference"):
         times = in_turn({way: (textbook if way == "plain" else ours).way(f"{mode} {way}") for way in WAYS}, args.rounds)
         for way, speedup in speedups(times, "plain").items():
             count = head_operations(args, WAYS[way][1], mode == "training")
             fewer = head_operations(args, "projected", mode == "training") / count
-            rows[way][mode] = {"images/s": round(args.images / median(times[way]), 2), "speedup": round(speedup, 3),
-                               "multiplications": count, "fewer_operations": round(fewer, 3)}
-            print(f"{mode:9s} {way:28s} {args.images / median(times[way]):8.2f} images/s, {speedup:5.2f} times plain "
-                  f"(by multiplications {fewer:.2f}), apart by {apart[way]:.0e}", flush=True)
-    print("library of the fast way:", "oneDNN" if linear.can_use_onednn(torch.zeros(1, 1), torch.zeros(1, 1)) else "MKL, or torch's own")
+            rows[way][mode] = {
+                "images/s": round(args.images / median(times[way]), 2),
+                "speedup": round(speedup, 3),
+                "multiplications": count,
+                "fewer_operations": round(fewer, 3),
+            }
+            print(
+                f"{mode:9s} {way:28s} {args.images / median(times[way]):8.2f} images/s, {speedup:5.2f} times plain "
+                f"(by multiplications {fewer:.2f}), apart by {apart[way]:.0e}",
+                flush=True,
+            )
+    print(
+        "library of the fast way:",
+        "oneDNN" if linear.can_use_onednn(torch.zeros(1, 1), torch.zeros(1, 1)) else "MKL, or torch's own",
+    )
     write(args.out, {"ways": list(rows.values())}, sizes)
 
 

@@ -23,9 +23,14 @@ from pathlib import Path
 import numpy as np
 
 N_IMAGES = {"Train": 161_789, "Test": 107_859}
-N_TAGS, N_CONCEPTS, N_SHARED = 1000, 81, 75
-N_CLASSES, N_SEEN, N_UNSEEN = 19_995, 7_186, 400  # Open Images
-TIMES_FASTER, MOST_MEMORY = 4, 1.5e9
+N_TAGS = 1000
+N_CONCEPTS = 81
+N_SHARED = 75
+N_CLASSES = 19_995
+N_SEEN = 7_186
+N_UNSEEN = 400  # Open Images
+TIMES_FASTER = 4
+MOST_MEMORY = 1.5e9
 
 
 def write_table(path, n, columns, density, rng, end):
@@ -69,7 +74,8 @@ def write_openimages(root, rows, seed=0):
         file.write("ImageID,Source,LabelName,Confidence\n")
         for first in range(0, rows, 100_000):
             numbers = np.arange(first, min(first + 100_000, rows)) // 9
-            classes, verdicts = rng.integers(0, N_SEEN + 2_000, len(numbers)), rng.integers(0, 2, len(numbers))
+            classes = rng.integers(0, N_SEEN + 2_000, len(numbers))
+            verdicts = rng.integers(0, 2, len(numbers))
             lines = zip(numbers.tolist(), classes.tolist(), verdicts.tolist())
             file.write("".join(f"{i * 2654435761 % 2**64:016x},verification,{mids[c]},{v}\n" for i, c, v in lines))
 
@@ -120,13 +126,15 @@ def measure(job, root):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", type=float, default=1.0, help="part of NUS-WIDE's images, default 1")
-    parser.add_argument("--openimages", type=int, default=0, metavar="ROWS", help="also index that many rows of Open Images")
+    parser.add_argument(
+        "--openimages", type=int, default=0, metavar="ROWS", help="also index that many rows of Open Images"
+    )
     parser.add_argument("--job", choices=JOBS, help=argparse.SUPPRESS)
     parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.job:
         if not args.job.startswith("loadtxt"):
-            import qks.data.nuswide, qks.openimages  # noqa: E401, F401 (loading PyTorch takes seconds and reads no data)
+            import qks.data.nuswide  # noqa: E401, F401 (loading PyTorch takes seconds and reads no data)
         clock = time.perf_counter()
         found = dict(JOBS[args.job](args.root))
         seconds = time.perf_counter() - clock
@@ -137,21 +145,31 @@ def main():
         root = Path(folder) / "nuswide"
         write_nuswide(root, args.scale)
         size = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
-        print(f"NUS-WIDE at scale {args.scale:g}: {size / 1e6:,.0f} MB in {sum(p.is_file() for p in root.rglob('*'))} files", flush=True)
+        print(
+            f"NUS-WIDE at scale {args.scale:g}: {size / 1e6:,.0f} MB in {sum(p.is_file() for p in root.rglob('*'))} files",
+            flush=True,
+        )
         results = {job: measure(job, root) for job in ("index", "loadtxt-int", "loadtxt")}
-        ratios, peak = {}, results["index"]["peak"]
+        ratios = {}
+        peak = results["index"]["peak"]
         for job, result in results.items():
             ratios[job] = result["seconds"] / results["index"]["seconds"]
-            print(f"{job:11} {result['seconds']:7.2f} s ({ratios[job]:5.1f}), peak {result['peak'] / 1e6:6,.0f} MB, {result['found']}")
+            print(
+                f"{job:11} {result['seconds']:7.2f} s ({ratios[job]:5.1f}), peak {result['peak'] / 1e6:6,.0f} MB, {result['found']}"
+            )
         ratio = min(ratios["loadtxt"], ratios["loadtxt-int"])
-        print(f"indexing all files is {ratio:.1f} times faster than numpy.loadtxt over the two tag files alone (wanted: {TIMES_FASTER})")
+        print(
+            f"indexing all files is {ratio:.1f} times faster than numpy.loadtxt over the two tag files alone (wanted: {TIMES_FASTER})"
+        )
         print(f"its peak memory is {peak / 1e9:.2f} GB (wanted: under {MOST_MEMORY / 1e9:g})")
         if args.openimages:
             root = Path(folder) / "openimages"
             write_openimages(root, args.openimages)
             result = measure("openimages", root)
             rate = args.openimages / result["seconds"]
-            print(f"Open Images: {args.openimages:,} rows in {result['seconds']:.1f} s ({rate:,.0f} rows/s), peak {result['peak'] / 1e6:,.0f} MB, {result['found']}")
+            print(
+                f"Open Images: {args.openimages:,} rows in {result['seconds']:.1f} s ({rate:,.0f} rows/s), peak {result['peak'] / 1e6:,.0f} MB, {result['found']}"
+            )
     sys.exit(ratio < TIMES_FASTER or peak >= MOST_MEMORY)
 
 

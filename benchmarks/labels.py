@@ -7,6 +7,7 @@ Label embeddings are random, so no text tower runs, and the image tower is a tin
 labels of each out. The bare product multiplies the same query features with the same label embeddings, part by part into one buffer,
 and keeps nothing. Peak memory is that of the process with the interpreter, the names and the embeddings, read before the bare product runs.
 """
+
 import time
 from statistics import median
 
@@ -16,17 +17,18 @@ import torch
 from common import in_turn, parser, peak_memory, settings, speedups, write
 from PIL import Image
 
-from qks.model.fast import extract
-from qks.model.tagger import QKS
 from qks.model.config import HeadConfig
+from qks.model.fast import extract
 from qks.model.head import QKSHead
 from qks.model.prompts import PromptPool
 from qks.model.sharing import SCORES_AT_ONCE, share
+from qks.model.tagger import QKS
 from qks.vlp.frozen import VLP, preprocess_images
 
 
 class RandomPool(PromptPool):
     """A prompt pool whose embeddings are random."""
+
     def embed(self, vlp, labels, **_):
         if not hasattr(self, "known"):
             self.known = torch.randn(len(labels), vlp.embed_dim, generator=torch.Generator().manual_seed(0))
@@ -46,15 +48,20 @@ def main():
     args = parser(__doc__, sizes, {"labels": 3000, "images": 3, "embedding": 32, "rounds": 2}).parse_args()
     sizes = settings(args)
     torch.manual_seed(0)
-    model, names = tiny_qks(args.embedding, args.queries), [f"label {i}" for i in range(args.labels)]
+    model = tiny_qks(args.embedding, args.queries)
+    names = [f"label {i}" for i in range(args.labels)]
     images = list(np.random.default_rng(0).integers(256, size=(args.images, 96, 96, 3), dtype=np.uint8))
 
     def tag():
         return model.tag(images, names, top_k=args.top, batch_size=args.images)
+
     start = time.perf_counter()
     tag()
     peak_bytes = peak_memory()
-    print(f"first call {time.perf_counter() - start:.1f} s; peak memory of the process {peak_bytes / 1e9:.2f} GB", flush=True)
+    print(
+        f"first call {time.perf_counter() - start:.1f} s; peak memory of the process {peak_bytes / 1e9:.2f} GB",
+        flush=True,
+    )
     embeddings = model.pool.known
     with torch.no_grad():
         tokens = model.vlp.image_tokens(preprocess_images(model.vlp, [Image.fromarray(image) for image in images]))
@@ -65,16 +72,29 @@ def main():
 
         def product():
             for block in embeddings.split(part):
-                torch.mm(rows, block.T, out=buffer[:len(rows) * len(block)].view(len(rows), len(block)))
-        times = in_turn({"bare product": product, "sharing": lambda: share(features, embeddings), "tagging": tag}, args.rounds)
+                torch.mm(rows, block.T, out=buffer[: len(rows) * len(block)].view(len(rows), len(block)))
+
+        times = in_turn(
+            {"bare product": product, "sharing": lambda: share(features, embeddings), "tagging": tag}, args.rounds
+        )
     ratios = {name: 1 / ratio for name, ratio in speedups(times, "bare product").items()}
     for name, ratio in ratios.items():
         print(f"{name:13s} {median(times[name]):7.3f} s, {ratio:5.2f} times the bare product", flush=True)
-    print(f"all scores at once would take {4e-9 * len(rows) * args.labels:.2f} GB, a part takes {4e-9 * buffer.numel():.2f} GB")
-    write(args.out, {"peak_gigabytes": round(peak_bytes / 1e9, 2), "embeddings_gigabytes": round(embeddings.nbytes / 1e9, 2),
-                     "all_scores_gigabytes": round(4e-9 * len(rows) * args.labels, 3), "multiplications": len(rows) * args.labels * args.embedding,
-                     "seconds": {name: round(median(own), 3) for name, own in times.items()},
-                     "ratio_to_bare_product": {name: round(ratio, 3) for name, ratio in ratios.items()}}, sizes)
+    print(
+        f"all scores at once would take {4e-9 * len(rows) * args.labels:.2f} GB, a part takes {4e-9 * buffer.numel():.2f} GB"
+    )
+    write(
+        args.out,
+        {
+            "peak_gigabytes": round(peak_bytes / 1e9, 2),
+            "embeddings_gigabytes": round(embeddings.nbytes / 1e9, 2),
+            "all_scores_gigabytes": round(4e-9 * len(rows) * args.labels, 3),
+            "multiplications": len(rows) * args.labels * args.embedding,
+            "seconds": {name: round(median(own), 3) for name, own in times.items()},
+            "ratio_to_bare_product": {name: round(ratio, 3) for name, ratio in ratios.items()},
+        },
+        sizes,
+    )
 
 
 if __name__ == "__main__":

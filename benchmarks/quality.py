@@ -7,6 +7,7 @@ The plain way reads images and runs the image tower in every step, without augme
 fp32. The fast ways read tokens from a cache on disk (fp16). Validation and test tokens are the same for all, and every trained head is
 tested in fp32.
 """
+
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -14,25 +15,29 @@ from pathlib import Path
 import torch
 from common import parser, settings, write
 
+from qks.core import progress
+from qks.data.pocket import PocketConfig, write_pocket
+from qks.evaluate.baselines import evaluate, summarise
+from qks.experiment.reproduction import ReproduceConfig
+from qks.experiment.training_data import load_training_data
+from qks.model.head import QKSHead, QKSOutput
+from qks.model.sharing import share
 from qks.tokens.augment import LiveTokens
 from qks.tokens.cache import cache_tokens
-from qks.core import progress
-from qks.evaluate.baselines import evaluate, summarise
-from qks.model.head import QKSHead, QKSOutput
-from qks.data.pocket import PocketConfig, write_pocket
-from qks.experiment.training_data import load_benchmark
-from qks.experiment.reproduction import ReproduceConfig
-from qks.model.sharing import share
 from qks.train.loop import fit
 from qks.vlp.loading import load_vlp
 
 PLAIN = "plain: fp32, tower in every step"
-FAST = {"cache, fp32": {}, "cache, bf16": {"precision": "bf16", "fused": True},
-        "cache, bf16, compiled": {"precision": "bf16", "fused": True, "compile": True}}
+FAST = {
+    "cache, fp32": {},
+    "cache, bf16": {"precision": "bf16", "fused": True},
+    "cache, bf16, compiled": {"precision": "bf16", "fused": True, "compile": True},
+}
 
 
 class PlainHead(QKSHead):
     """The head as notebook 03 explains it: one block after the other, keys and values projected in each."""
+
     def forward(self, image_tokens, label_embeddings):
         return QKSOutput(*share(self.extractor(image_tokens) @ self.projection, label_embeddings))
 
@@ -42,27 +47,35 @@ def run(make, tokens, benchmark, config, recipe):
     torch.manual_seed(recipe.seed)
     head = make(benchmark.vlp.projection, config.head)
     fit(head, (tokens, benchmark.pair("train")[1]), benchmark.embeddings, benchmark.pair("validation"), recipe)
-    return evaluate(head, benchmark.tokens["test"], benchmark.test.labels, benchmark.embeddings, benchmark.test.n_seen, recipe.topk)
+    return evaluate(
+        head, benchmark.tokens["test"], benchmark.test.labels, benchmark.embeddings, benchmark.test.n_seen, recipe.topk
+    )
 
 
 def main():
     sizes = {"train": 4000, "test": 2000, "seeds": 6, "epochs": 14}
     args = parser(__doc__, sizes, {"train": 40, "test": 40, "seeds": 1, "epochs": 1}).parse_args()
-    sizes, config, rows = settings(args), ReproduceConfig(), []
+    sizes = settings(args)
+    config = ReproduceConfig()
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         root = write_pocket(Path(folder) / "pocket", PocketConfig(n_train=args.train, n_test=args.test))
-        benchmark = load_benchmark(root, load_vlp())
+        benchmark = load_training_data(root, load_vlp())
         cached = cache_tokens(benchmark.vlp, benchmark.train, folder=Path(folder) / "cache")
         for way, options in {PLAIN: {}, **FAST}.items():
             if args.quick and options.get("compile"):  # compiling alone takes a minute
                 continue
-            make, tokens = (PlainHead, LiveTokens(benchmark.vlp, benchmark.train)) if way == PLAIN else (QKSHead, cached)
+            make, tokens = (
+                (PlainHead, LiveTokens(benchmark.vlp, benchmark.train)) if way == PLAIN else (QKSHead, cached)
+            )
             recipes = [replace(config.train, epochs=args.epochs, seed=seed, **options) for seed in range(args.seeds)]
             found = summarise([run(make, tokens, benchmark, config, recipe) for recipe in progress(recipes, way)])
             rows.append({"way": way, **{part: found[part]["mAP"] for part in ("seen", "zsl", "gzsl")}})
     for row in rows:
-        print(f"{row['way']:34s} ZSL mAP {100 * row['zsl']['mean']:.2f} ± {100 * row['zsl']['std']:.2f}, seen {100 * row['seen']['mean']:.2f} ± "
-              f"{100 * row['seen']['std']:.2f}")
+        print(
+            f"{row['way']:34s} ZSL mAP {100 * row['zsl']['mean']:.2f} ± {100 * row['zsl']['std']:.2f}, seen {100 * row['seen']['mean']:.2f} ± "
+            f"{100 * row['seen']['std']:.2f}"
+        )
     write(args.out, {"ways": rows}, sizes)
 
 

@@ -8,6 +8,7 @@
 Scores and labels are synthetic: most labels are rare, 81 are unseen. Every way runs in a process of its own, on the same
 data, so that its peak memory is its own. Memory is told above the scores themselves: interpreter, libraries, labels and all.
 """
+
 import argparse
 import json
 import subprocess
@@ -18,15 +19,18 @@ import numpy as np
 import torch
 from common import parser, peak_memory, settings, write
 
-N_UNSEEN, TOPK = 81, (3, 5)
+N_UNSEEN = 81
+TOPK = (3, 5)
 
 
 def synthetic(images, labels, seed=0):
     """Scores fp32 and labels int8 [images, labels], made row by row: the most frequent label has 3 % positives."""
-    generator, unseen = np.random.default_rng(seed), min(N_UNSEEN, labels // 2)
+    generator = np.random.default_rng(seed)
+    unseen = min(N_UNSEEN, labels // 2)
     rank = np.concatenate([np.arange(1, labels - unseen + 1), np.arange(1, unseen + 1)])
     share = 0.03 * rank**-0.4
-    scores, truth = np.empty((images, labels), dtype=np.float32), np.empty((images, labels), dtype=np.int8)
+    scores = np.empty((images, labels), dtype=np.float32)
+    truth = np.empty((images, labels), dtype=np.int8)
     for start in range(0, images, 1000):
         block = slice(start, min(start + 1000, images))
         shown = generator.random((block.stop - start, labels), dtype=np.float32) < share
@@ -37,11 +41,15 @@ def synthetic(images, labels, seed=0):
 
 def textbook(scores, labels, n_seen, topk):
     """The same numbers, one sort a label and one topk a k, in torch."""
-    scores, labels, result = torch.from_numpy(scores), torch.from_numpy(labels), {}
+    scores = torch.from_numpy(scores)
+    labels = torch.from_numpy(labels)
+    result = {}
     for part, columns in {"seen": slice(0, n_seen), "zsl": slice(n_seen, None), "gzsl": slice(None)}.items():
         shown = (labels[:, columns] > 0).any(dim=1)
-        s, y = scores[shown][:, columns], labels[shown][:, columns] > 0
-        place, precision = torch.arange(1, len(s) + 1), []
+        s = scores[shown][:, columns]
+        y = labels[shown][:, columns] > 0
+        place = torch.arange(1, len(s) + 1)
+        precision = []
         for c in range(s.shape[1]):
             hit = y[s[:, c].sort(descending=True).indices, c]
             at_hit = (hit.cumsum(0) / place)[hit]
@@ -49,19 +57,25 @@ def textbook(scores, labels, n_seen, topk):
         result[part] = {"mAP": float(np.mean(precision))}
         for k in topk:
             predicted = torch.zeros_like(y).scatter_(1, s.topk(k, dim=1).indices, True)
-            correct, total = (predicted & y).sum().item(), y.sum().item()
-            result[part] |= {f"P@{k}": correct / (k * len(s)), f"R@{k}": correct / total,
-                             f"F1@{k}": 2 * correct / (k * len(s) + total)}
+            correct = (predicted & y).sum().item()
+            total = y.sum().item()
+            result[part] |= {
+                f"P@{k}": correct / (k * len(s)),
+                f"R@{k}": correct / total,
+                f"F1@{k}": 2 * correct / (k * len(s) + total),
+            }
     return result
 
 
 def ours(scores, labels, n_seen, topk):
     from qks.evaluate.metrics import evaluate_scores
+
     return evaluate_scores(scores, labels, n_seen, topk)
 
 
 def intervals(scores, labels, n_seen, topk, resamples):
     from qks.evaluate.bootstrap import bootstrap
+
     return bootstrap(scores, labels, n_seen, topk, resamples=resamples)
 
 
@@ -70,14 +84,20 @@ def measure(way, images, labels, resamples):
     function = {"textbook": textbook, "ours": ours, "bootstrap": lambda *given: intervals(*given, resamples)}[way]
     function(*synthetic(50, 20), TOPK)  # imports are no part of the time
     data = synthetic(images, labels)
-    start, cpu = time.perf_counter(), time.process_time()
+    start = time.perf_counter()
+    cpu = time.process_time()
     result = function(*data, TOPK)
-    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-    print(json.dumps({"seconds": seconds, "cpu": cpu, "above": (peak_memory() - data[0].nbytes) / 1e6, "result": result}))
+    seconds = time.perf_counter() - start
+    cpu = time.process_time() - cpu
+    print(
+        json.dumps({"seconds": seconds, "cpu": cpu, "above": (peak_memory() - data[0].nbytes) / 1e6, "result": result})
+    )
 
 
 def main():
-    command = parser(__doc__, {"images": 107_859, "labels": 1_006, "bootstrap": 0}, {"images": 200, "labels": 30, "bootstrap": 10})
+    command = parser(
+        __doc__, {"images": 107_859, "labels": 1_006, "bootstrap": 0}, {"images": 200, "labels": 30, "bootstrap": 10}
+    )
     command.add_argument("--way", help=argparse.SUPPRESS)
     options = command.parse_args()
     sizes = settings(options)
@@ -86,19 +106,47 @@ def main():
     print(f"{options.images:,} images, {options.labels:,} labels, top-k {TOPK}, {torch.get_num_threads()} threads")
     done = {}
     for way in ("textbook", "ours", *(["bootstrap"] if options.bootstrap else [])):
-        command = [sys.executable, __file__, "--way", way, "--images", options.images, "--labels", options.labels,
-                   "--bootstrap", options.bootstrap, "--threads", torch.get_num_threads()]
+        command = [
+            sys.executable,
+            __file__,
+            "--way",
+            way,
+            "--images",
+            options.images,
+            "--labels",
+            options.labels,
+            "--bootstrap",
+            options.bootstrap,
+            "--threads",
+            torch.get_num_threads(),
+        ]
         output = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, text=True, check=True).stdout
         done[way] = json.loads(output.splitlines()[-1])
-        print(f"{way:9} {done[way]['seconds']:8.2f} s ({done[way]['cpu']:.2f} s of processor), peak memory {done[way]['above']:7,.0f} MB above the scores", flush=True)
+        print(
+            f"{way:9} {done[way]['seconds']:8.2f} s ({done[way]['cpu']:.2f} s of processor), peak memory {done[way]['above']:7,.0f} MB above the scores",
+            flush=True,
+        )
     results = done["textbook"]["result"], done["ours"]["result"]
-    furthest = max(abs(results[0][part][name] - results[1][part][name]) for part in results[0] for name in results[0][part])
+    furthest = max(
+        abs(results[0][part][name] - results[1][part][name]) for part in results[0] for name in results[0][part]
+    )
     clock, cpu = (done["textbook"][name] / done["ours"][name] for name in ("seconds", "cpu"))
-    print(f"ratio {clock:.1f} by the clock, {cpu:.1f} of processor; largest difference between the numbers {furthest:.1e}")
-    ways = {way: {"seconds": round(found["seconds"], 2), "processor_seconds": round(found["cpu"], 2), "megabytes_above_scores": round(found["above"])}
-            for way, found in done.items()}
-    write(options.out, {"ways": ways, "ratio": round(clock, 1), "ratio_of_processor": round(cpu, 1), "largest_difference": furthest},
-          {"images": options.images, "labels": options.labels, "topk": TOPK, "resamples": sizes["bootstrap"]})
+    print(
+        f"ratio {clock:.1f} by the clock, {cpu:.1f} of processor; largest difference between the numbers {furthest:.1e}"
+    )
+    ways = {
+        way: {
+            "seconds": round(found["seconds"], 2),
+            "processor_seconds": round(found["cpu"], 2),
+            "megabytes_above_scores": round(found["above"]),
+        }
+        for way, found in done.items()
+    }
+    write(
+        options.out,
+        {"ways": ways, "ratio": round(clock, 1), "ratio_of_processor": round(cpu, 1), "largest_difference": furthest},
+        {"images": options.images, "labels": options.labels, "topk": TOPK, "resamples": sizes["bootstrap"]},
+    )
 
 
 if __name__ == "__main__":

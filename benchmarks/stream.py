@@ -6,6 +6,7 @@
 
 Scores and sparse labels are synthetic; making them is not counted in the time, but it is in the memory.
 """
+
 import time
 from types import SimpleNamespace
 
@@ -25,7 +26,9 @@ def sparse_labels(images, n_labels, entries, seed=0):
     key = np.unique(np.arange(images)[:, None] * n_labels + columns)
     image, column = np.divmod(key, n_labels)
     values = np.where(generator.random(len(key)) < 0.4, 1, -1).astype(np.int8)
-    return SimpleNamespace(offsets=np.searchsorted(image, np.arange(images + 1)), columns=column.astype(np.int32), values=values)
+    return SimpleNamespace(
+        offsets=np.searchsorted(image, np.arange(images + 1)), columns=column.astype(np.int32), values=values
+    )
 
 
 def main():
@@ -33,11 +36,15 @@ def main():
     options = parser(__doc__, sizes, {"images": 500, "seen": 60, "unseen": 20}).parse_args()
     sizes = settings(options)
     n_labels = options.seen + options.unseen
-    generator, labels = np.random.default_rng(1), sparse_labels(options.images, n_labels, options.entries)
-    print(f"{options.images:,} images, {n_labels:,} labels, {len(labels.values):,} annotations, top-k {TOPK}, "
-          f"{torch.get_num_threads()} threads; dense scores would take {4e-6 * options.images * n_labels:,.0f} MB")
+    generator = np.random.default_rng(1)
+    labels = sparse_labels(options.images, n_labels, options.entries)
+    print(
+        f"{options.images:,} images, {n_labels:,} labels, {len(labels.values):,} annotations, top-k {TOPK}, "
+        f"{torch.get_num_threads()} threads; dense scores would take {4e-6 * options.images * n_labels:,.0f} MB"
+    )
     start = time.perf_counter()
-    stream, making = StreamingScores(labels, options.seen, TOPK), 0.0
+    stream = StreamingScores(labels, options.seen, TOPK)
+    making = 0.0
     for first in range(0, options.images, options.batch):
         begun = time.perf_counter()
         scores = generator.standard_normal((min(options.batch, options.images - first), n_labels), dtype=np.float32)
@@ -49,9 +56,16 @@ def main():
     print(f"{seconds:.1f} s, and {making:.1f} s for making the scores; peak memory of the process {peak / 1e6:,.0f} MB")
     for part, metrics in result.items():
         print(f"{part:5}", "  ".join(f"{name} {100 * value:.2f}" for name, value in metrics.items()))
-    write(options.out, {"seconds": round(seconds, 1), "seconds_for_making_scores": round(making, 1), "peak_megabytes": round(peak / 1e6),
-                        "megabytes_of_dense_scores": round(4e-6 * options.images * n_labels)},
-          sizes | {"topk": TOPK, "annotations": len(labels.values)})
+    write(
+        options.out,
+        {
+            "seconds": round(seconds, 1),
+            "seconds_for_making_scores": round(making, 1),
+            "peak_megabytes": round(peak / 1e6),
+            "megabytes_of_dense_scores": round(4e-6 * options.images * n_labels),
+        },
+        sizes | {"topk": TOPK, "annotations": len(labels.values)},
+    )
 
 
 if __name__ == "__main__":

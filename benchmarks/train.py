@@ -9,6 +9,7 @@ already. Ours is `qks.train.steps`'s epoch over the same images' tokens in a cac
 memory, as `qks train` does, the others in one that does not. The ways take turns; a speedup is the median over rounds of the ratio within
 a round. "apart" is the relative difference of an epoch's loss to the reference's, without dropout, at a rate that changes nothing.
 """
+
 import tempfile
 from pathlib import Path
 from statistics import median
@@ -16,15 +17,14 @@ from statistics import median
 import torch
 from common import Apart, in_turn, parser, serve, settings, speedups, write
 
-from qks.tokens.store import BatchFile
-from qks.train.devices import make_accelerator
-from qks.train.steps import Trainer, epoch_steps
-from qks.model.losses import AsymmetricLoss
 from qks.model.config import HeadConfig
 from qks.model.head import QKSHead
-from qks.train.config import TrainConfig, make_optimizer
+from qks.model.losses import AsymmetricLoss
 from qks.model.sharing import share
-from qks.train.steps import Targets
+from qks.tokens.store import BatchFile
+from qks.train.config import TrainConfig, make_optimizer
+from qks.train.devices import make_accelerator
+from qks.train.steps import Targets, Trainer, epoch_steps
 from qks.vlp.frozen import _tokens
 from qks.vlp.loading import load_vlp
 
@@ -40,10 +40,11 @@ def cached(vlp, images, folder):
 
 def textbook(head, recipe, take, targets, embeddings):
     """An epoch of plain steps, in the order of the images; `take` gives a batch's tokens. Returns the mean loss."""
-    optimizer, loss_function = make_optimizer(head.parameters(), recipe), AsymmetricLoss()
+    optimizer = make_optimizer(head.parameters(), recipe)
+    loss_function = AsymmetricLoss()
 
     def epoch():
-        total = 0.
+        total = 0.0
         for rows in torch.arange(len(targets)).split(recipe.batch_size):
             optimizer.zero_grad(set_to_none=True)
             loss = loss_function(share(head.extractor(take(rows)) @ head.projection, embeddings)[0], targets[rows])
@@ -51,18 +52,23 @@ def textbook(head, recipe, take, targets, embeddings):
             optimizer.step()
             total += loss.item() * len(rows)
         return total / len(targets)
+
     return epoch
 
 
 def engine(head, recipe, tokens, targets, embeddings):
     """An epoch of the library's; returns the mean loss."""
-    trainer = Trainer(head, tokens, Targets(targets), embeddings, recipe, make_accelerator(torch.device("cpu"), recipe.precision))
+    trainer = Trainer(
+        head, tokens, Targets(targets), embeddings, recipe, make_accelerator(torch.device("cpu"), recipe.precision)
+    )
 
     def epoch():
-        trainer.step, trainer.total = 0, 0.
+        trainer.step = 0
+        trainer.total = 0.0
         for _ in epoch_steps(trainer):
             pass
         return trainer.total / len(targets)
+
     return epoch
 
 
@@ -71,23 +77,32 @@ def ways(args, dropout, lr):
     torch.manual_seed(0)
     vlp = load_vlp() if args.quick else load_vlp("ViT-B-16", False)
     images = torch.randn(args.images, 3, vlp.image_size, vlp.image_size)
-    embeddings, targets = torch.randn(args.labels, vlp.embed_dim), torch.where(torch.rand(args.images, args.labels) < 0.01, 1., -1.)
+    embeddings = torch.randn(args.labels, vlp.embed_dim)
+    targets = torch.where(torch.rand(args.images, args.labels) < 0.01, 1.0, -1.0)
     with tempfile.TemporaryDirectory() as folder:
         tokens = cached(vlp, images, Path(folder))  # stays open when its name is gone
 
     def head():
         torch.manual_seed(1)
         return QKSHead(vlp.projection, HeadConfig(args.queries, args.layers, dropout=dropout))
+
     recipe = {"batch_size": args.batch_size, "lr": lr}
 
     def tower(rows):
         with torch.no_grad():
             return _tokens(vlp.model.visual, images[rows])
-    return {"reference": textbook(head(), TrainConfig(**recipe), tower, targets, embeddings),
-            "cache, plain head": textbook(head(), TrainConfig(**recipe), lambda rows: tokens[rows].float(), targets, embeddings),
-            "ours, fp32": engine(head(), TrainConfig(**recipe), tokens, targets, embeddings),
-            "ours, fp32, fused AdamW": engine(head(), TrainConfig(**recipe, fused=True), tokens, targets, embeddings),
-            "ours, bf16, fused AdamW": engine(head(), TrainConfig(**recipe, fused=True, precision="bf16"), tokens, targets, embeddings)}
+
+    return {
+        "reference": textbook(head(), TrainConfig(**recipe), tower, targets, embeddings),
+        "cache, plain head": textbook(
+            head(), TrainConfig(**recipe), lambda rows: tokens[rows].float(), targets, embeddings
+        ),
+        "ours, fp32": engine(head(), TrainConfig(**recipe), tokens, targets, embeddings),
+        "ours, fp32, fused AdamW": engine(head(), TrainConfig(**recipe, fused=True), tokens, targets, embeddings),
+        "ours, bf16, fused AdamW": engine(
+            head(), TrainConfig(**recipe, fused=True, precision="bf16"), tokens, targets, embeddings
+        ),
+    }
 
 
 def main():
@@ -96,14 +111,25 @@ def main():
     sizes = settings(args)
     if args.group:
         return serve(ways(args, HeadConfig.dropout, TrainConfig.lr))
-    first = {name: epoch() for name, epoch in ways(args, 0., 1e-12).items()}
-    textbook, ours = Apart("textbook"), Apart("ours")
+    first = {name: epoch() for name, epoch in ways(args, 0.0, 1e-12).items()}
+    textbook = Apart("textbook")
+    ours = Apart("ours")
     times = in_turn({name: (ours if name.startswith("ours") else textbook).way(name) for name in first}, args.rounds)
     rows = []
     for name, speedup in speedups(times, "reference").items():
         apart = abs(first[name] / first["reference"] - 1)
-        rows.append({"way": name, "images/s": round(args.images / median(times[name]), 2), "speedup": round(speedup, 2), "apart": apart})
-        print(f"{name:26s} {rows[-1]['images/s']:9.2f} images/s, {speedup:6.2f} times the reference, loss apart by {apart:.0e}", flush=True)
+        rows.append(
+            {
+                "way": name,
+                "images/s": round(args.images / median(times[name]), 2),
+                "speedup": round(speedup, 2),
+                "apart": apart,
+            }
+        )
+        print(
+            f"{name:26s} {rows[-1]['images/s']:9.2f} images/s, {speedup:6.2f} times the reference, loss apart by {apart:.0e}",
+            flush=True,
+        )
     write(args.out, {"ways": rows}, sizes)
 
 

@@ -5,6 +5,7 @@
 
 Everything but the training tokens is the same: the scenes, the recipe of `qks reproduce`, the validation and test tokens (plain).
 """
+
 import tempfile
 import time
 from dataclasses import replace
@@ -12,49 +13,81 @@ from pathlib import Path
 
 from common import parser, settings, write
 
+from qks.core import progress
+from qks.data.pocket import PocketConfig, write_pocket
+from qks.evaluate.baselines import evaluate, summarise
+from qks.experiment.reproduction import ReproduceConfig, train_head
+from qks.experiment.training_data import load_training_data
 from qks.tokens.augment import Augmentation, LiveTokens
 from qks.tokens.cache import cache_size, cache_tokens
-from qks.core import progress
-from qks.evaluate.baselines import evaluate, summarise
-from qks.data.pocket import PocketConfig, write_pocket
-from qks.experiment.training_data import load_benchmark
-from qks.experiment.reproduction import ReproduceConfig, train_head
 from qks.tokens.stream import ViewSampler
 from qks.vlp.loading import load_vlp
 
 
 def training_tokens(kind, benchmark, folder):
     """The tokens of one way to train, and what they cost: bytes and seconds before the first step."""
-    vlp, train, start = benchmark.vlp, benchmark.train, time.perf_counter()
+    vlp = benchmark.vlp
+    train = benchmark.train
+    start = time.perf_counter()
     if kind == "live":
-        return LiveTokens(vlp, train, Augmentation(vlp.preprocess)), 0, 0.
+        return LiveTokens(vlp, train, Augmentation(vlp.preprocess)), 0, 0.0
     views = 1 if kind == "plain" else int(kind.removeprefix("V="))
     tokens = cache_tokens(vlp, train, folder=folder, views=views)
-    return ViewSampler(tokens) if views > 1 else tokens, cache_size(vlp, len(train), views=views), time.perf_counter() - start
+    return (
+        ViewSampler(tokens) if views > 1 else tokens,
+        cache_size(vlp, len(train), views=views),
+        time.perf_counter() - start,
+    )
 
 
 def main():
     sizes = {"train": 4000, "test": 2000, "seeds": 3, "epochs": 14}
     command = parser(__doc__, sizes, {"train": 40, "test": 40, "seeds": 1, "epochs": 1})
-    command.add_argument("--kinds", nargs="+", default=["plain", "V=2", "V=8", "live"], help="ways to train (default: %(default)s)")
+    command.add_argument(
+        "--kinds", nargs="+", default=["plain", "V=2", "V=8", "live"], help="ways to train (default: %(default)s)"
+    )
     args = command.parse_args()
-    sizes, config, rows = settings(args), ReproduceConfig(), []
+    sizes = settings(args)
+    config = ReproduceConfig()
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         root = write_pocket(Path(folder) / "pocket", PocketConfig(n_train=args.train, n_test=args.test))
-        benchmark = load_benchmark(root, load_vlp())
+        benchmark = load_training_data(root, load_vlp())
         for kind in args.kinds:
             tokens, size, seconds = training_tokens(kind, benchmark, Path(folder) / "caches")
-            trained, start = replace(benchmark, tokens=benchmark.tokens | {"train": tokens}), time.perf_counter()
+            trained = replace(benchmark, tokens=benchmark.tokens | {"train": tokens})
+            start = time.perf_counter()
             runs = []
             for seed in progress(range(args.seeds), kind):
                 head, _ = train_head(trained, config.head, replace(config.train, epochs=args.epochs, seed=seed))
-                runs.append(evaluate(head, benchmark.tokens["test"], benchmark.test.labels, benchmark.embeddings, benchmark.test.n_seen, config.train.topk))
+                runs.append(
+                    evaluate(
+                        head,
+                        benchmark.tokens["test"],
+                        benchmark.test.labels,
+                        benchmark.embeddings,
+                        benchmark.test.n_seen,
+                        config.train.topk,
+                    )
+                )
             metrics = summarise(runs)
-            rows.append({"kind": kind, "bytes": size, "seconds_to_cache": round(seconds, 1),
-                         "seconds_an_epoch": round((time.perf_counter() - start) / args.seeds / args.epochs, 2),
-                         **{part: metrics[part]["mAP"] for part in ("seen", "zsl")}})
-            print(f"{kind:6s} {size / 1e6:7.1f} MB, {seconds:6.1f} s to cache, {rows[-1]['seconds_an_epoch']:6.2f} s an epoch; mAP "
-                  + ", ".join(f"{part} {100 * rows[-1][part]['mean']:.1f} ± {100 * rows[-1][part]['std']:.1f}" for part in ("seen", "zsl")), flush=True)
+            rows.append(
+                {
+                    "kind": kind,
+                    "bytes": size,
+                    "seconds_to_cache": round(seconds, 1),
+                    "seconds_an_epoch": round((time.perf_counter() - start) / args.seeds / args.epochs, 2),
+                    **{part: metrics[part]["mAP"] for part in ("seen", "zsl")},
+                }
+            )
+            print(
+                f"{kind:6s} {size / 1e6:7.1f} MB, {seconds:6.1f} s to cache, {rows[-1]['seconds_an_epoch']:6.2f} s an epoch; mAP "
+                + ", ".join(
+                    f"{part} {100 * rows[-1][part]['mean']:.1f} ± {100 * rows[-1][part]['std']:.1f}"
+                    for part in ("seen", "zsl")
+                ),
+                flush=True,
+            )
     write(args.out, {"rows": rows}, sizes)
 
 

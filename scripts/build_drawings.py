@@ -15,6 +15,7 @@ Then, in the repository's root:
 
 The same bytes need the same Pillow and libwebp; the same pixels do not. Licences: qks/assets/pocket_wide/LICENSES.md.
 """
+
 import argparse
 import csv
 import json
@@ -22,7 +23,8 @@ from pathlib import Path
 
 from PIL import Image
 
-CELL, COLUMNS = 64, 20  # as in qks.data.drawings: cells of 64 x 64 pixels, 20 in a row
+CELL = 64
+COLUMNS = 20  # as in qks.data.drawings: cells of 64 x 64 pixels, 20 in a row
 SOURCES = {  # sheet -> folder of its drawings; file names are code points in hex
     "noto": "emoji-datasource-google-16.0.0/package/img/google/64",
     "twemoji": "emoji-datasource-twitter-16.0.0/package/img/twitter/64",
@@ -68,16 +70,18 @@ beach=beach_with_umbrella military=military_medal
 """.split()
 
 # Keywords that are kept as broader labels. The second line's are concepts themselves, and unseen.
-BROADER = set("""
+BROADER = set(
+    """
 animal food fruit tool clothing music game weather vehicle sport ball ocean vegetable breakfast instrument dessert
 bird flower plant car boat building
-""".split())
+""".split()
+)
 WRONG = {("sunset", "building")}  # a keyword of CLDR's that the drawings do not show
 
 
 def read_concepts(packages):
     "Rows of the table: label, CLDR name, code points, split, broader labels."
-    entries = {entry["label"].lower(): entry for entry in json.loads((packages/NAMES).read_text(encoding="utf-8"))}
+    entries = {entry["label"].lower(): entry for entry in json.loads((packages / NAMES).read_text(encoding="utf-8"))}
     rows = []
     for split, words in (("seen", SEEN), ("unseen", UNSEEN)):
         for word in words:
@@ -85,21 +89,23 @@ def read_concepts(packages):
             entry = entries[(name or label).replace("_", " ").lower()]
             keywords = [keyword.lower() for keyword in entry["tags"]]
             broader = [k for k in keywords if k in BROADER and k != label and (label, k) not in WRONG]
-            rows.append([label, entry["label"], entry["hexcode"].lower().replace("-fe0f", ""), split, "|".join(broader)])
+            rows.append(
+                [label, entry["label"], entry["hexcode"].lower().replace("-fe0f", ""), split, "|".join(broader)]
+            )
     return rows
 
 
 def draw_sheet(folder, codepoints):
     "One artist's drawings: cropped to what is visible, scaled to a cell's longer side, centred."
     files = {path.stem.lower().replace("-fe0f", ""): path for path in sorted(folder.iterdir())}
-    sheet = Image.new("RGBA", (CELL*COLUMNS, CELL*-(-len(codepoints)//COLUMNS)))
+    sheet = Image.new("RGBA", (CELL * COLUMNS, CELL * -(-len(codepoints) // COLUMNS)))
     for i, code in enumerate(codepoints):
         drawing = Image.open(files[code]).convert("RGBA")
-        drawing = drawing.crop(drawing.getchannel("A").point(lambda alpha: 255*(alpha > 8)).getbbox())
-        scale = CELL/max(drawing.size)
-        drawing = drawing.resize([max(1, round(edge*scale)) for edge in drawing.size], Image.Resampling.LANCZOS)
+        drawing = drawing.crop(drawing.getchannel("A").point(lambda alpha: 255 * (alpha > 8)).getbbox())
+        scale = CELL / max(drawing.size)
+        drawing = drawing.resize([max(1, round(edge * scale)) for edge in drawing.size], Image.Resampling.LANCZOS)
         row, column = divmod(i, COLUMNS)
-        sheet.paste(drawing, (CELL*column + (CELL - drawing.width)//2, CELL*row + (CELL - drawing.height)//2))
+        sheet.paste(drawing, (CELL * column + (CELL - drawing.width) // 2, CELL * row + (CELL - drawing.height) // 2))
     return sheet
 
 
@@ -108,15 +114,18 @@ def main():
     parser.add_argument("packages", type=Path, help="folder with the four unpacked npm packages")
     parser.add_argument("out", type=Path, help="folder to write drawings_*.webp and concepts.csv to")
     args = parser.parse_args()
-    missing = [place for place in (*SOURCES.values(), NAMES) if not (args.packages/place).exists()]
-    if missing: parser.error(f"{args.packages/missing[0]} is missing: get the packages as the head of this script says")
+    missing = [place for place in (*SOURCES.values(), NAMES) if not (args.packages / place).exists()]
+    if missing:
+        parser.error(f"{args.packages / missing[0]} is missing: get the packages as the head of this script says")
     args.out.mkdir(parents=True, exist_ok=True)
     rows = read_concepts(args.packages)
-    with open(args.out/"concepts.csv", "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([["label", "cldr_name", "codepoints", "split", "broader"], *rows])
+    with open(args.out / "concepts.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(
+            [["label", "cldr_name", "codepoints", "split", "broader"], *rows]
+        )
     for vendor, folder in SOURCES.items():
-        sheet = draw_sheet(args.packages/folder, [row[2] for row in rows])
-        sheet.save(args.out/f"drawings_{vendor}.webp", lossless=True, method=6)
+        sheet = draw_sheet(args.packages / folder, [row[2] for row in rows])
+        sheet.save(args.out / f"drawings_{vendor}.webp", lossless=True, method=6)
     print(f"{len(rows)} concepts written to {args.out}")
 
 

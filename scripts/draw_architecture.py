@@ -4,6 +4,7 @@
 
 The same matplotlib and fonts give the same bytes.
 """
+
 import io
 import sys
 from pathlib import Path
@@ -19,19 +20,34 @@ from PIL import Image
 
 from qks.data.drawings import Drawings, compose_scene, read_concepts
 
-WIDTH, HEIGHT = 9.0, 5.4  # inches; 900 pixels wide at 100 dpi
-INK, SOFT = "#1f2328", "#59636e"
-FROZEN, TRAINED, PLAIN = ("#dbeafe", "#1d4ed8"), ("#ffe8cc", "#c2410c"), ("#f3f4f6", "#8c959f")  # fill, edge
+WIDTH = 9.0
+HEIGHT = 5.4  # inches; 900 pixels wide at 100 dpi
+INK = "#1f2328"
+SOFT = "#59636e"
+FROZEN = ("#dbeafe", "#1d4ed8")
+TRAINED = ("#ffe8cc", "#c2410c")
+PLAIN = ("#f3f4f6", "#8c959f")  # fill, edge
 TOKENS = ("#7c3aed", "#0d9488", "#db2777", "#ca8a04")  # one colour a query token
 LABELS = ("dog", "pizza", "tree", "whale")
-SCORES = np.array([[.95, .25, .10, .20], [.15, .90, .20, .10], [.10, .20, .15, .25], [.20, .10, .85, .15]])  # [K, C], made up
+SCORES = np.array(
+    [[0.95, 0.25, 0.10, 0.20], [0.15, 0.90, 0.20, 0.10], [0.10, 0.20, 0.15, 0.25], [0.20, 0.10, 0.85, 0.15]]
+)  # [K, C], made up
 
 
 def box(axis, x, y, width, height, text, colours, size=10, **style):
     """A rounded box around its centre, with a text."""
-    corner = x - width/2, y - height/2
-    axis.add_patch(FancyBboxPatch(corner, width, height, boxstyle="round,pad=0,rounding_size=0.07",
-                                  facecolor=colours[0], edgecolor=colours[1], linewidth=1.3))
+    corner = x - width / 2, y - height / 2
+    axis.add_patch(
+        FancyBboxPatch(
+            corner,
+            width,
+            height,
+            boxstyle="round,pad=0,rounding_size=0.07",
+            facecolor=colours[0],
+            edgecolor=colours[1],
+            linewidth=1.3,
+        )
+    )
     axis.text(x, y, text, ha="center", va="center", size=size, color=INK, linespacing=1.25, **style)
 
 
@@ -44,14 +60,24 @@ def arrow(axis, *points, colour=INK):
     """A line through the points with a head at the last."""
     for start, end in zip(points[:-2], points[1:-1]):
         axis.plot(*zip(start, end), color=colour, linewidth=1.3, solid_capstyle="round")
-    axis.add_patch(FancyArrowPatch(points[-2], points[-1], arrowstyle="-|>", mutation_scale=11, shrinkA=0, shrinkB=0,
-                                   linewidth=1.3, color=colour))
+    axis.add_patch(
+        FancyArrowPatch(
+            points[-2],
+            points[-1],
+            arrowstyle="-|>",
+            mutation_scale=11,
+            shrinkA=0,
+            shrinkB=0,
+            linewidth=1.3,
+            color=colour,
+        )
+    )
 
 
 def cells(axis, x, y, colours, size=0.19, step=(0, -0.24)):
     """Small squares, one a token, from the centre (x, y) on."""
     for i, colour in enumerate(colours):
-        corner = x + i*step[0] - size/2, y + i*step[1] - size/2
+        corner = x + i * step[0] - size / 2, y + i * step[1] - size / 2
         axis.add_patch(Rectangle(corner, size, size, facecolor=colour, edgecolor="white", linewidth=0.8))
 
 
@@ -59,7 +85,9 @@ def scene():
     """A small picture with three of the labels in it, on a calm ground."""
     concepts = [concept.label for concept in read_concepts()]
     ramp = np.linspace(0, 1, 128, dtype=np.float32)[:, None, None]
-    ground = np.broadcast_to((1 - ramp)*np.float32([196, 226, 255]) + ramp*np.float32([214, 240, 205]), (128, 128, 3)).copy()
+    ground = np.broadcast_to(
+        (1 - ramp) * np.float32([196, 226, 255]) + ramp * np.float32([214, 240, 205]), (128, 128, 3)
+    ).copy()
     chosen = [concepts.index(label) for label in LABELS[:3]]
     return compose_scene(Drawings(), np.random.default_rng(7), chosen, [0, 0, 0], 128, (50, 58), 0, ground)[0]
 
@@ -72,7 +100,8 @@ def image_side(axis, y):
     box(axis, 2.02, y, 0.94, 1.1, "image\ntower\n", FROZEN, weight="bold")
     note(axis, 2.02, y - 0.33, "❄ frozen", colour=FROZEN[1], size=9)
     arrow(axis, (2.51, y), (2.75, y))
-    for column in range(2): cells(axis, 2.88 + 0.21*column, y + 0.525, ["#60a5fa"]*6, size=0.18, step=(0, -0.21))
+    for column in range(2):
+        cells(axis, 2.88 + 0.21 * column, y + 0.525, ["#60a5fa"] * 6, size=0.18, step=(0, -0.21))
     note(axis, 2.985, y - 0.85, "image tokens\n[B, N, D]")
 
 
@@ -80,7 +109,8 @@ def extractor(axis, x, y):
     """Query tokens through L blocks; the image tokens enter the middle of each."""
     cells(axis, x - 0.36, y + 1.36, TOKENS, step=(0.24, 0))
     note(axis, x + 0.56, y + 1.36, "K query tokens,\nlearned", ha="left")
-    for shift in (0.12, 0.06, 0): box(axis, x + shift, y + shift, 1.66, 1.9, "", ("#fff7ed", TRAINED[1]))
+    for shift in (0.12, 0.06, 0):
+        box(axis, x + shift, y + shift, 1.66, 1.9, "", ("#fff7ed", TRAINED[1]))
     for height, text in ((0.52, "self-attention"), (0, "cross-attention"), (-0.52, "feed-forward")):
         box(axis, x, y + height, 1.34, 0.32, text, TRAINED, size=9.5)
     arrow(axis, (x, y + 1.24), (x, y + 0.69))
@@ -106,7 +136,8 @@ def projection(axis, x, y):
 
 def label_side(axis, y):
     """Labels to label embeddings."""
-    for i, label in enumerate(LABELS): box(axis, 0.75, y + 0.45 - 0.3*i, 0.8, 0.24, label, PLAIN, size=9)
+    for i, label in enumerate(LABELS):
+        box(axis, 0.75, y + 0.45 - 0.3 * i, 0.8, 0.24, label, PLAIN, size=9)
     note(axis, 0.75, y - 0.73, "labels, any words")
     arrow(axis, (1.22, y), (1.64, y))
     box(axis, 2.52, y, 1.72, 1.1, "prompt pool\n\n\n", PLAIN, weight="bold")
@@ -123,31 +154,54 @@ def label_side(axis, y):
 
 def sharing(axis, x, y, bottom, step=0.31):
     """Scores of every token with every label, the largest of each label, and what becomes of it."""
-    best = SCORES.argmax(0)                                                           # [C]
-    cells(axis, x - 0.34, y + 1.5*step, TOKENS, step=(0, -step))
+    best = SCORES.argmax(0)  # [C]
+    cells(axis, x - 0.34, y + 1.5 * step, TOKENS, step=(0, -step))
     for k, c in np.ndindex(SCORES.shape):
-        corner, chosen = (x + (c - 0.5)*step, y + (1 - k)*step), k == best[c]
-        fill, alpha = (TOKENS[k], SCORES[k, c]) if chosen else (INK, 0.6*SCORES[k, c])
+        corner = (x + (c - 0.5) * step, y + (1 - k) * step)
+        chosen = k == best[c]
+        fill, alpha = (TOKENS[k], SCORES[k, c]) if chosen else (INK, 0.6 * SCORES[k, c])
         axis.add_patch(Rectangle(corner, step, step, facecolor=fill, alpha=alpha))
-        axis.add_patch(Rectangle(corner, step, step, fill=False, edgecolor=INK if chosen else "white",
-                                 linewidth=1.6 if chosen else 0.8, zorder=3 if chosen else 2))
+        axis.add_patch(
+            Rectangle(
+                corner,
+                step,
+                step,
+                fill=False,
+                edgecolor=INK if chosen else "white",
+                linewidth=1.6 if chosen else 0.8,
+                zorder=3 if chosen else 2,
+            )
+        )
     for c, label in enumerate(LABELS):
-        column = x + c*step
-        cells(axis, column, bottom + 0.32, ["#60a5fa"]*4, size=0.18, step=(0, -0.21))
-        arrow(axis, (column, bottom + 0.46), (column, y - 2*step - 0.05))
-        arrow(axis, (column, y + 2*step + 0.05), (column, y + 2*step + 0.4))
-        axis.add_patch(Rectangle((column - 0.1, y + 1.08), 0.2, 0.62*SCORES[best[c], c], facecolor=TOKENS[best[c]]))
-        axis.text(column - 0.03, y + 1.76, label, rotation=45, ha="left", va="bottom", size=8.5, color=INK, rotation_mode="anchor")
-    note(axis, x - 0.42, y - 2*step - 0.12, "[B, K, E]")
+        column = x + c * step
+        cells(axis, column, bottom + 0.32, ["#60a5fa"] * 4, size=0.18, step=(0, -0.21))
+        arrow(axis, (column, bottom + 0.46), (column, y - 2 * step - 0.05))
+        arrow(axis, (column, y + 2 * step + 0.05), (column, y + 2 * step + 0.4))
+        axis.add_patch(Rectangle((column - 0.1, y + 1.08), 0.2, 0.62 * SCORES[best[c], c], facecolor=TOKENS[best[c]]))
+        axis.text(
+            column - 0.03,
+            y + 1.76,
+            label,
+            rotation=45,
+            ha="left",
+            va="bottom",
+            size=8.5,
+            color=INK,
+            rotation_mode="anchor",
+        )
+    note(axis, x - 0.42, y - 2 * step - 0.12, "[B, K, E]")
     note(axis, x - 0.24, y + 1.44, "logits\n[B, C]", ha="right")
-    note(axis, x - 0.24, y + 2*step + 0.18, "max over tokens", ha="right")
-    note(axis, x - 0.24, y + 2*step + 0.4, "knowledge sharing", size=10, colour=INK, weight="bold", ha="right")
+    note(axis, x - 0.24, y + 2 * step + 0.18, "max over tokens", ha="right")
+    note(axis, x - 0.24, y + 2 * step + 0.4, "knowledge sharing", size=10, colour=INK, weight="bold", ha="right")
 
 
 def legend(axis, y):
     """What the colours say."""
-    for x, colours, text in ((0.3, FROZEN, "❄ frozen: the vision-language model (VLP)"), (3.85, TRAINED, "trained, on the seen labels"),
-                             (6.35, PLAIN, "nothing to train")):
+    for x, colours, text in (
+        (0.3, FROZEN, "❄ frozen: the vision-language model (VLP)"),
+        (3.85, TRAINED, "trained, on the seen labels"),
+        (6.35, PLAIN, "nothing to train"),
+    ):
         box(axis, x, y, 0.3, 0.18, "", colours)
         note(axis, x + 0.23, y, text, size=9, colour=INK, ha="left")
 
@@ -169,14 +223,14 @@ def draw():
 
 def save(figure, folder):
     """As SVG, and as PNG of 256 colours, a third of the bytes."""
-    figure.savefig(folder/"architecture.svg", metadata={"Date": None})
+    figure.savefig(folder / "architecture.svg", metadata={"Date": None})
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=200)
-    Image.open(buffer).convert("RGB").quantize(256).save(folder/"architecture.png", optimize=True)
+    Image.open(buffer).convert("RGB").quantize(256).save(folder / "architecture.png", optimize=True)
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parent.parent/"nbs"/"images"
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parent.parent / "nbs" / "images"
     folder.mkdir(parents=True, exist_ok=True)
     plt.rcParams |= {"svg.hashsalt": "qks", "font.family": "DejaVu Sans"}
     save(draw(), folder)

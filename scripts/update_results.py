@@ -1,7 +1,7 @@
 """Copy a run's results, figures and model to where the first page and the library have them.
 
-    qks reproduce --seeds 3 --out runs/three
-    python scripts/update_results.py runs/three
+qks reproduce --seeds 3 --out runs/three
+python scripts/update_results.py runs/three
 """
 
 import shutil
@@ -11,14 +11,20 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parent.parent
-NBS, ASSET = ROOT / "nbs", ROOT / "qks" / "assets" / "pocket_qks"
+NBS = ROOT / "nbs"
+ASSET = ROOT / "qks" / "assets" / "pocket_qks"
 FIGURES = ("scenes", "token_use", "history", "label_ap")
 
 
 def main(run):
     """Copy results.json, the figures and, in half precision, the model of the run in folder `run`."""
     run = Path(run)
-    wanted = [run / "results.json", run / "model" / "config.json", run / "model" / "head.safetensors", *(run / "figures" / f"{name}.png" for name in FIGURES)]
+    wanted = [
+        run / "results.json",
+        run / "model" / "config.json",
+        run / "model" / "head.safetensors",
+        *(run / "figures" / f"{name}.png" for name in FIGURES),
+    ]
     missing = [str(path) for path in wanted if not path.is_file()]
     if missing:
         sys.exit(f"{run} is no finished run: {', '.join(missing)} missing; make one with qks reproduce")

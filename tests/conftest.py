@@ -1,4 +1,5 @@
 """What every test shares: no network, one thread, a cache of its own, and a vision-language model that fits in a blink."""
+
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when the hub's client is imported: before any other import
@@ -38,11 +39,13 @@ def make_clip():
 @pytest.fixture(scope="session")
 def make_vlp():
     "Build a VLP from `random_clip`'s arguments; seed 0 is the tiny VLP."
+
     def make(seed=0, drop_cls=False, precision="fp32", **kwargs):
         model = random_clip(seed, **kwargs)
         tokenizer = open_clip.SimpleTokenizer(context_length=model.positional_embedding.shape[0])
         preprocess = open_clip.image_transform(model.visual.image_size, is_train=False)
         return VLP(model, preprocess, tokenizer, f"tiny-{seed}", precision, drop_cls)
+
     return make
 
 

@@ -7,6 +7,7 @@ The parent imports everything once and forks a child per kill. The child ends it
 once it has a worker process that outlives it.
 After each kill the parent looks at what counts as finished, goes on, and compares all bytes with an uninterrupted cache.
 """
+
 import builtins
 import json
 import os
@@ -18,47 +19,58 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import torch
 from conftest import random_clip
 from kill_child import in_child
 from PIL import Image
 
-import open_clip
-from qks.tokens import store as batchfile
-from qks.tokens import cache
-from qks.tokens.store import read_batches
 from qks.data.nuswide import LabelledImages
+from qks.tokens import cache, store as batchfile
+from qks.tokens.store import read_batches
 from qks.vlp.frozen import VLP
 
-N_IMAGES, BATCH = 7, 2
+N_IMAGES = 7
+BATCH = 2
 N_BATCHES = -(-N_IMAGES // BATCH)
 
 
 class Steps:
     "Counts the steps of writing in this process, and kills it at one of them."
-    def __init__(self): self.count, self.kill_at = 0, None
+
+    def __init__(self):
+        self.count = 0
+        self.kill_at = None
 
     def reach(self, partly=None):
         if self.count == self.kill_at:
-            if partly: partly()
+            if partly:
+                partly()
             os.kill(os.getpid(), signal.SIGKILL)
         self.count += 1
 
 
 class WatchedFile:
     "A file whose writes are steps."
-    def __init__(self, file, steps): self._file, self._steps = file, steps
 
-    def __getattr__(self, name): return getattr(self._file, name)
+    def __init__(self, file, steps):
+        self._file = file
+        self._steps = steps
 
-    def __enter__(self): return self
+    def __getattr__(self, name):
+        return getattr(self._file, name)
 
-    def __exit__(self, *error): self._file.close()
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._file.close()
 
     def write(self, data):
         def half():
-            self._file.write(data[:len(data) // 2])
+            self._file.write(data[: len(data) // 2])
             self._file.flush()
+
         self._steps.reach()
         self._steps.reach(half)
         return self._file.write(data)
@@ -66,40 +78,55 @@ class WatchedFile:
 
 def watch(steps):
     "Make every write, fsync and rename of the cache a step."
+
     def around(function):
         def watched(*args):
             steps.reach()
             function(*args)
             steps.reach()
+
         return watched
 
     def watched_open(path, mode="r", *args, **kwargs):
         file = builtins.open(path, mode, *args, **kwargs)
         return file if mode == "rb" else WatchedFile(file, steps)
-    os.fsync, os.replace, batchfile.open = around(os.fsync), around(os.replace), watched_open
+
+    os.fsync = around(os.fsync)
+    os.replace = around(os.replace)
+    batchfile.open = watched_open
 
 
 def make_data(root):
     (root / "Flickr").mkdir(parents=True)
-    rng, names = np.random.default_rng(0), tuple(f"{i}.png" for i in range(N_IMAGES))
-    for name in names: Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(root / "Flickr" / name)
+    rng = np.random.default_rng(0)
+    names = tuple(f"{i}.png" for i in range(N_IMAGES))
+    for name in names:
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(root / "Flickr" / name)
     return LabelledImages(root, names, np.ones((N_IMAGES, 1), np.int8), ("cat",), 1)
 
 
 def main(root):
     torch.set_num_threads(1)
-    cache.progress = batchfile.progress = lambda items, description: items  # tqdm's lock is shared with a killed child, and would stay locked
+    cache.progress = batchfile.progress = lambda items, description: (
+        items
+    )  # tqdm's lock is shared with a killed child, and would stay locked
     model = random_clip()
     vlp = VLP(model, open_clip.image_transform(32, is_train=False), None, "tiny")
-    data, runs = make_data(root), []
-    tower, calls = vlp.image_tokens, []
+    data = make_data(root)
+    runs = []
+    tower = vlp.image_tokens
+    calls = []
 
     def counted(images):
-        if images.any(): calls.append(len(images))  # a black image only asks for the shape
+        if images.any():
+            calls.append(len(images))  # a black image only asks for the shape
         return tower(images)
+
     vlp.image_tokens = counted
 
-    def fill(folder, workers=0): return cache.cache_tokens(vlp, data, BATCH, workers, folder=folder)
+    def fill(folder, workers=0):
+        return cache.cache_tokens(vlp, data, BATCH, workers, folder=folder)
+
     whole = fill(root / "whole")
     expected = next((root / "whole").glob("*/tokens.bin")).read_bytes()
     item = len(expected) // N_IMAGES
@@ -109,7 +136,7 @@ def main(root):
         files = list(folder.glob("*/tokens.bin"))
         found = read_batches(files[0].with_name("finished.txt")) if files else []
         held = files[0].read_bytes() if files else b""
-        right = all(held[a * item:b * item] == expected[a * item:b * item] for a, b, *_ in found)
+        right = all(held[a * item : b * item] == expected[a * item : b * item] for a, b, *_ in found)
         calls.clear()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -117,8 +144,17 @@ def main(root):
         same = torch.equal(tokens, whole) and next(folder.glob("*/tokens.bin")).read_bytes() == expected
         computed = len(calls)
         same = same and torch.equal(fill(folder), whole)
-        runs.append({"kind": kind, "finished": len(found), "finished_are_right": right, "warnings": len(caught), "computed": computed,
-                     "computed_again": len(calls) - computed, "same": same})
+        runs.append(
+            {
+                "kind": kind,
+                "finished": len(found),
+                "finished_are_right": right,
+                "warnings": len(caught),
+                "computed": computed,
+                "computed_again": len(calls) - computed,
+                "same": same,
+            }
+        )
 
     steps = Steps()
 
@@ -129,13 +165,15 @@ def main(root):
     def count():
         watched_fill(root / "count")
         (root / "count.txt").write_text(str(steps.count))
+
     in_child(count)
     for k in range(int((root / "count.txt").read_text())):
         steps.kill_at = k
         assert in_child(lambda: watched_fill(root / f"step{k}"))
         examine(root / f"step{k}", "step")
     steps.kill_at = None
-    seconds, rng = 1e9, random.Random(0)
+    seconds = 1e9
+    rng = random.Random(0)
     for k in range(3):
         start = time.perf_counter()
         in_child(lambda: fill(root / f"timed{k}"))

@@ -1,4 +1,5 @@
 """What the programs that kill share: an action in a process of its own, killed after some seconds if so asked."""
+
 import os
 import signal
 import sys

@@ -5,6 +5,7 @@
 The parent trains once to the end, and once up to the results. A child a kill then writes the results and ends itself with SIGKILL at the k-th
 event. After each kill the folder must be one to go on with; after the last one, `--resume` must end with the files of the run that was never killed.
 """
+
 import json
 import os
 import signal
@@ -16,11 +17,10 @@ import torch
 from kill_child import in_child
 from tqdm import tqdm
 
-from qks.experiment import training_data as benchmark
-from qks.experiment import reproduction as reproduce
 from qks.commands import train as train_command
 from qks.commands.main import main
 from qks.core import QKSError
+from qks.experiment import reproduction as reproduce, training_data as benchmark
 from qks.model.prompts import PromptPool
 
 OPTIONS = "--epochs 2 --lr 1e-3 --layers 1 --queries 2 --batch-size 12 --save-steps 2".split()
@@ -35,10 +35,16 @@ def draw(folder, *args):
 def written(run):
     "All that a run leaves besides its clock and its logs."
     results = json.loads((run / "results.json").read_text())
-    for row in results["runs"][0]["history"]: row.pop("seconds")
-    return {"results": {name: value for name, value in results.items() if name not in ("seconds", "code")},
-            "files": {name: (run / name).read_bytes().hex() for name in ("config.json", "table.md", "model/config.json", "model/head.safetensors", "figures/scenes.png")},
-            "names": sorted(path.name for folder in (run, run / "model") for path in folder.iterdir())}
+    for row in results["runs"][0]["history"]:
+        row.pop("seconds")
+    return {
+        "results": {name: value for name, value in results.items() if name not in ("seconds", "code")},
+        "files": {
+            name: (run / name).read_bytes().hex()
+            for name in ("config.json", "table.md", "model/config.json", "model/head.safetensors", "figures/scenes.png")
+        },
+        "names": sorted(path.name for folder in (run, run / "model") for path in folder.iterdir()),
+    }
 
 
 def killed_at(number, folder, save):
@@ -48,7 +54,9 @@ def killed_at(number, folder, save):
     def reach(event, path, mode=""):
         if str(folder) in str(path) and (event == "os.rename" or (event == "open" and "r" not in str(mode))):
             seen.append(event)
-            if len(seen) > number: os.kill(os.getpid(), signal.SIGKILL)
+            if len(seen) > number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
     sys.addaudithook(lambda event, given: reach(event, *given[:2]) if event in ("open", "os.rename") else None)
     save()
 
@@ -56,21 +64,31 @@ def killed_at(number, folder, save):
 def run(root):
     torch.set_num_threads(1)
     tqdm.monitor_interval = 0  # no thread beside the one that forks
-    reproduce.save_figures, train_command.load_benchmark = draw, partial(benchmark.load_benchmark, pool=PromptPool.single("a photo of {}"))
-    saved, save, out = [], reproduce.save_run, root / "run"
+    reproduce.save_figures = draw
+    train_command.load_training_data = partial(benchmark.load_training_data, pool=PromptPool.single("a photo of {}"))
+    saved = []
+    save = reproduce.save_run
+    out = root / "run"
 
-    def train(folder, *more): return main(["train", str(root / "data"), "--out", str(folder), *OPTIONS, *more])
-    assert main(["data", "pocket", str(root / "data"), "--n-train", "40", "--n-test", "20"]) == train(root / "whole") == 0
+    def train(folder, *more):
+        return main(["train", str(root / "data"), "--out", str(folder), *OPTIONS, *more])
+
+    assert (
+        main(["data", "pocket", str(root / "data"), "--n-train", "40", "--n-test", "20"]) == train(root / "whole") == 0
+    )
 
     def not_yet(*args):
         saved.append(args)
         raise QKSError("not yet")
+
     train_command.save_run = not_yet
     assert train(out) == 2
-    (_, config, *rest), finished, number = saved[0], [], 0
+    (_, config, *rest) = saved[0]
+    finished = []
+    number = 0
     while in_child(lambda: killed_at(number, out, lambda: save(out, config, *rest))):
         finished.append((out / "results.json").exists())
-        train_command.claim_folder(out, config, resume=True)  # raises where there is nothing to go on with
+        train_command.claim_run_folder(out, config, resume=True)  # raises where there is nothing to go on with
         number += 1
     (out / "results.json").unlink()  # as if the last kill had come before its name was there
     (out / ".results.json.1.part").write_text('{"proto')

@@ -8,6 +8,7 @@ fsync, rename and deletion), or is killed by the parent at a random moment. Afte
 name must be whole; then the run goes on, some are killed again, and its weights, history and logs are compared with those of an
 uninterrupted one, bit by bit.
 """
+
 import json
 import os
 import random
@@ -19,63 +20,81 @@ from pathlib import Path
 import torch
 from kill_child import in_child
 
-from qks.train import checkpoint
-from qks.train import steps as engine
-from qks.train import loop as training
-from qks.train.checkpoint import list_checkpoints, read_checkpoint
-from qks.train.config import RunConfig
 from qks.model.config import HeadConfig
 from qks.model.head import QKSHead
-from qks.train.config import TrainConfig
+from qks.train import checkpoint, loop as training, steps as engine
+from qks.train.checkpoint import list_checkpoints, read_checkpoint
+from qks.train.config import RunConfig, TrainConfig
 
-N, S, E, D = 26, 5, 8, 64
-EVENTS, MOMENTS = 18, 5  # how many kills of each kind
+N = 26
+S = 5
+E = 8
+D = 64
+EVENTS = 18
+MOMENTS = 5  # how many kills of each kind
 
 
 class Events:
     "Counts what a process does, and kills it at one of the events."
-    def __init__(self): self.names, self.kill_at = [], None
+
+    def __init__(self):
+        self.names = []
+        self.kill_at = None
 
     def reach(self, name, partly=None):
         if len(self.names) == self.kill_at:
-            if partly: partly()
+            if partly:
+                partly()
             os.kill(os.getpid(), signal.SIGKILL)
         self.names.append(name)
 
     def around(self, function, name, partly=None):
         def watched(*args, **kwargs):
             self.reach(f"before {name}")
-            if partly: self.reach(f"inside {name}", lambda: partly(*args))
+            if partly:
+                self.reach(f"inside {name}", lambda: partly(*args))
             result = function(*args, **kwargs)
             self.reach(f"after {name}")
             return result
+
         return watched
 
 
 def write_half(tensors, path, header):
     "What is on the disk when a process dies half-way through a checkpoint."
     whole = checkpoint.safetensors_save(tensors, header)
-    Path(path).write_bytes(whole[:len(whole) // 2])
+    Path(path).write_bytes(whole[: len(whole) // 2])
 
 
 def watch(events):
     "Make every step, judgement, write, fsync, rename and deletion an event."
     import safetensors.torch
+
     checkpoint.safetensors_save = safetensors.torch.save
     checkpoint.save_file = events.around(checkpoint.save_file, "checkpoint", write_half)
-    os.fsync, os.replace = events.around(os.fsync, "fsync"), events.around(os.replace, "rename")
+    os.fsync = events.around(os.fsync, "fsync")
+    os.replace = events.around(os.replace, "rename")
     Path.unlink = events.around(Path.unlink, "deletion")
-    engine.train_step, training.selection_score = events.around(engine.train_step, "step"), events.around(training.selection_score, "judge")
+    engine.train_step = events.around(engine.train_step, "step")
+    training.selection_score = events.around(training.selection_score, "judge")
 
 
 def train(folder):
     "A small run with dropout, averaged weights, clipping, a checkpoint every second step; returns its weights and history."
     torch.manual_seed(0)
-    tokens, names = torch.randn(N, 4, D), torch.randn(S, E)
+    tokens = torch.randn(N, 4, D)
+    names = torch.randn(S, E)
     labels = torch.where(torch.rand(N, S) < 0.4, 1, -1)
     head = QKSHead(torch.randn(D, E) * 0.3, HeadConfig(n_queries=2, n_layers=1))
-    config = TrainConfig(epochs=3, lr=1e-3, batch_size=4, topk=(1,), schedule="cosine", ema=0.8, clip=5.)
-    history = training.fit(head, (tokens[:20], labels[:20]), names, (tokens[20:], labels[20:]), config, RunConfig(folder, save_steps=2, log_steps=1))
+    config = TrainConfig(epochs=3, lr=1e-3, batch_size=4, topk=(1,), schedule="cosine", ema=0.8, clip=5.0)
+    history = training.fit(
+        head,
+        (tokens[:20], labels[:20]),
+        names,
+        (tokens[20:], labels[20:]),
+        config,
+        RunConfig(folder, save_steps=2, log_steps=1),
+    )
     rows = [{name: value for name, value in row.items() if name != "seconds"} for row in history]
     steps = [line.split(",")[:4] for line in (folder / "steps.csv").read_text().splitlines()]
     return {name: tensor.numpy().tobytes().hex() for name, tensor in head.state_dict().items()}, rows, steps
@@ -83,10 +102,15 @@ def train(folder):
 
 def main(root):
     torch.set_num_threads(1)
-    training.progress = lambda items, description, total=None: Silent(items)  # tqdm's lock is shared with a killed child, and would stay locked
+    training.progress = lambda items, description, total=None: Silent(
+        items
+    )  # tqdm's lock is shared with a killed child, and would stay locked
     import qks.model.head
+
     qks.model.head.progress = training.progress
-    events, runs, rng = Events(), [], random.Random(0)
+    events = Events()
+    runs = []
+    rng = random.Random(0)
 
     def watched(folder):
         watch(events)
@@ -98,21 +122,31 @@ def main(root):
     def result(folder):
         in_child(lambda: finish(folder))
         return json.loads(folder.with_suffix(".json").read_text())
+
     expected = result(root / "whole")
 
     def count():
         watched(root / "count")
         (root / "events.json").write_text(json.dumps(events.names))
+
     in_child(count)
     names = json.loads((root / "events.json").read_text())
 
     def examine(folder, kind):
         "What a killed process left; then go on and compare."
         found = list_checkpoints(folder)
-        for path in found.values(): read_checkpoint(path)  # raises for one that is not whole
+        for path in found.values():
+            read_checkpoint(path)  # raises for one that is not whole
         hidden = len(list(folder.glob(".*.part")))
-        runs.append({"kind": kind, "checkpoints": len(found), "half_written": hidden, "same": result(folder) == expected,
-                     "left_over": len(list(folder.glob(".*.part")))})
+        runs.append(
+            {
+                "kind": kind,
+                "checkpoints": len(found),
+                "half_written": hidden,
+                "same": result(folder) == expected,
+                "left_over": len(list(folder.glob(".*.part"))),
+            }
+        )
 
     inside, steps = ([k for k, name in enumerate(names) if word in name] for word in ("inside", "step"))
     chosen = rng.sample(inside, 6) + rng.sample(steps, 6) + rng.sample(range(len(names)), EVENTS - 12)
@@ -124,7 +158,8 @@ def main(root):
             events.kill_at = rng.randrange(len(names) // 2)
             in_child(lambda: watched(folder))
         examine(folder, names[k])
-    events.kill_at, seconds = None, 1e9
+    events.kill_at = None
+    seconds = 1e9
     for k in range(2):
         start = time.perf_counter()
         in_child(lambda: train(root / f"timed{k}"))
@@ -137,17 +172,24 @@ def main(root):
 
 class Silent:
     "A progress bar that shows nothing."
-    def __init__(self, items): self.items = items
 
-    def __iter__(self): return iter(self.items)
+    def __init__(self, items):
+        self.items = items
 
-    def __enter__(self): return self
+    def __iter__(self):
+        return iter(self.items)
 
-    def __exit__(self, *error): pass
+    def __enter__(self):
+        return self
 
-    def update(self, count): pass
+    def __exit__(self, *error):
+        pass
 
-    def set_postfix(self, **values): pass
+    def update(self, count):
+        pass
+
+    def set_postfix(self, **values):
+        pass
 
 
 if __name__ == "__main__":

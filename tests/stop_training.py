@@ -1,7 +1,8 @@
 """A run that says each step and takes its time, to be stopped by Ctrl-C; run by test_engine.py.
 
-    python stop_training.py FOLDER
+python stop_training.py FOLDER
 """
+
 import argparse
 import sys
 import time
@@ -10,19 +11,27 @@ from pathlib import Path
 import torch
 
 from qks.commands import main as cli
-from qks.train import loop as training
-from qks.train.config import RunConfig
 from qks.model.config import HeadConfig
 from qks.model.head import QKSHead
-from qks.train.config import TrainConfig
+from qks.train import loop as training
+from qks.train.config import RunConfig, TrainConfig
 
 
 def train(folder):
     "Forty steps; returns history and weights."
     torch.manual_seed(0)
-    tokens, names, labels = torch.randn(38, 4, 64), torch.randn(6, 8), torch.where(torch.rand(38, 6) < 0.4, 1, -1)
+    tokens = torch.randn(38, 4, 64)
+    names = torch.randn(6, 8)
+    labels = torch.where(torch.rand(38, 6) < 0.4, 1, -1)
     head = QKSHead(torch.randn(64, 8), HeadConfig(2, 1))
-    history = training.fit(head, (tokens[:30], labels[:30]), names, (tokens[30:], labels[30:]), TrainConfig(epochs=4, lr=1e-3, batch_size=3, topk=(1,)), RunConfig(folder))
+    history = training.fit(
+        head,
+        (tokens[:30], labels[:30]),
+        names,
+        (tokens[30:], labels[30:]),
+        TrainConfig(epochs=4, lr=1e-3, batch_size=3, topk=(1,)),
+        RunConfig(folder),
+    )
     return [row["loss"] for row in history], head
 
 
@@ -35,9 +44,12 @@ def main(folder):
             print("step", flush=True)
             time.sleep(0.02)
             yield done
+
     training.epoch_steps = slowly
     parsed = argparse.Namespace(command="train", run=lambda args: train(folder) and 0)
-    cli.build_parser = lambda: argparse.Namespace(parse_args=lambda argv: parsed)  # the command's own handling of Ctrl-C
+    cli.build_parser = lambda: argparse.Namespace(
+        parse_args=lambda argv: parsed
+    )  # the command's own handling of Ctrl-C
     return cli.main()
 
 

@@ -1,4 +1,5 @@
 """Every benchmark runs with --quick, writes its numbers, and its committed numbers hold what is said of them."""
+
 import json
 import subprocess
 import sys
@@ -10,15 +11,20 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-@pytest.mark.parametrize("name", ["head", "sizes", "labels", "prompts", "evaluate", "cache", "views", "score", "stream"])
+@pytest.mark.parametrize(
+    "name", ["head", "sizes", "labels", "prompts", "evaluate", "cache", "views", "score", "stream"]
+)
 def test_runs_quickly(name, tmp_path):
     out = tmp_path / "numbers.json"
     command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--quick", "--threads", "1", "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    quick, committed = json.loads(out.read_text()), RESULTS / f"{name}.json"
+    quick = json.loads(out.read_text())
+    committed = RESULTS / f"{name}.json"
     assert {"settings", "machine"} < quick.keys()
-    assert quick.keys() == json.loads(committed.read_text()).keys(), f"{committed.name} is of another version of the benchmark: run it again"
+    assert quick.keys() == json.loads(committed.read_text()).keys(), (
+        f"{committed.name} is of another version of the benchmark: run it again"
+    )
 
 
 def committed(name):
@@ -42,7 +48,8 @@ def test_prompts_are_seven_times_faster(name):
 @pytest.mark.parametrize("name", ["evaluate", "second/evaluate"])
 def test_evaluation_pays_for_its_tower_and_little_else(name):
     over = committed(name)["over"]
-    for precision in ("fp32", "bf16"): assert over[f"ours, {precision}"][f"tower alone, {precision}"] >= 0.95
+    for precision in ("fp32", "bf16"):
+        assert over[f"ours, {precision}"][f"tower alone, {precision}"] >= 0.95
 
 
 def test_half_precision_that_pays_makes_evaluation_faster():
@@ -63,16 +70,51 @@ def percent(row):
     return f"{100 * row['mean']:.2f} ± {100 * row['std']:.2f}"
 
 
-@pytest.mark.parametrize("notebook, numbers", [
-    ("index", lambda: [f"{100 * value['mean']:.1f} ± {100 * value['std']:.1f}" for part in pocket()["rows"]["QKS"].values() for name, value in part.items() if name == "mAP" or name.startswith("F1")]),
-    ("03_fast_query", lambda: [f"{way['training']['speedup']:.2f}" for way in committed("head")["ways"]]),
-    ("11_stream", lambda: [f"{part} mAP {100 * row[part]['mean']:.1f} ± {100 * row[part]['std']:.1f}" for row in committed("views")["rows"] for part in ("seen", "zsl")]),
-    ("11_stream", lambda: [f"{row['images/s']:10,.1f}" for row in committed("cache")["read"]]),
-    ("19_benchmarks", lambda: [f"{row['images/s']:6.2f} images a second" for row in committed("train")["ways"]]),
-    ("19_benchmarks", lambda: [percent(row[part]) for row in committed("quality")["ways"] for part in ("seen", "zsl", "gzsl")]),
-    ("19_benchmarks", lambda: [f"{ratio} of {base}" for over in committed("evaluate")["over"].values() for base, ratio in over.items()]),
-    ("19_benchmarks", lambda: [f"{committed('prompts')['ratio']} times"] + [f"{row['images/s']:10,.1f}" for row in committed("cache")["read"]]),
-    ("19_benchmarks", lambda: [f"streamed: {committed('stream')['seconds']} s"])])
+@pytest.mark.parametrize(
+    "notebook, numbers",
+    [
+        (
+            "index",
+            lambda: [
+                f"{100 * value['mean']:.1f} ± {100 * value['std']:.1f}"
+                for part in pocket()["rows"]["QKS"].values()
+                for name, value in part.items()
+                if name == "mAP" or name.startswith("F1")
+            ],
+        ),
+        ("03_fast_query", lambda: [f"{way['training']['speedup']:.2f}" for way in committed("head")["ways"]]),
+        (
+            "11_stream",
+            lambda: [
+                f"{part} mAP {100 * row[part]['mean']:.1f} ± {100 * row[part]['std']:.1f}"
+                for row in committed("views")["rows"]
+                for part in ("seen", "zsl")
+            ],
+        ),
+        ("11_stream", lambda: [f"{row['images/s']:10,.1f}" for row in committed("cache")["read"]]),
+        ("19_benchmarks", lambda: [f"{row['images/s']:6.2f} images a second" for row in committed("train")["ways"]]),
+        (
+            "19_benchmarks",
+            lambda: [percent(row[part]) for row in committed("quality")["ways"] for part in ("seen", "zsl", "gzsl")],
+        ),
+        (
+            "19_benchmarks",
+            lambda: [
+                f"{ratio} of {base}" for over in committed("evaluate")["over"].values() for base, ratio in over.items()
+            ],
+        ),
+        (
+            "19_benchmarks",
+            lambda: (
+                [f"{committed('prompts')['ratio']} times"]
+                + [f"{row['images/s']:10,.1f}" for row in committed("cache")["read"]]
+            ),
+        ),
+        ("19_benchmarks", lambda: [f"streamed: {committed('stream')['seconds']} s"]),
+    ],
+)
 def test_notebooks_show_the_committed_numbers(notebook, numbers):
     text = shown(notebook)
-    assert not (missing := [number for number in numbers() if number not in text]), f"{notebook} was run with other results: run it again ({missing})"
+    assert not (missing := [number for number in numbers() if number not in text]), (
+        f"{notebook} was run with other results: run it again ({missing})"
+    )

@@ -1,12 +1,13 @@
 """Every resample is exact: measuring the drawn rows themselves gives the same numbers."""
+
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import qks.evaluate.bootstrap
-from qks.evaluate.bootstrap import bootstrap, bootstrap_stream, resample_weights, resampled_precision
 from qks.core import QKSError
+from qks.evaluate.bootstrap import bootstrap, bootstrap_stream, resample_weights, resampled_precision
 from qks.evaluate.metrics import average_precision_per_label, evaluate_scores
 from qks.evaluate.protocols import PROTOCOLS
 from qks.evaluate.streaming import StreamingScores
@@ -23,15 +24,18 @@ def sample(images=120, decimals=1, seed=0):
 
 def explicit(scores, labels, resamples, seed, *options):
     "The same intervals from resamples that are really built."
-    generator, results = np.random.default_rng(seed), []
+    generator = np.random.default_rng(seed)
+    results = []
     for _ in range(resamples):
         rows = generator.integers(0, len(scores), len(scores))
         results.append(evaluate_scores(scores[rows], labels[rows], 5, (1, 3), *options))
     point = evaluate_scores(scores, labels, 5, (1, 3), *options)
+
     def interval(part, name):
         values = [result[part][name] for result in results]
         low, high = np.percentile(values, [2.5, 97.5]) + point[part][name] - np.mean(values)
         return {"low": max(0, low), "high": min(1, high)}
+
     return {part: {name: interval(part, name) for name in results[0][part]} for part in results[0]}
 
 
@@ -47,7 +51,9 @@ def agree(ours, expected):
 @pytest.mark.parametrize("decimals", [0, 1, 9], ids=["many ties", "some ties", "no ties"])
 def test_equal_to_resampling_the_rows(protocol, decimals):
     scores, labels = sample(decimals=decimals)
-    agree(bootstrap(scores, labels, 5, (1, 3), protocol, 20, 3, NAMES), explicit(scores, labels, 20, 3, protocol, NAMES))
+    agree(
+        bootstrap(scores, labels, 5, (1, 3), protocol, 20, 3, NAMES), explicit(scores, labels, 20, 3, protocol, NAMES)
+    )
 
 
 def test_a_label_without_a_positive_counts_as_zero_in_every_resample():
@@ -62,13 +68,16 @@ def test_a_label_that_loses_its_positives_leaves_the_mean():
     labels[:, 8] = np.minimum(labels[:, 8], 0)
     labels[7, 8] = 1  # one positive: about a third of the resamples lose it
     scores[7, 8] = 99  # where it is there, its AP is 1
-    values, original = [], qks.evaluate.bootstrap.intervals
+    values = []
+    original = qks.evaluate.bootstrap.intervals
     qks.evaluate.bootstrap.intervals = lambda metrics, point: values.append(metrics) or original(metrics, point)
     try:
         bootstrap(scores, labels, 5, (1, 3), resamples=30)
     finally:
         qks.evaluate.bootstrap.intervals = original
-    generator, expected, lost = np.random.default_rng(0), [], 0
+    generator = np.random.default_rng(0)
+    expected = []
+    lost = 0
     for _ in range(30):
         rows = generator.integers(0, 120, 120)
         rows = rows[(labels[rows, 5:] > 0).any(axis=1)]
@@ -93,7 +102,9 @@ def test_one_label_with_long_gaps_and_more_than_one_matrix(monkeypatch):
         for row, chosen in ((0, inner), (1, inner | True)):
             rows = np.repeat(np.arange(20_000), np.where(chosen, weight, 0).astype(int))
             if (labels[rows] > 0).any():
-                assert found[row, r] == pytest.approx(average_precision_per_label(scores[rows, None], labels[rows, None])[0], abs=1e-9)
+                assert found[row, r] == pytest.approx(
+                    average_precision_per_label(scores[rows, None], labels[rows, None])[0], abs=1e-9
+                )
             else:
                 assert np.isnan(found[row, r])
 
@@ -101,7 +112,9 @@ def test_one_label_with_long_gaps_and_more_than_one_matrix(monkeypatch):
 def test_a_stream_has_the_same_intervals():
     scores, labels = sample()
     image, column = np.nonzero(labels)
-    sparse = SimpleNamespace(offsets=np.searchsorted(image, np.arange(121)), columns=column, values=labels[image, column])
+    sparse = SimpleNamespace(
+        offsets=np.searchsorted(image, np.arange(121)), columns=column, values=labels[image, column]
+    )
     stream = StreamingScores(sparse, 5, (1, 3))
     with pytest.raises(QKSError, match="only 0 of 120"):
         bootstrap_stream(stream)
@@ -124,7 +137,8 @@ def test_rare_labels_do_not_push_the_interval_off_the_number():
     generator = np.random.default_rng(0)
     labels = np.where(generator.random((200, 60)) < 0.01, 1, -1).astype(np.int8)  # two positives a label
     scores = generator.normal(size=labels.shape) + 1.5 * (labels > 0)
-    point, found = evaluate_scores(scores, labels, 40, (1,)), bootstrap(scores, labels, 40, (1,), resamples=200)
+    point = evaluate_scores(scores, labels, 40, (1,))
+    found = bootstrap(scores, labels, 40, (1,), resamples=200)
     for part in point:
         assert found[part]["mAP"]["low"] < point[part]["mAP"] < found[part]["mAP"]["high"]
 

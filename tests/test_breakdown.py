@@ -1,12 +1,13 @@
 """Means over kinds of labels."""
+
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from qks.evaluate.breakdown import SCENES, breakdown, frequency, kinds, per_label, per_label_stream
 from qks.core import QKSError
 from qks.evaluate.baselines import label_ap
+from qks.evaluate.breakdown import SCENES, breakdown, frequency, kinds, per_label, per_label_stream
 from qks.evaluate.metrics import average_precision_per_label, evaluate_scores
 from qks.evaluate.protocols import PROTOCOLS
 from qks.evaluate.streaming import StreamingScores
@@ -26,7 +27,9 @@ def sample():
 def test_labels_make_up_the_mean(sample, protocol):
     ap, positives = per_label(*sample, 5, protocol, NAMES)
     result = evaluate_scores(*sample, 5, (2,), protocol, NAMES)
-    assert np.nanmean(ap[:5]) == pytest.approx(result["seen"]["mAP"]) and np.nanmean(ap[5:]) == pytest.approx(result["zsl"]["mAP"])
+    assert np.nanmean(ap[:5]) == pytest.approx(result["seen"]["mAP"]) and np.nanmean(ap[5:]) == pytest.approx(
+        result["zsl"]["mAP"]
+    )
     np.testing.assert_array_equal(label_ap(*sample, 5, protocol, NAMES), ap)
     parts = breakdown(ap, positives, 5, NAMES)
     for part, mean in (("seen", result["seen"]["mAP"]), ("zsl", result["zsl"]["mAP"])):
@@ -40,14 +43,18 @@ def test_within_the_part(sample):
     ap, positives = per_label(scores, labels, 5)
     for columns in (slice(5), slice(5, None)):
         kept = (labels[:, columns] > 0).any(axis=1)
-        np.testing.assert_array_equal(ap[columns], average_precision_per_label(scores[kept][:, columns], labels[kept][:, columns]))
+        np.testing.assert_array_equal(
+            ap[columns], average_precision_per_label(scores[kept][:, columns], labels[kept][:, columns])
+        )
     np.testing.assert_array_equal(positives, (labels > 0).sum(axis=0))
 
 
 def test_a_stream_gives_the_same(sample):
     scores, labels = sample
     image, column = np.nonzero(labels)
-    sparse = SimpleNamespace(offsets=np.searchsorted(image, np.arange(91)), columns=column, values=labels[image, column])
+    sparse = SimpleNamespace(
+        offsets=np.searchsorted(image, np.arange(91)), columns=column, values=labels[image, column]
+    )
     stream = StreamingScores(sparse, 5, (2,))
     stream.update(scores)
     for ours, expected in zip(per_label_stream(stream), per_label(scores, labels, 5)):
@@ -67,19 +74,29 @@ def test_kinds_of_labels(monkeypatch):
 
 
 def test_decades():
-    assert frequency(np.array([9, 10, 9999, 10000, 10**7])) == ["1 to 9", "10 to 99", "1,000 to 9,999", "10,000 and more", "10,000 and more"]
+    assert frequency(np.array([9, 10, 9999, 10000, 10**7])) == [
+        "1 to 9",
+        "10 to 99",
+        "1,000 to 9,999",
+        "10,000 and more",
+        "10,000 and more",
+    ]
     assert len(SCENES) == 33
 
 
 def test_scenes_are_told_apart_among_nus_wides_labels_only():
     "A house of one's own is perhaps no scene."
     assert list(kinds(np.ones(4, dtype=int), 1, ["dog", "house", "moon", "cat"])["zsl"]) == ["frequency", "twin"]
-    assert kinds(np.ones(35, dtype=int), 1, ["dog", "cat", *sorted(SCENES)])["zsl"]["concept"] == ["object or other"] + ["scene"]*33
+    assert (
+        kinds(np.ones(35, dtype=int), 1, ["dog", "cat", *sorted(SCENES)])["zsl"]["concept"]
+        == ["object or other"] + ["scene"] * 33
+    )
 
 
 def test_by_hand(monkeypatch):
     monkeypatch.setattr("qks.evaluate.breakdown.SCENES", frozenset(["sky"]))
-    ap, positives = np.array([0.2, 0.4, np.nan, 0.6, 1.0]), np.array([5, 50, 0, 20, 30])
+    ap = np.array([0.2, 0.4, np.nan, 0.6, 1.0])
+    positives = np.array([5, 50, 0, 20, 30])
     parts = breakdown(ap, positives, 2, ["bird", "car", "birds", "sky", "sea"])
     assert parts["seen"] == {"frequency": {"1 to 9": {"mAP": 0.2, "labels": 1}, "10 to 99": {"mAP": 0.4, "labels": 1}}}
     assert parts["zsl"]["frequency"] == {"10 to 99": {"mAP": 0.8, "labels": 2}}

@@ -1,4 +1,5 @@
 """The token cache: equal to computing in memory, right after any kill, and never used where it does not belong."""
+
 import errno
 import json
 import os
@@ -16,19 +17,26 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-from qks.tokens import store as batchfile
-from qks.tokens import cache
-from qks.tokens.store import BatchFile, DiskTokens, OpenFile, batch_line, missing_batches, read_batches, sound_batches
-from qks.tokens.cache import cache_ingredients, cache_key, cache_shape, cache_size, cache_tokens, list_caches, missing_bytes
-from qks.tokens.augment import Augmentation, ImageViews
 from qks.core import QKSError
 from qks.data.nuswide import LabelledImages
 from qks.evaluate.baselines import best_patch_scores, zero_shot_scores
-from qks.model.losses import bce_loss
 from qks.model.config import HeadConfig
 from qks.model.head import QKSHead, head_scores
-from qks.train.steps import train_epoch
+from qks.model.losses import bce_loss
+from qks.tokens import cache, store as batchfile
+from qks.tokens.augment import Augmentation, ImageViews
+from qks.tokens.cache import (
+    cache_ingredients,
+    cache_key,
+    cache_shape,
+    cache_size,
+    cache_tokens,
+    list_caches,
+    missing_bytes,
+)
+from qks.tokens.store import BatchFile, DiskTokens, OpenFile, batch_line, missing_batches, read_batches, sound_batches
 from qks.tokens.stream import token_digest
+from qks.train.steps import train_epoch
 
 TESTS = Path(__file__).parent
 N_IMAGES = 9
@@ -37,30 +45,37 @@ N_IMAGES = 9
 @pytest.fixture
 def pictures(tmp_path):
     (tmp_path / "data" / "Flickr" / "sub").mkdir(parents=True)
-    names, rng = tuple(f"sub/{i}.png" if i == 1 else f"{i}.png" for i in range(N_IMAGES)), np.random.default_rng(0)
-    for name in names: Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(tmp_path / "data" / "Flickr" / name)
+    names = tuple(f"sub/{i}.png" if i == 1 else f"{i}.png" for i in range(N_IMAGES))
+    rng = np.random.default_rng(0)
+    for name in names:
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(tmp_path / "data" / "Flickr" / name)
     return LabelledImages(tmp_path / "data", names, np.ones((N_IMAGES, 2), np.int8), ("cat", "dog"), 1)
 
 
 @pytest.fixture
-def kept(tmp_path): return tmp_path / "caches"
+def kept(tmp_path):
+    return tmp_path / "caches"
 
 
 @pytest.fixture
 def counted(tiny_vlp, monkeypatch):
     "The tiny VLP, and the sizes of the batches that its tower was given (a black image only asks for the shape)."
-    tower, calls = tiny_vlp.image_tokens, []
+    tower = tiny_vlp.image_tokens
+    calls = []
 
     def image_tokens(images):
-        if images.any(): calls.append(len(images))
+        if images.any():
+            calls.append(len(images))
         return tower(images)
+
     monkeypatch.setattr(tiny_vlp, "image_tokens", image_tokens)
     return tiny_vlp, calls
 
 
 def refused(match, function, *args, **kwargs):
     "Expect a QKSError whose message is a single line that matches."
-    with pytest.raises(QKSError, match=match) as caught: function(*args, **kwargs)
+    with pytest.raises(QKSError, match=match) as caught:
+        function(*args, **kwargs)
     assert "\n" not in str(caught.value)
 
 
@@ -71,12 +86,14 @@ def quietly(function, *args, **kwargs):
         return function(*args, **kwargs)
 
 
-def only(kept): return next(path for path in kept.iterdir() if path.is_dir())
+def only(kept):
+    return next(path for path in kept.iterdir() if path.is_dir())
 
 
 def flip(path, place):
     "Change one byte of a file and leave its time of change as it was."
-    times, raw = path.stat(), bytearray(path.read_bytes())
+    times = path.stat()
+    raw = bytearray(path.read_bytes())
     raw[place] ^= 1
     path.write_bytes(raw)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
@@ -84,12 +101,14 @@ def flip(path, place):
 
 # ---- in memory, as before
 
+
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 64])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_tokens_in_memory_to_the_bit(tiny_vlp, pictures, batch_size, workers):
-    if workers and batch_size != 2: pytest.skip("once is enough")
+    if workers and batch_size != 2:
+        pytest.skip("once is enough")
     images = torch.stack([tiny_vlp.preprocess(Image.open(pictures.path(i)).convert("RGB")) for i in range(N_IMAGES)])
-    expected = torch.cat([tiny_vlp.image_tokens(images[i:i + batch_size]) for i in range(0, N_IMAGES, batch_size)])
+    expected = torch.cat([tiny_vlp.image_tokens(images[i : i + batch_size]) for i in range(0, N_IMAGES, batch_size)])
     tokens = cache_tokens(tiny_vlp, pictures, batch_size, workers)
     assert tokens.shape == (N_IMAGES, 17, 64) and tokens.dtype == torch.float32 and not tokens.requires_grad
     assert torch.equal(tokens, expected)
@@ -114,12 +133,24 @@ def test_an_empty_split_has_no_tokens(tmp_path):
     refused("no image in this split", cache_tokens, None, nothing)
 
 
-@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"views": 0}, {"views": 1.5}, {"dtype": torch.int8}, {"identify": "name"}, {"views": 2, "seed": -1}], ids=str)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"batch_size": 0},
+        {"views": 0},
+        {"views": 1.5},
+        {"dtype": torch.int8},
+        {"identify": "name"},
+        {"views": 2, "seed": -1},
+    ],
+    ids=str,
+)
 def test_bad_arguments(tiny_vlp, pictures, kept, wrong):
     refused("give", cache_tokens, tiny_vlp, pictures, folder=kept, **wrong)
 
 
 # ---- on disk
+
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("batch_size", [2, 64])
@@ -162,8 +193,10 @@ def test_meta_says_what_it_is(tiny_vlp, pictures, kept):
     cache_tokens(tiny_vlp, pictures, folder=kept)
     meta = json.loads((only(kept) / "meta.json").read_text())
     assert meta["shape"] == [N_IMAGES, 17, 64] and meta["dtype"] == "float16" and "bicubic" in meta["preprocess"]
-    row, = list_caches(kept)
-    assert row["images"] == N_IMAGES and row["finished"] == 1 and row["GB"] == pytest.approx(N_IMAGES * 17 * 64 * 2 / 1e9)
+    (row,) = list_caches(kept)
+    assert (
+        row["images"] == N_IMAGES and row["finished"] == 1 and row["GB"] == pytest.approx(N_IMAGES * 17 * 64 * 2 / 1e9)
+    )
 
 
 def test_size_of_nuswide(make_vlp):
@@ -176,6 +209,7 @@ def test_size_of_nuswide(make_vlp):
 
 # ---- which cache it is
 
+
 def key(vlp, data, dtype=torch.float16, views=1, seed=0, identify="stat"):
     images = ImageViews(data, vlp.preprocess, views, Augmentation(vlp.preprocess, seed) if views > 1 else None)
     return cache_key(cache_ingredients(vlp, images, dtype, identify))
@@ -187,10 +221,22 @@ def test_everything_that_matters_makes_another_key(make_vlp, tiny_vlp, pictures,
     moved = LabelledImages(elsewhere, pictures.images, pictures.labels, pictures.label_names, 1)
     other_size = make_vlp()
     other_size.preprocess = make_vlp(vision={"image_size": 64}).preprocess
-    keys = [key(tiny_vlp, pictures), key(make_vlp(1), pictures), key(make_vlp(drop_cls=True), pictures), key(make_vlp(precision="bf16"), pictures),
-            key(make_vlp(quick_gelu=False), pictures), key(other_size, pictures), key(tiny_vlp, pictures, torch.bfloat16), key(tiny_vlp, pictures, views=2),
-            key(tiny_vlp, pictures, views=3), key(tiny_vlp, pictures, views=2, seed=1), key(tiny_vlp, pictures.subset([1, 0])),
-            key(tiny_vlp, pictures.subset([0, 1])), key(tiny_vlp, moved), key(tiny_vlp, pictures, identify="content")]
+    keys = [
+        key(tiny_vlp, pictures),
+        key(make_vlp(1), pictures),
+        key(make_vlp(drop_cls=True), pictures),
+        key(make_vlp(precision="bf16"), pictures),
+        key(make_vlp(quick_gelu=False), pictures),
+        key(other_size, pictures),
+        key(tiny_vlp, pictures, torch.bfloat16),
+        key(tiny_vlp, pictures, views=2),
+        key(tiny_vlp, pictures, views=3),
+        key(tiny_vlp, pictures, views=2, seed=1),
+        key(tiny_vlp, pictures.subset([1, 0])),
+        key(tiny_vlp, pictures.subset([0, 1])),
+        key(tiny_vlp, moved),
+        key(tiny_vlp, pictures, identify="content"),
+    ]
     assert len(set(keys)) == len(keys)
     assert key(make_vlp(), pictures) == keys[0]
     assert key(tiny_vlp, moved, identify="content") == keys[-1]
@@ -204,21 +250,31 @@ def test_the_key_holds_no_address(tiny_vlp, pictures, monkeypatch):
 
 class Silent:
     "A preprocessing that prints like any other of its kind."
-    def __init__(self, scale): self.scale = scale
 
-    def __call__(self, image): return torch.from_numpy(np.asarray(image.resize((32, 32)), np.float32).transpose(2, 0, 1) * self.scale)
+    def __init__(self, scale):
+        self.scale = scale
+
+    def __call__(self, image):
+        return torch.from_numpy(np.asarray(image.resize((32, 32)), np.float32).transpose(2, 0, 1) * self.scale)
 
 
 def test_preprocessings_that_look_alike(make_vlp, pictures, kept):
     "Lambdas and objects without a repr differ in what they do; the same again has the same key."
+
     def keyed(preprocess):
         vlp = make_vlp()
         vlp.preprocess = preprocess
         return key(vlp, pictures), cache_tokens(vlp, pictures, folder=kept, dtype=torch.float32)
-    half, whole = Silent(0.5 / 255), Silent(1 / 255)
+
+    half = Silent(0.5 / 255)
+    whole = Silent(1 / 255)
     found = [keyed(preprocess) for preprocess in (half, whole, lambda image: half(image), lambda image: whole(image))]
     assert len({name for name, _ in found}) == 4
-    assert torch.equal(found[0][1], found[2][1]) and torch.equal(found[1][1], found[3][1]) and not torch.equal(found[0][1], found[1][1])
+    assert (
+        torch.equal(found[0][1], found[2][1])
+        and torch.equal(found[1][1], found[3][1])
+        and not torch.equal(found[0][1], found[1][1])
+    )
     assert keyed(Silent(0.5 / 255))[0] == found[0][0] and len(list(kept.glob("tokens-*"))) == 4
 
 
@@ -227,7 +283,8 @@ def test_a_changed_image_costs_its_batch(counted, pictures, kept):
     cache_tokens(vlp, pictures, 3, folder=kept)
     Image.new("RGB", (40, 40), (255, 0, 0)).save(pictures.path(4))
     calls.clear()
-    with pytest.warns(UserWarning, match="1 of 3 batches .* of images that changed"): tokens = cache_tokens(vlp, pictures, 3, folder=kept)
+    with pytest.warns(UserWarning, match="1 of 3 batches .* of images that changed"):
+        tokens = cache_tokens(vlp, pictures, 3, folder=kept)
     assert calls == [3]
     assert torch.equal(tokens, cache_tokens(vlp, pictures, 3).half())
     quietly(cache_tokens, vlp, pictures, 3, folder=kept)
@@ -241,7 +298,8 @@ def test_a_copy_elsewhere_is_known_by_its_content(counted, pictures, kept, tmp_p
     calls.clear()
     assert torch.equal(quietly(cache_tokens, vlp, moved, 3, folder=kept, identify="content"), first) and calls == []
     Image.new("RGB", (40, 40), (255, 0, 0)).save(moved.path(8))
-    with pytest.warns(UserWarning, match="1 of 3"): cache_tokens(vlp, moved, 3, folder=kept, identify="content")
+    with pytest.warns(UserWarning, match="1 of 3"):
+        cache_tokens(vlp, moved, 3, folder=kept, identify="content")
 
 
 def test_a_missing_image_is_named_before_anything_is_computed(counted, pictures, kept):
@@ -272,6 +330,7 @@ def test_numbers_without_meta_do_not_count(counted, pictures, kept):
 
 # ---- damage
 
+
 def damaged(counted, pictures, kept, damage, again, **arguments):
     "Damage a cache of nine batches; expect a warning, so many batches computed again, and right tokens."
     vlp, calls = counted
@@ -279,8 +338,10 @@ def damaged(counted, pictures, kept, damage, again, **arguments):
     damage(only(kept))
     calls.clear()
     if again:
-        with pytest.warns(UserWarning, match="computed again"): tokens = cache_tokens(vlp, pictures, 1, folder=kept, **arguments)
-    else: tokens = quietly(cache_tokens, vlp, pictures, 1, folder=kept, **arguments)
+        with pytest.warns(UserWarning, match="computed again"):
+            tokens = cache_tokens(vlp, pictures, 1, folder=kept, **arguments)
+    else:
+        tokens = quietly(cache_tokens, vlp, pictures, 1, folder=kept, **arguments)
     assert calls == [1] * again
     assert torch.equal(tokens, expected)
     calls.clear()
@@ -302,7 +363,9 @@ def test_a_lost_file(counted, pictures, kept):
 
 def test_a_longer_file_is_cut(counted, pictures, kept):
     def longer(folder):
-        with open(folder / "tokens.bin", "ab") as file: file.write(b"x" * 100)
+        with open(folder / "tokens.bin", "ab") as file:
+            file.write(b"x" * 100)
+
     damaged(counted, pictures, kept, longer, 0)
     assert (only(kept) / "tokens.bin").stat().st_size == 9 * ITEM
 
@@ -314,13 +377,17 @@ def test_a_changed_byte_where_a_sample_is_read(counted, pictures, kept, batch):
 
 def test_changed_bytes_anywhere_with_verify(counted, pictures, kept):
     def two(folder):
-        for batch in (3, 4): flip(folder / "tokens.bin", batch * ITEM)
+        for batch in (3, 4):
+            flip(folder / "tokens.bin", batch * ITEM)
+
     damaged(counted, pictures, kept, two, 2, verify=True)
 
 
 def test_where_the_sample_finds_damage_all_is_read(counted, pictures, kept):
     def everywhere(folder):
-        for batch in range(9): flip(folder / "tokens.bin", batch * ITEM + batch)
+        for batch in range(9):
+            flip(folder / "tokens.bin", batch * ITEM + batch)
+
     damaged(counted, pictures, kept, everywhere, 9)
 
 
@@ -330,6 +397,7 @@ def test_a_touched_file_is_read_in_full(counted, pictures, kept):
     def touched(folder):
         flip(folder / "tokens.bin", unread * ITEM)
         os.utime(folder / "tokens.bin")
+
     damaged(counted, pictures, kept, touched, 1)
 
 
@@ -353,19 +421,26 @@ def test_a_lost_record(counted, pictures, kept):
 
 
 def test_overlapping_lines_do_not_count(tmp_path):
-    (tmp_path / "finished.txt").write_text("".join(batch_line(a, b, "a" * 32, "b" * 32) for a, b in [(0, 5), (1, 2), (3, 4), (6, 8), (8, 8), (9, 7)]))
+    (tmp_path / "finished.txt").write_text(
+        "".join(batch_line(a, b, "a" * 32, "b" * 32) for a, b in [(0, 5), (1, 2), (3, 4), (6, 8), (8, 8), (9, 7)])
+    )
     assert [batch[:2] for batch in read_batches(tmp_path / "finished.txt")] == [(0, 5), (6, 8)]
 
 
 # ---- what is missing
 
-@pytest.mark.parametrize("finished", [[], [(0, 3)], [(3, 5)], [(0, 2), (5, 9)], [(0, 9)], [(2, 3), (4, 5), (6, 7)]], ids=str)
+
+@pytest.mark.parametrize(
+    "finished", [[], [(0, 3)], [(3, 5)], [(0, 2), (5, 9)], [(0, 9)], [(2, 3), (4, 5), (6, 7)]], ids=str
+)
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
 def test_missing_batches_cover_exactly_what_is_missing(finished, batch_size):
     batches = missing_batches([(*span, "", "") for span in finished], 9, batch_size)
     done = [i for span in finished for i in range(*span)]
     assert sorted(done + [i for batch in batches for i in batch]) == list(range(9))
-    assert all(0 < len(batch) <= batch_size for batch in batches) and batches == sorted(batches, key=lambda batch: batch.start)
+    assert all(0 < len(batch) <= batch_size for batch in batches) and batches == sorted(
+        batches, key=lambda batch: batch.start
+    )
 
 
 def test_going_on_with_another_batch_size(counted, pictures, kept):
@@ -384,7 +459,7 @@ def test_going_on_with_another_batch_size(counted, pictures, kept):
 def test_an_unreadable_image_in_the_middle(counted, pictures, kept, workers):
     vlp, calls = counted
     whole = pictures.path(5).read_bytes()
-    pictures.path(5).write_bytes(whole[:len(whole) // 2])
+    pictures.path(5).write_bytes(whole[: len(whole) // 2])
     refused("5.png is damaged or truncated", cache_tokens, vlp, pictures, 2, workers, folder=kept)
     assert calls == [2, 2] and list_caches(kept)[0]["finished"] == pytest.approx(4 / 9)
     pictures.path(5).write_bytes(whole)
@@ -395,11 +470,18 @@ def test_an_unreadable_image_in_the_middle(counted, pictures, kept, workers):
 
 # ---- disk and numbers
 
+
 def test_too_little_memory_is_told_beforehand(counted, pictures, monkeypatch):
     vlp, calls = counted
     need = cache_size(vlp, N_IMAGES, torch.float32, 2)
     monkeypatch.setattr(cache, "available_memory", lambda: need - 1)
-    refused(r"need 0.00 GB of memory, but 0.00 GB are available: keep them on disk .*--cache FOLDER", cache_tokens, vlp, pictures, views=2)
+    refused(
+        r"need 0.00 GB of memory, but 0.00 GB are available: keep them on disk .*--cache FOLDER",
+        cache_tokens,
+        vlp,
+        pictures,
+        views=2,
+    )
     assert calls == [] and len(cache_tokens(vlp, pictures)) == N_IMAGES
     nuswide = SimpleNamespace(image_size=224, preprocess=None, image_tokens=lambda images: torch.zeros(1, 197, 768))
     monkeypatch.setattr(cache, "available_memory", lambda: 32e9)
@@ -414,7 +496,10 @@ def test_room_that_is_still_needed(tiny_vlp, pictures, kept, arguments):
     assert missing_bytes(tiny_vlp, pictures, kept, **arguments) == 0
     os.truncate(only(kept) / "tokens.bin", ITEM)
     assert missing_bytes(tiny_vlp, pictures, kept, **arguments) == whole - ITEM
-    assert missing_bytes(tiny_vlp, pictures) == cache_size(tiny_vlp, N_IMAGES, torch.float32) and missing_bytes(tiny_vlp, pictures.subset([]), kept) == 0
+    assert (
+        missing_bytes(tiny_vlp, pictures) == cache_size(tiny_vlp, N_IMAGES, torch.float32)
+        and missing_bytes(tiny_vlp, pictures.subset([]), kept) == 0
+    )
 
 
 def test_too_little_room_is_told_beforehand(counted, pictures, kept, monkeypatch):
@@ -434,7 +519,8 @@ def test_room_is_asked_for_what_is_missing_only(counted, pictures, kept, monkeyp
     os.truncate(only(kept) / "tokens.bin", 8 * ITEM)
     asked = []
     monkeypatch.setattr(cache, "check_room", lambda folder, n_bytes: asked.append(n_bytes))
-    with pytest.warns(UserWarning): cache_tokens(vlp, pictures, 1, folder=kept)
+    with pytest.warns(UserWarning):
+        cache_tokens(vlp, pictures, 1, folder=kept)
     assert asked == [ITEM]
 
 
@@ -442,12 +528,16 @@ def test_room_is_asked_for_what_is_missing_only(counted, pictures, kept, monkeyp
 def test_a_full_disk_in_the_middle(counted, pictures, kept, monkeypatch, call):
     "The disk is full at one of the flushes to it: what was finished before stays."
     vlp, calls = counted
-    fsync, count = os.fsync, [0]
+    fsync = os.fsync
+    count = [0]
     with monkeypatch.context() as patch:
+
         def full(number):
             count[0] += 1
-            if count[0] > 2 + call: raise OSError(errno.ENOSPC, "No space left on device")  # 2: meta.json and the emptied record
+            if count[0] > 2 + call:
+                raise OSError(errno.ENOSPC, "No space left on device")  # 2: meta.json and the emptied record
             fsync(number)
+
         patch.setattr(batchfile.os, "fsync", full)
         refused("No space left on device.*items are finished and kept", cache_tokens, vlp, pictures, 1, folder=kept)
     assert len(calls) == call // 2 + 1
@@ -461,11 +551,21 @@ def test_a_full_disk_in_the_middle(counted, pictures, kept, monkeypatch, call):
 def test_a_file_that_may_not_grow(counted, pictures, kept):
     "A real refusal by the system in the middle of a batch: a part of its bytes is written, then no more."
     import resource
+
     vlp, calls = counted
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3 * 2 * ITEM + ITEM // 2, before[1]))
-    try: refused("tokens.bin cannot be written .File too large.; 6 of 9 items are finished and kept", cache_tokens, vlp, pictures, 2, folder=kept)
-    finally: resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        refused(
+            "tokens.bin cannot be written .File too large.; 6 of 9 items are finished and kept",
+            cache_tokens,
+            vlp,
+            pictures,
+            2,
+            folder=kept,
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert calls == [2] * 4
     assert torch.equal(quietly(cache_tokens, vlp, pictures, 2, folder=kept), cache_tokens(vlp, pictures, 2).half())
     assert calls[4:6] == [2, 1]
@@ -478,12 +578,13 @@ def test_a_place_that_is_no_folder(tiny_vlp, pictures, tmp_path):
 
 def test_numbers_beyond_half_precision(tiny_vlp, pictures, kept, monkeypatch):
     tower = tiny_vlp.image_tokens
-    monkeypatch.setattr(tiny_vlp, "image_tokens", lambda images: tower(images) + 70_000.)
+    monkeypatch.setattr(tiny_vlp, "image_tokens", lambda images: tower(images) + 70_000.0)
     refused("0.png .* not finite in float16: use dtype=torch.bfloat16", cache_tokens, tiny_vlp, pictures, folder=kept)
     assert cache_tokens(tiny_vlp, pictures, folder=kept, dtype=torch.bfloat16).isfinite().all()
 
 
 # ---- two processes
+
 
 def test_a_second_writer_is_refused(counted, pictures, kept, monkeypatch):
     vlp, calls = counted
@@ -493,7 +594,8 @@ def test_a_second_writer_is_refused(counted, pictures, kept, monkeypatch):
         quietly(cache_tokens, vlp, pictures, 3, folder=kept)  # a complete cache is read without the lock
         os.truncate(only(kept) / "tokens.bin", ITEM)
         refused("another process is writing the token cache", cache_tokens, vlp, pictures, 3, folder=kept)
-    with pytest.warns(UserWarning): cache_tokens(vlp, pictures, 3, folder=kept)
+    with pytest.warns(UserWarning):
+        cache_tokens(vlp, pictures, 3, folder=kept)
 
 
 def test_the_lock_of_a_cache_is_its_own(tiny_vlp, pictures, kept):
@@ -501,17 +603,25 @@ def test_the_lock_of_a_cache_is_its_own(tiny_vlp, pictures, kept):
     good = pictures.path(8).read_bytes()
     pictures.path(8).write_bytes(b"no image")
     refused("8.png", cache_tokens, tiny_vlp, pictures, 2, folder=kept)
-    with FileLock(only(kept) / "lock", timeout=0): pass
+    with FileLock(only(kept) / "lock", timeout=0):
+        pass
     pictures.path(8).write_bytes(good)
     cache_tokens(tiny_vlp, pictures, 2, folder=kept)
 
 
 # ---- killed
 
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 def test_killed_at_any_moment(tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, str(TESTS / "kill_cache.py"), str(tmp_path / "work")], env=environment, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(
+        [sys.executable, str(TESTS / "kill_cache.py"), str(tmp_path / "work")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     at_steps = [run for run in found["runs"] if run["kind"] == "step"]
@@ -520,17 +630,22 @@ def test_killed_at_any_moment(tmp_path):
         assert run["finished_are_right"] and run["same"] and not run["warnings"] and not run["computed_again"], run
         assert run["computed"] == found["batches"] - run["finished"], run  # what was finished is not computed again
     finished = [run["finished"] for run in at_steps]
-    assert finished == sorted(finished) and set(finished) == set(range(found["batches"] + 1))  # a kill costs one batch, never two
+    assert finished == sorted(finished) and set(finished) == set(
+        range(found["batches"] + 1)
+    )  # a kill costs one batch, never two
 
 
 # ---- views
+
 
 def test_views_are_the_same_whatever_the_order(tiny_vlp, pictures, kept, tmp_path):
     expected = cache_tokens(tiny_vlp, pictures, 4, views=3)  # in memory
     assert expected.shape == (N_IMAGES, 3, 17, 64)
     assert torch.equal(cache_tokens(tiny_vlp, pictures, 4, folder=kept, views=3), expected.half())
     for arguments in ({"workers": 2}, {"batch_size": 5}):
-        again = cache_tokens(tiny_vlp, pictures, **{"batch_size": 4, "views": 3, "folder": tmp_path / "-".join(arguments)} | arguments)
+        again = cache_tokens(
+            tiny_vlp, pictures, **{"batch_size": 4, "views": 3, "folder": tmp_path / "-".join(arguments)} | arguments
+        )
         torch.testing.assert_close(again.float(), expected, rtol=1e-2, atol=2e-3)
     flat = expected.flatten(0, 1)
     assert not any(torch.equal(flat[i], flat[j]) for i in range(len(flat)) for j in range(i))
@@ -548,15 +663,18 @@ def test_views_go_on_in_the_middle_of_an_image(counted, pictures, kept):
     expected = cache_tokens(vlp, pictures, 2, folder=kept, views=3).clone()
     os.truncate(only(kept) / "tokens.bin", 14 * ITEM)  # 14 of 27 items: image 4 has two of its three views
     calls.clear()
-    with pytest.warns(UserWarning, match="7 of 14"): tokens = cache_tokens(vlp, pictures, 2, folder=kept, views=3)
+    with pytest.warns(UserWarning, match="7 of 14"):
+        tokens = cache_tokens(vlp, pictures, 2, folder=kept, views=3)
     assert torch.equal(tokens, expected) and calls == [2] * 6 + [1]
     Image.new("RGB", (40, 40), (255, 0, 0)).save(pictures.path(8))  # items 24 to 26, in the last two batches
     calls.clear()
-    with pytest.warns(UserWarning, match="2 of 14"): cache_tokens(vlp, pictures, 2, folder=kept, views=3)
+    with pytest.warns(UserWarning, match="2 of 14"):
+        cache_tokens(vlp, pictures, 2, folder=kept, views=3)
     assert calls == [2, 1]
 
 
 # ---- those who use the tokens
+
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_is_widened_by_everyone(tiny_vlp, pictures, kept, dtype):
@@ -567,9 +685,18 @@ def test_half_precision_is_widened_by_everyone(tiny_vlp, pictures, kept, dtype):
         torch.manual_seed(0)
         head = QKSHead(tiny_vlp.projection, HeadConfig(2, 1))
         optimizer = torch.optim.SGD(head.parameters(), lr=1e-3)
-        loss = train_epoch(head, tokens, torch.ones(N_IMAGES, 4), names, bce_loss, optimizer, 4, torch.Generator().manual_seed(0))
-        results.append([torch.tensor(loss), head.projection.detach(), *head_scores(head, tokens, names, 4),
-                        zero_shot_scores(tiny_vlp, tokens, names, 4), best_patch_scores(tiny_vlp, tokens, names, 4)])
+        loss = train_epoch(
+            head, tokens, torch.ones(N_IMAGES, 4), names, bce_loss, optimizer, 4, torch.Generator().manual_seed(0)
+        )
+        results.append(
+            [
+                torch.tensor(loss),
+                head.projection.detach(),
+                *head_scores(head, tokens, names, 4),
+                zero_shot_scores(tiny_vlp, tokens, names, 4),
+                best_patch_scores(tiny_vlp, tokens, names, 4),
+            ]
+        )
     assert all(torch.equal(a, b) for a, b in zip(*results)) and results[0][2].dtype == torch.float32
 
 
@@ -579,12 +706,14 @@ def test_a_batch_file_alone(tmp_path):
     values = torch.randn(10, 2, 3, generator=rng).half()
     file = BatchFile(tmp_path, (10, 2, 3), torch.float16, [bytes([i]) for i in range(5)])
     file.numbers.touch()
-    for start in (6, 0, 8, 3): file.write(start, values[start:{6: 8, 0: 3, 8: 10, 3: 6}[start]])
+    for start in (6, 0, 8, 3):
+        file.write(start, values[start : {6: 8, 0: 3, 8: 10, 3: 6}[start]])
     assert [batch[:2] for batch in sound_batches(file, verify=True)] == [(0, 3), (3, 6), (6, 8), (8, 10)]
     assert torch.equal(file.tensor(), values)
 
 
 # ---- tokens on disk look like a tensor
+
 
 @pytest.fixture
 def stored(tmp_path):
@@ -594,8 +723,29 @@ def stored(tmp_path):
     return DiskTokens(OpenFile(tmp_path / "tokens"), values.shape, values.dtype, 8), values
 
 
-@pytest.mark.parametrize("rows", [3, -1, [4, 0, 4], [], torch.tensor([9, 2]), torch.tensor(5), torch.arange(10) > 6, np.array([1, 8]), slice(2, 7), slice(None), slice(7, 2), slice(-3, 99),
-                                  slice(None, None, 3), (slice(None), 0), (slice(1, 3), slice(1, None)), (torch.tensor([1, 0]), torch.tensor([2, 0])), (4, 1)], ids=str)
+@pytest.mark.parametrize(
+    "rows",
+    [
+        3,
+        -1,
+        [4, 0, 4],
+        [],
+        torch.tensor([9, 2]),
+        torch.tensor(5),
+        torch.arange(10) > 6,
+        np.array([1, 8]),
+        slice(2, 7),
+        slice(None),
+        slice(7, 2),
+        slice(-3, 99),
+        slice(None, None, 3),
+        (slice(None), 0),
+        (slice(1, 3), slice(1, None)),
+        (torch.tensor([1, 0]), torch.tensor([2, 0])),
+        (4, 1),
+    ],
+    ids=str,
+)
 def test_rows_of_a_file(stored, rows):
     tokens, values = stored
     found = tokens[rows]
@@ -605,12 +755,25 @@ def test_rows_of_a_file(stored, rows):
 def test_what_else_a_tensor_can_do(stored, monkeypatch):
     tokens, values = stored
     monkeypatch.setattr(batchfile, "AT_ONCE", 4)
-    assert (len(tokens), tokens.shape, tokens.ndim, tokens.nbytes, tokens.device) == (10, values.shape, 3, values.nbytes, values.device)
-    assert torch.equal(tokens.float(), values.float()) and torch.equal(tokens.to("cpu", torch.float64), values.double()) and torch.equal(tokens.to("cpu"), values)
+    assert (len(tokens), tokens.shape, tokens.ndim, tokens.nbytes, tokens.device) == (
+        10,
+        values.shape,
+        3,
+        values.nbytes,
+        values.device,
+    )
+    assert (
+        torch.equal(tokens.float(), values.float())
+        and torch.equal(tokens.to("cpu", torch.float64), values.double())
+        and torch.equal(tokens.to("cpu"), values)
+    )
     assert [len(part) for part in tokens.split(4)] == [4, 4, 2] and torch.equal(torch.cat(tokens.split(4)), values)
-    assert torch.equal(tokens.flatten(1), values.flatten(1)) and torch.equal(torch.stack([tokens, values]), torch.stack([values, values]))
+    assert torch.equal(tokens.flatten(1), values.flatten(1)) and torch.equal(
+        torch.stack([tokens, values]), torch.stack([values, values])
+    )
     for wrong in (10, -11, [0, 10]):
-        with pytest.raises(IndexError): tokens[wrong]
+        with pytest.raises(IndexError):
+            tokens[wrong]
     assert [torch.equal(a, b) for a, b in zip(tokens, values, strict=True)] == [True] * 10
     assert not hasattr(tokens, "stream") and not hasattr(tokens, "set_epoch")
 
@@ -618,14 +781,24 @@ def test_what_else_a_tensor_can_do(stored, monkeypatch):
 def test_views_in_a_file(stored):
     tokens, values = stored
     views = DiskTokens(tokens.file, (5, 2, 3, 4), tokens.dtype, 8)
-    rows, drawn = torch.tensor([4, 0, 1]), torch.tensor([1, 1, 0])
+    rows = torch.tensor([4, 0, 1])
+    drawn = torch.tensor([1, 1, 0])
     whole = values.unflatten(0, (5, 2))
     assert torch.equal(views[rows, drawn], whole[rows, drawn]) and torch.equal(views[1:][2, 1], values[7])
-    for pair in ((torch.tensor([-1, 0]), torch.tensor([-2, -1])), (torch.tensor([True, False, False, True, False]), torch.tensor([False, True]))):
+    for pair in (
+        (torch.tensor([-1, 0]), torch.tensor([-2, -1])),
+        (torch.tensor([True, False, False, True, False]), torch.tensor([False, True])),
+    ):
         assert torch.equal(views[pair], whole[pair])
-    for wrong in ((torch.tensor([0]), torch.tensor([2])), (torch.tensor([5]), torch.tensor([0])), (torch.tensor([0]), torch.tensor([-3]))):
-        with pytest.raises(IndexError): views[wrong]
-    with pytest.raises(IndexError): views[1:3][torch.tensor([2]), torch.tensor([0])]  # not what lies behind it in the file
+    for wrong in (
+        (torch.tensor([0]), torch.tensor([2])),
+        (torch.tensor([5]), torch.tensor([0])),
+        (torch.tensor([0]), torch.tensor([-3])),
+    ):
+        with pytest.raises(IndexError):
+            views[wrong]
+    with pytest.raises(IndexError):
+        views[1:3][torch.tensor([2]), torch.tensor([0])]  # not what lies behind it in the file
 
 
 def test_an_open_file(stored, tmp_path, monkeypatch):
@@ -642,7 +815,8 @@ def test_an_open_file(stored, tmp_path, monkeypatch):
     del again
     assert torch.equal(part, values[3:])
     del part
-    with pytest.raises(OSError): os.fstat(descriptor)
+    with pytest.raises(OSError):
+        os.fstat(descriptor)
 
 
 def test_where_the_system_reads_at_no_place_of_its_own(stored, monkeypatch):
@@ -650,7 +824,8 @@ def test_where_the_system_reads_at_no_place_of_its_own(stored, monkeypatch):
     monkeypatch.delattr(os, "preadv")
     assert torch.equal(tokens, values) and torch.equal(tokens[[7, 2]], values[[7, 2]])
     os.truncate(tokens.file.path, 8 + 24)
-    with pytest.raises(OSError, match="the file ends"): tokens[[0, 1]]
+    with pytest.raises(OSError, match="the file ends"):
+        tokens[[0, 1]]
 
 
 def test_a_run_knows_tokens_on_disk_by_their_digest(stored):
@@ -660,8 +835,11 @@ def test_a_run_knows_tokens_on_disk_by_their_digest(stored):
 
 def test_reading_touches_what_was_asked_for(stored, monkeypatch):
     tokens, values = stored
-    read, preadv = [], os.preadv
-    monkeypatch.setattr(os, "preadv", lambda file, buffers, place: read.append((place - 8) // 24) or preadv(file, buffers, place))
+    read = []
+    preadv = os.preadv
+    monkeypatch.setattr(
+        os, "preadv", lambda file, buffers, place: read.append((place - 8) // 24) or preadv(file, buffers, place)
+    )
     tokens[2:8], tokens.split(3), tokens.shape, hasattr(tokens, "stream")
     assert read == []
     tokens[2:8][[5, 0]]
@@ -670,11 +848,14 @@ def test_reading_touches_what_was_asked_for(stored, monkeypatch):
 
 def test_no_such_drive(monkeypatch):
     monkeypatch.setattr(Path, "exists", lambda self: False)
-    with pytest.raises(QKSError, match="cannot be kept in Z:.*there is no such drive"): cache.check_room("Z:/tokens", 1)
+    with pytest.raises(QKSError, match="cannot be kept in Z:.*there is no such drive"):
+        cache.check_room("Z:/tokens", 1)
 
 
 def test_a_folder_with_a_strange_meta_file(tmp_path):
     (tmp_path / "tokens-1").mkdir()
     for content in ("[]", "3", "[1]"):
         (tmp_path / "tokens-1" / "meta.json").write_text(content)
-        assert list_caches(tmp_path) == [{"name": "tokens-1", "images": None, "views": None, "dtype": None, "vlp": None, "GB": 0, "finished": 0}]
+        assert list_caches(tmp_path) == [
+            {"name": "tokens-1", "images": None, "views": None, "dtype": None, "vlp": None, "GB": 0, "finished": 0}
+        ]

@@ -53,7 +53,15 @@ def said(capsys):
 
 
 def test_train_leaves_table_results_model_and_figures(run):
-    assert {path.name for path in run.iterdir()} == {".lock", "config.json", "results.json", "table.md", "model", "figures", "training"}
+    assert {path.name for path in run.iterdir()} == {
+        ".lock",
+        "config.json",
+        "results.json",
+        "table.md",
+        "model",
+        "figures",
+        "training",
+    }
     results = json.loads((run / "results.json").read_text())
     assert results["protocol"] == "official" and results["selection"] == "seen" and results["seeds"] == [0]
     assert list(results["rows"]) == ["VLP zero-shot, one prompt", "VLP zero-shot, prompt pool", "VLP best patch", "QKS"]
@@ -81,14 +89,18 @@ def test_a_quick_reproduction(tmp_path, capsys):
     out = tmp_path / "quick"
     assert main(["reproduce", "--quick", "--out", str(out)]) == 0
     images = json.loads((out / "results.json").read_text())["images"]
-    assert images["test"] == 200 and 380 < images["train"] + images["validation"] <= 400  # scenes without a seen label leave
+    assert (
+        images["test"] == 200 and 380 < images["train"] + images["validation"] <= 400
+    )  # scenes without a seen label leave
     assert "QKS" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("model", ["pocket", "own"])
 def test_tag_any_labels(model, run, picture, capsys):
     model = model if model == "pocket" else str(run / "model")
-    assert main(["tag", str(picture), "--labels", "cat, submarine,tree", "--top-k", "2", "--model", model, "--json"]) == 0
+    assert (
+        main(["tag", str(picture), "--labels", "cat, submarine,tree", "--top-k", "2", "--model", model, "--json"]) == 0
+    )
     tags = json.loads(capsys.readouterr().out)[str(picture)]
     assert len(tags) == 2 and {tag["label"] for tag in tags} <= {"cat", "submarine", "tree"}
     assert tags[0]["probability"] >= tags[1]["probability"]
@@ -102,61 +114,112 @@ def test_a_labels_file_with_and_without_a_byte_order_mark(tmp_path, encoding):
 
 def test_a_labels_file_of_one_line_with_commas(tmp_path):
     (tmp_path / "labels.txt").write_text("cat, dog\n")
-    with pytest.raises(QKSError, match="labels.txt has one line, with commas in it: give one label a line"): cli.read_label_arguments(None, str(tmp_path / "labels.txt"))
+    with pytest.raises(QKSError, match="labels.txt has one line, with commas in it: give one label a line"):
+        cli.read_label_arguments(None, str(tmp_path / "labels.txt"))
 
 
 def test_without_labels_the_models_own(picture, run, monkeypatch, capsys):
-    assert main(["tag", str(picture), "--model", str(run), "--top-k", "1000", "--json"]) == 0  # the run's folder stands for its model
+    assert (
+        main(["tag", str(picture), "--model", str(run), "--top-k", "1000", "--json"]) == 0
+    )  # the run's folder stands for its model
     tags = json.loads(capsys.readouterr().out)[str(picture)]
-    assert len(tags) == 276 and "pizza" in {tag["label"] for tag in tags} and "dog" not in {tag["label"] for tag in tags}  # dog is an unseen one
+    assert (
+        len(tags) == 276 and "pizza" in {tag["label"] for tag in tags} and "dog" not in {tag["label"] for tag in tags}
+    )  # dog is an unseen one
     monkeypatch.setattr("qks.commands.main.load_model", lambda *args, **kwargs: SimpleNamespace(labels=()))
-    assert main(["tag", str(picture)]) == 2 and "qks: pocket does not say which labels it was trained on: pass --labels or --labels-file\n" == capsys.readouterr().err
+    assert (
+        main(["tag", str(picture)]) == 2
+        and "qks: pocket does not say which labels it was trained on: pass --labels or --labels-file\n"
+        == capsys.readouterr().err
+    )
 
 
 def test_a_reader_that_has_enough_is_no_mistake(picture, tmp_path):
-    if shutil.which("bash") is None: pytest.skip("needs bash")
+    if shutil.which("bash") is None:
+        pytest.skip("needs bash")
     (folder := tmp_path / "trip").mkdir()
-    for number in range(100): shutil.copyfile(picture, folder / f"{number}.png")
+    for number in range(100):
+        shutil.copyfile(picture, folder / f"{number}.png")
     command = f"{shlex.quote(sys.executable)} -m qks tag {shlex.quote(str(folder))} --labels cat,dog --device cpu | head -1; echo ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)})
+    done = subprocess.run(
+        ["bash", "-c", command],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+    )
     assert done.stdout.splitlines()[1:] == ["0"] and "qks:" not in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("words", [["tag", "PICTURE", "--labels", "cat", "--vlp", "ViT-B-16", "--pretrained", "clip.pt"], ["evaluate", "pocket", "POCKET", "--vlp", "ViT-B-16", "--pretrained", "clip.pt"],
-                                   ["train", "POCKET", "--out", "NEW", "--vlp", "ViT-B-16", "--pretrained", "clip.pt"], ["tag", "PICTURE", "--model", "RUN", "--pretrained", "moved.pt"]], ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["tag", "PICTURE", "--labels", "cat", "--vlp", "ViT-B-16", "--pretrained", "clip.pt"],
+        ["evaluate", "pocket", "POCKET", "--vlp", "ViT-B-16", "--pretrained", "clip.pt"],
+        ["train", "POCKET", "--out", "NEW", "--vlp", "ViT-B-16", "--pretrained", "clip.pt"],
+        ["tag", "PICTURE", "--model", "RUN", "--pretrained", "moved.pt"],
+    ],
+    ids=lambda words: words[0],
+)
 def test_weights_of_other_activations_and_in_other_places(words, picture, pocket, run, tmp_path, monkeypatch):
     asked = []
+
     def load(name, pretrained, *args, quick_gelu, **kwargs):
         asked.append((name, pretrained, quick_gelu))
         raise QKSError("enough")
-    for module in ("train_command", "evaluate_command"): monkeypatch.setattr(f"qks.{module}.load_vlp", load)
-    for place, path in {"PICTURE": picture, "POCKET": pocket, "RUN": run, "NEW": tmp_path / "new"}.items(): words = [word.replace(place, str(path)) for word in words]
+
+    for module in ("train_command", "evaluate_command"):
+        monkeypatch.setattr(f"qks.{module}.load_vlp", load)
+    for place, path in {"PICTURE": picture, "POCKET": pocket, "RUN": run, "NEW": tmp_path / "new"}.items():
+        words = [word.replace(place, str(path)) for word in words]
     assert main(words) == main([*words, "--gelu"]) == 2
-    assert asked == [("pocket" if "moved.pt" in words else "ViT-B-16", "moved.pt" if "moved.pt" in words else "clip.pt", quick_gelu) for quick_gelu in (True, False)]
+    assert asked == [
+        ("pocket" if "moved.pt" in words else "ViT-B-16", "moved.pt" if "moved.pt" in words else "clip.pt", quick_gelu)
+        for quick_gelu in (True, False)
+    ]
 
 
 def test_gelu_is_for_weight_files_only(picture, run, capsys):
-    for words, told in ((["--model", str(run)], "knows its VLP and how its weights were trained: leave --gelu out"), (["--vlp", "ViT-B-16", "--pretrained", "openai"], "says how a weight file was trained")):
+    for words, told in (
+        (["--model", str(run)], "knows its VLP and how its weights were trained: leave --gelu out"),
+        (["--vlp", "ViT-B-16", "--pretrained", "openai"], "says how a weight file was trained"),
+    ):
         assert main(["tag", str(picture), "--labels", "cat", "--gelu", *words]) == 2 and told in said(capsys)
 
 
 def test_a_pipe_that_breaks_in_a_training_is_no_success(monkeypatch):
-    def broken(args): raise BrokenPipeError(32, "Broken pipe")
+    def broken(args):
+        raise BrokenPipeError(32, "Broken pipe")
+
     monkeypatch.setattr("os.dup2", lambda *descriptors: None)
     for command, status in (("train", 1), ("reproduce", 1), ("tag", 0), ("evaluate", 0)):
-        monkeypatch.setattr("qks.commands.main.build_parser", lambda: SimpleNamespace(parse_args=lambda argv: SimpleNamespace(run=broken, command=command, device="cpu")))
+        monkeypatch.setattr(
+            "qks.commands.main.build_parser",
+            lambda: SimpleNamespace(parse_args=lambda argv: SimpleNamespace(run=broken, command=command, device="cpu")),
+        )
         assert main([]) == status
 
 
-@pytest.mark.parametrize("command, advice", [("train", "pass a smaller --batch-size, or --accumulate 2 or more"), ("tag", "see what else uses it, or pass --device cpu")])
+@pytest.mark.parametrize(
+    "command, advice",
+    [
+        ("train", "pass a smaller --batch-size, or --accumulate 2 or more"),
+        ("tag", "see what else uses it, or pass --device cpu"),
+    ],
+)
 def test_a_gpu_whose_memory_is_full(monkeypatch, capsys, command, advice):
-    def full(args): raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-    monkeypatch.setattr("qks.commands.main.build_parser", lambda: SimpleNamespace(parse_args=lambda argv: SimpleNamespace(run=full, command=command, device="cpu")))
+    def full(args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(
+        "qks.commands.main.build_parser",
+        lambda: SimpleNamespace(parse_args=lambda argv: SimpleNamespace(run=full, command=command, device="cpu")),
+    )
     assert main([]) == 2 and capsys.readouterr().err.startswith(f"qks: the GPU's memory is full: {advice}")
 
 
 def test_version(capsys):
-    with pytest.raises(SystemExit) as stopped: main(["--version"])
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
     assert stopped.value.code == 0 and re.fullmatch(r"qks \d+\.\d+\.\d+\n", capsys.readouterr().out)
 
 
@@ -169,15 +232,24 @@ def test_a_missing_picture_is_told_before_any_work(picture, monkeypatch, capsys)
 def test_one_damaged_picture_costs_no_others(picture, tmp_path, capsys):
     "A folder with a damaged picture and a text: the others are tagged, and what was left out is told."
     (folder := tmp_path / "trip").mkdir()
-    for name in ("a.png", "c.png"): shutil.copyfile(picture, folder / name)
+    for name in ("a.png", "c.png"):
+        shutil.copyfile(picture, folder / name)
     (folder / "b.png").write_bytes(picture.read_bytes()[:100])
     (folder / "notes.txt").write_text("no picture")
-    for words, read in (([], lambda out: [line for line in out.splitlines() if not line.startswith(" ")]), (["--json"], lambda out: list(json.loads(out)))):
+    for words, read in (
+        ([], lambda out: [line for line in out.splitlines() if not line.startswith(" ")]),
+        (["--json"], lambda out: list(json.loads(out))),
+    ):
         assert main(["tag", str(folder), "--labels", "cat,dog", *words]) == 1
         captured = capsys.readouterr()
         assert read(captured.out) == [str(folder / "a.png"), str(folder / "c.png")]
         lines = [line for line in captured.err.splitlines() if line.startswith("qks: ")]
-        assert len(lines) == 3 and "notes.txt" in lines[0] and "b.png is damaged" in lines[1] and lines[2] == "qks: 1 of 3 pictures could not be read and have no tags"
+        assert (
+            len(lines) == 3
+            and "notes.txt" in lines[0]
+            and "b.png is damaged" in lines[1]
+            and lines[2] == "qks: 1 of 3 pictures could not be read and have no tags"
+        )
     assert main(["tag", str(folder / "b.png"), "--labels", "cat,dog", "--json"]) == 1
     captured = capsys.readouterr()
     assert json.loads(captured.out) == {} and captured.err.count("\n") == 1
@@ -187,11 +259,15 @@ def test_one_damaged_picture_costs_no_others(picture, tmp_path, capsys):
 def test_what_is_tagged_is_printed_before_the_next(picture, tmp_path, monkeypatch, capsys, words):
     "Ctrl-C in the second batch: the first one's tags are there, and the JSON is whole."
     (folder := tmp_path / "trip").mkdir()
-    for number in range(40): shutil.copyfile(picture, folder / f"{number:02}.png")
+    for number in range(40):
+        shutil.copyfile(picture, folder / f"{number:02}.png")
     original = QKS.predict
+
     def predict(self, images, embeddings):
-        if len(images) < 32: raise KeyboardInterrupt
+        if len(images) < 32:
+            raise KeyboardInterrupt
         return original(self, images, embeddings)
+
     monkeypatch.setattr(QKS, "predict", predict)
     assert main(["tag", str(folder), "--labels", "cat,dog", *words]) == 130
     out = capsys.readouterr().out
@@ -203,8 +279,13 @@ def test_a_terminal_that_cannot_show_a_name_costs_no_tags(picture, tmp_path):
     try:
         odd = tmp_path / os.fsdecode(b"caf\xe9.jpg")
         shutil.copyfile(picture, odd)
-    except (OSError, UnicodeDecodeError): pytest.skip("this system has no such names")
-    done = subprocess.run([sys.executable, "-m", "qks.commands.main", "tag", odd, "--labels", "crème,cat", "--device", "cpu"], capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii:strict"})
+    except (OSError, UnicodeDecodeError):
+        pytest.skip("this system has no such names")
+    done = subprocess.run(
+        [sys.executable, "-m", "qks.commands.main", "tag", odd, "--labels", "crème,cat", "--device", "cpu"],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii:strict"},
+    )
     assert done.returncode == 0 and b"cat" in done.stdout and b"Traceback" not in done.stderr
 
 
@@ -214,27 +295,30 @@ def test_tag_labels_file_and_threshold(picture, tmp_path, capsys):
     assert "no label reaches the threshold" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["tag", "missing.jpg", "--labels", "cat"], "missing.jpg"),
-    (["tag", "PICTURE", "--labels", "cat,cat"], "'cat' stands twice"),
-    (["tag", "PICTURE", "--labels", " "], "label list is empty"),
-    (["tag", "PICTURE", "--labels", "cat,,dog"], "blank"),
-    (["tag", "PICTURE", "--labels", "cat", "--top-k", "0"], "top_k is 0"),
-    (["tag", "PICTURE", "--labels", "cat", "--device", "abacus"], "qks: device 'abacus' is not to be had here"),
-    (["tag", "PICTURE", "--labels", "cat", "--pretrained", "openai", "--model", "nowhere"], "pass --vlp as well"),
-    (["tag", "PICTURE", "--labels", "cat", "--threshold", "2"], "threshold is 2"),
-    (["tag", "PICTURE", "--labels", "cat", "--model", "nowhere"], "nowhere"),
-    (["tag", "PICTURE", "--labels-file", "nowhere.txt"], "nowhere.txt"),
-    (["evaluate", "pocket", "nowhere"], "nowhere"),
-    (["evaluate", "pocket", "POCKET", "--protocol", "mine"], "mine"),
-    (["train", "nowhere", "--out", "NEW"], "nowhere"),
-    (["train", "POCKET", "--out", "RUN"], "exists already"),
-    (["train", "POCKET", "--out", "NEW", "--vlp", "ViT-Z"], "ViT-Z"),
-    (["train", "POCKET", "--out", "NEW", "--epochs", "0"], "epochs is 0"),
-    (["data", "pocket", "POCKET"], "already holds"),
-    (["train", "POCKET", "--out", "PICTURE/run"], "picture.png"),
-    (["evaluate", "pocket", "POCKET", "--json", "PICTURE/report.json"], "report.json"),
-])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["tag", "missing.jpg", "--labels", "cat"], "missing.jpg"),
+        (["tag", "PICTURE", "--labels", "cat,cat"], "'cat' stands twice"),
+        (["tag", "PICTURE", "--labels", " "], "label list is empty"),
+        (["tag", "PICTURE", "--labels", "cat,,dog"], "blank"),
+        (["tag", "PICTURE", "--labels", "cat", "--top-k", "0"], "top_k is 0"),
+        (["tag", "PICTURE", "--labels", "cat", "--device", "abacus"], "qks: device 'abacus' is not to be had here"),
+        (["tag", "PICTURE", "--labels", "cat", "--pretrained", "openai", "--model", "nowhere"], "pass --vlp as well"),
+        (["tag", "PICTURE", "--labels", "cat", "--threshold", "2"], "threshold is 2"),
+        (["tag", "PICTURE", "--labels", "cat", "--model", "nowhere"], "nowhere"),
+        (["tag", "PICTURE", "--labels-file", "nowhere.txt"], "nowhere.txt"),
+        (["evaluate", "pocket", "nowhere"], "nowhere"),
+        (["evaluate", "pocket", "POCKET", "--protocol", "mine"], "mine"),
+        (["train", "nowhere", "--out", "NEW"], "nowhere"),
+        (["train", "POCKET", "--out", "RUN"], "exists already"),
+        (["train", "POCKET", "--out", "NEW", "--vlp", "ViT-Z"], "ViT-Z"),
+        (["train", "POCKET", "--out", "NEW", "--epochs", "0"], "epochs is 0"),
+        (["data", "pocket", "POCKET"], "already holds"),
+        (["train", "POCKET", "--out", "PICTURE/run"], "picture.png"),
+        (["evaluate", "pocket", "POCKET", "--json", "PICTURE/report.json"], "report.json"),
+    ],
+)
 def test_a_mistake_ends_in_one_sentence(arguments, words, picture, pocket, run, tmp_path, capsys):
     places = {"PICTURE": picture, "POCKET": pocket, "RUN": run, "NEW": tmp_path / "new"}
     for name, place in places.items():
@@ -263,29 +347,47 @@ def test_help(command, capsys):
 
 def test_every_command_that_is_shown_can_be_typed():
     "Those of the first page, of the page about data sets and of the notebooks: the parser takes each."
-    root, shown = Path(__file__).parent.parent, []
+    root = Path(__file__).parent.parent
+    shown = []
     texts = [(root / name).read_text(encoding="utf-8") for name in ("README.md", "data/README.md")]
     for path in (root / "nbs").glob("*.ipynb"):
-        texts += ["".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "markdown"]
+        texts += [
+            "".join(cell["source"])
+            for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+            if cell["cell_type"] == "markdown"
+        ]
     for block in (block for text in texts for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line.partition("#")[0].rpartition("&& ")[2])
-            if "qks.commands.main" in words: words = ["qks", *words[words.index("qks.commands.main") + 1:]]
-            if words[:1] == ["qks"]: shown.append(words[1:])
-    for words in shown: cli.build_parser().parse_args(words)  # exits where it does not understand
+            if "qks.commands.main" in words:
+                words = ["qks", *words[words.index("qks.commands.main") + 1 :]]
+            if words[:1] == ["qks"]:
+                shown.append(words[1:])
+    for words in shown:
+        cli.build_parser().parse_args(words)  # exits where it does not understand
     assert len(shown) > 15 and {words[0] for words in shown} == {"reproduce", "tag", "train", "evaluate", "data"}
 
 
 def test_module_runs_as_a_command():
-    done = subprocess.run([sys.executable, "-m", "qks.commands.main", "tag", "missing.jpg", "--labels", "cat"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "qks.commands.main", "tag", "missing.jpg", "--labels", "cat"],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2 and "missing.jpg" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("arguments, kept, told", [
-    (["train", "data", "--out", "run"], True, False), (["train", "data", "--out", "run", "--precision", "bf16", "--device", "cpu"], True, True),
-    (["train", "data", "--out", "run", "--precision", "bf16", "--device", "cuda"], True, False),
-    (["evaluate", "pocket", "data", "--precision", "bf16", "--device", "cpu"], True, True),
-    (["reproduce"], True, False), (["tag", "a.jpg", "--labels", "cat"], False, False)])
+@pytest.mark.parametrize(
+    "arguments, kept, told",
+    [
+        (["train", "data", "--out", "run"], True, False),
+        (["train", "data", "--out", "run", "--precision", "bf16", "--device", "cpu"], True, True),
+        (["train", "data", "--out", "run", "--precision", "bf16", "--device", "cuda"], True, False),
+        (["evaluate", "pocket", "data", "--precision", "bf16", "--device", "cpu"], True, True),
+        (["reproduce"], True, False),
+        (["tag", "a.jpg", "--labels", "cat"], False, False),
+    ],
+)
 @pytest.mark.parametrize("rate", [0.5, 2.0])
 def test_long_commands_suit_the_processor(arguments, kept, told, rate, monkeypatch, capsys):
     calls = []
@@ -296,10 +398,16 @@ def test_long_commands_suit_the_processor(arguments, kept, told, rate, monkeypat
     assert ("--precision fp32 is faster here" in capsys.readouterr().err) is (told and rate < 1)
 
 
-@pytest.mark.parametrize("into, status, told", [("| true", 1, ""), ("> /dev/full", 2, "qks: a file cannot be used (No space left on device)")])
+@pytest.mark.parametrize(
+    "into, status, told",
+    [("| true", 1, ""), ("> /dev/full", 2, "qks: a file cannot be used (No space left on device)")],
+)
 def test_output_that_cannot_be_written(tmp_path, into, status, told):
     "Buffered, as in a user's shell: it shows while the command runs, and not when Python ends."
-    if not Path("/dev/full").exists(): pytest.skip("no /dev/full here")
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
     command = f"set -o pipefail; {sys.executable} -m qks.commands.main data folder check {tmp_path} {into}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env={**os.environ, "PYTHONUNBUFFERED": ""})
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, env={**os.environ, "PYTHONUNBUFFERED": ""}
+    )
     assert done.returncode == status and done.stderr.startswith(told) and "Exception" not in done.stderr

@@ -1,4 +1,5 @@
 """One kind of error, and loading that survives bad files."""
+
 import os
 import pickle
 import struct
@@ -13,7 +14,19 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from qks import core
-from qks.core import ASSETS, QKSError, UnreadableImage, available_memory, cache_folder, check_count, check_labels, load_image, progress, read_tensors, whole_file
+from qks.core import (
+    ASSETS,
+    QKSError,
+    UnreadableImage,
+    available_memory,
+    cache_folder,
+    check_count,
+    check_labels,
+    load_image,
+    progress,
+    read_tensors,
+    atomic_file,
+)
 
 rng = np.random.default_rng(0)
 PIXELS = rng.integers(0, 256, (12, 10, 3), np.uint8)  # [H, W, 3]
@@ -21,19 +34,26 @@ PIXELS = rng.integers(0, 256, (12, 10, 3), np.uint8)  # [H, W, 3]
 
 def refused(match, function, *args, **kwargs):
     "Expect a QKSError whose message is a single line that matches."
-    with pytest.raises(QKSError, match=match) as caught: function(*args, **kwargs)
+    with pytest.raises(QKSError, match=match) as caught:
+        function(*args, **kwargs)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def png_header(width, height):
     "A PNG of a few bytes that claims to be `width` x `height`."
-    def chunk(kind, data): return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    )
 
 
 # ---- images
+
 
 @pytest.mark.parametrize("kind", [str, Path, Image.open, lambda path: np.asarray(Image.open(path))])
 def test_every_source_gives_the_same_pixels(tmp_path, kind):
@@ -49,7 +69,7 @@ def test_what_is_transparent_lies_on_white(tmp_path, mode, behind):
     clear = Image.new("RGBA", (2, 1), (behind, behind, behind, 0))
     clear.putpixel((1, 0), (40, 40, 40, 255))
     clear.convert(mode).save(tmp_path / "clear.png") if mode != "P" else clear.quantize(4).save(tmp_path / "clear.png")
-    assert [load_image(tmp_path / "clear.png").getpixel((x, 0)) for x in (0, 1)] == [(255,)*3, (40,)*3]
+    assert [load_image(tmp_path / "clear.png").getpixel((x, 0)) for x in (0, 1)] == [(255,) * 3, (40,) * 3]
 
 
 def test_a_transparent_shade_of_sixteen_bit_grey(tmp_path):
@@ -57,14 +77,23 @@ def test_a_transparent_shade_of_sixteen_bit_grey(tmp_path):
     assert [load_image(tmp_path / "deep.png").getpixel((x, 0))[0] for x in (0, 1)] == [30_000 >> 8, 255]
 
 
-@pytest.mark.parametrize("values, dtype, shown", [([0, 128, 255], np.int32, [0, 128, 255]), ([0, 32_768, 65_535], np.int32, [0, 128, 255]), ([0, 0.5, 1], np.float32, [0, 127, 255]),
-                                                  ([0, 128, 255], np.float32, [0, 128, 255]), ([0, 32_768, 65_535], np.uint16, [0, 128, 255])], ids=str)
+@pytest.mark.parametrize(
+    "values, dtype, shown",
+    [
+        ([0, 128, 255], np.int32, [0, 128, 255]),
+        ([0, 32_768, 65_535], np.int32, [0, 128, 255]),
+        ([0, 0.5, 1], np.float32, [0, 127, 255]),
+        ([0, 128, 255], np.float32, [0, 128, 255]),
+        ([0, 32_768, 65_535], np.uint16, [0, 128, 255]),
+    ],
+    ids=str,
+)
 def test_deep_grey_is_scaled_not_cut_off(values, dtype, shown):
     image = load_image(Image.fromarray(np.array([values], dtype)))
-    assert np.asarray(image).tolist() == [[[value]*3 for value in shown]]
+    assert np.asarray(image).tolist() == [[[value] * 3 for value in shown]]
 
 
-@pytest.mark.parametrize("values", [[-1, 5], [0, 70_000], [0., float("nan")]], ids=str)
+@pytest.mark.parametrize("values", [[-1, 5], [0, 70_000], [0.0, float("nan")]], ids=str)
 def test_grey_that_nobody_can_scale(values, tmp_path):
     image = Image.fromarray(np.array([values], np.float32 if isinstance(values[0], float) else np.int32))
     image.save(tmp_path / "deep.tif")
@@ -79,7 +108,8 @@ def test_every_mode_becomes_rgb(mode):
 @pytest.mark.parametrize("shape", [(4, 6), (4, 6, 1), (4, 6, 3), (4, 6, 4)])
 def test_array_shapes(shape):
     array = np.full(shape, 7, np.uint8)
-    if shape[2:] == (4,): array[..., 3] = 255  # opaque
+    if shape[2:] == (4,):
+        array[..., 3] = 255  # opaque
     image = load_image(array)
     assert image.size == (6, 4) and image.getpixel((0, 0)) == (7, 7, 7)
 
@@ -91,9 +121,19 @@ def test_sixteen_bit_grey_keeps_its_shades(tmp_path):
     assert abs(grey.astype(int) - (shades >> 8)).max() <= 1
 
 
-@pytest.mark.parametrize("array", [
-    np.zeros((0, 5, 3), np.uint8), np.zeros((5, 0), np.uint8), np.zeros((5, 5), bool), np.zeros((5, 5, 3), np.float32),
-    np.zeros((5, 5, 2), np.uint8), np.zeros(5, np.uint8), np.zeros((1, 5, 5, 3), np.uint8)], ids=lambda a: f"{a.dtype}{a.shape}")
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((0, 5, 3), np.uint8),
+        np.zeros((5, 0), np.uint8),
+        np.zeros((5, 5), bool),
+        np.zeros((5, 5, 3), np.float32),
+        np.zeros((5, 5, 2), np.uint8),
+        np.zeros(5, np.uint8),
+        np.zeros((1, 5, 5, 3), np.uint8),
+    ],
+    ids=lambda a: f"{a.dtype}{a.shape}",
+)
 def test_arrays_that_are_no_image(array):
     refused(r"array.*\[", load_image, array)
 
@@ -125,7 +165,7 @@ def test_files_that_are_no_image(tmp_path, content):
 def test_truncated_files(tmp_path, suffix, kept):
     path = tmp_path / f"cut.{suffix}"
     Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(path)
-    path.write_bytes(path.read_bytes()[:int(path.stat().st_size * kept)])
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
     assert "cut." in refused("damaged|truncated|not an image", load_image, path)
 
 
@@ -144,17 +184,30 @@ def test_a_bomb_is_refused_by_its_header(tmp_path, width, height, recwarn):
 
 # ---- weight files
 
-TENSORS = {"a.weight": torch.arange(6.).reshape(2, 3), "b": torch.tensor(3), "half": torch.ones(2, dtype=torch.float16)}
+TENSORS = {
+    "a.weight": torch.arange(6.0).reshape(2, 3),
+    "b": torch.tensor(3),
+    "half": torch.ones(2, dtype=torch.float16),
+}
 
 
 def same(state):
-    return state.keys() == TENSORS.keys() and all(torch.equal(state[k], v) and state[k].dtype == v.dtype for k, v in TENSORS.items())
+    return state.keys() == TENSORS.keys() and all(
+        torch.equal(state[k], v) and state[k].dtype == v.dtype for k, v in TENSORS.items()
+    )
 
 
-@pytest.mark.parametrize("name, write", [
-    ("w.safetensors", save_file), ("w.pt", torch.save), ("w.bin", torch.save), ("noname", torch.save),
-    ("old.pth", lambda state, path: torch.save(state, path, _use_new_zipfile_serialization=False)),
-    ("nested.pt", lambda state, path: torch.save({"state_dict": state, "epoch": 3}, path))])
+@pytest.mark.parametrize(
+    "name, write",
+    [
+        ("w.safetensors", save_file),
+        ("w.pt", torch.save),
+        ("w.bin", torch.save),
+        ("noname", torch.save),
+        ("old.pth", lambda state, path: torch.save(state, path, _use_new_zipfile_serialization=False)),
+        ("nested.pt", lambda state, path: torch.save({"state_dict": state, "epoch": 3}, path)),
+    ],
+)
 def test_tensors_round_trip(tmp_path, name, write):
     write(TENSORS, tmp_path / name)
     assert same(read_tensors(tmp_path / name)) and same(read_tensors(str(tmp_path / name)))
@@ -170,14 +223,23 @@ def test_torchscript_archive(tmp_path):
 
 class Evil:
     "Unpickling it would make a folder."
-    def __init__(self, marker): self.marker = marker
-    def __reduce__(self): return os.mkdir, (str(self.marker),)
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
 
 
-@pytest.mark.parametrize("write", [
-    lambda evil, path: torch.save({"a": torch.zeros(2), "b": evil}, path),
-    lambda evil, path: torch.save(evil, path, _use_new_zipfile_serialization=False),
-    lambda evil, path: path.write_bytes(pickle.dumps(evil))], ids=["zip", "legacy", "bare pickle"])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda evil, path: torch.save({"a": torch.zeros(2), "b": evil}, path),
+        lambda evil, path: torch.save(evil, path, _use_new_zipfile_serialization=False),
+        lambda evil, path: path.write_bytes(pickle.dumps(evil)),
+    ],
+    ids=["zip", "legacy", "bare pickle"],
+)
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
 def test_code_in_a_weight_file_does_not_run(tmp_path, write, suffix):
     write(Evil(tmp_path / "it ran"), tmp_path / f"evil.{suffix}")
@@ -190,7 +252,9 @@ def test_the_refusal_says_why(tmp_path):
     refused("could run code.*safetensors", read_tensors, tmp_path / "evil.pt")
 
 
-@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1", b"hello", b"\x80\x02garbage", b"PK\x03\x04cut"])
+@pytest.mark.parametrize(
+    "content", [b"", b"version https://git-lfs.github.com/spec/v1", b"hello", b"\x80\x02garbage", b"PK\x03\x04cut"]
+)
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
 def test_damaged_weight_files(tmp_path, content, suffix):
     (tmp_path / f"w.{suffix}").write_bytes(content)
@@ -201,7 +265,7 @@ def test_damaged_weight_files(tmp_path, content, suffix):
 @pytest.mark.parametrize("kept", [0.2, 0.9])
 def test_truncated_weight_files(tmp_path, name, write, kept):
     write(TENSORS, tmp_path / name)
-    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:int((tmp_path / name).stat().st_size * kept)])
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[: int((tmp_path / name).stat().st_size * kept)])
     refused(f"{name} is damaged", read_tensors, tmp_path / name)
 
 
@@ -218,7 +282,10 @@ def test_missing_weight_file(tmp_path):
 
 # ---- labels
 
-@pytest.mark.parametrize("labels", [["cat"], ("cat", "dog"), (label for label in ("a", "b")), ["Cat", "cat"], ["a b", "猫"]])
+
+@pytest.mark.parametrize(
+    "labels", [["cat"], ("cat", "dog"), (label for label in ("a", "b")), ["Cat", "cat"], ["a b", "猫"]]
+)
 def test_good_labels(labels):
     assert all(isinstance(label, str) for label in check_labels(labels))
 
@@ -227,15 +294,28 @@ def test_labels_keep_their_order_and_spelling():
     assert check_labels((" Zebra", "ant")) == [" Zebra", "ant"]
 
 
-@pytest.mark.parametrize("labels, match", [
-    ([], "empty"), ((), "empty"), ("cat", "list of strings, not str"), (None, "not NoneType"), (3, "not int"),
-    (["cat", ""], "label 1 is blank"), (["cat", " \t"], "label 1 is blank"), (["cat", 3], "label 1 is 3, of type int"),
-    (["cat", None], "label 1 is None"), ([b"cat"], "type bytes"), (["cat", "dog", "cat"], "'cat' stands twice, at positions 0 and 2")])
+@pytest.mark.parametrize(
+    "labels, match",
+    [
+        ([], "empty"),
+        ((), "empty"),
+        ("cat", "list of strings, not str"),
+        (None, "not NoneType"),
+        (3, "not int"),
+        (["cat", ""], "label 1 is blank"),
+        (["cat", " \t"], "label 1 is blank"),
+        (["cat", 3], "label 1 is 3, of type int"),
+        (["cat", None], "label 1 is None"),
+        ([b"cat"], "type bytes"),
+        (["cat", "dog", "cat"], "'cat' stands twice, at positions 0 and 2"),
+    ],
+)
 def test_bad_labels(labels, match):
     refused(match, check_labels, labels)
 
 
 # ---- the rest
+
 
 def test_a_mistake_is_a_value_error():
     assert issubclass(QKSError, ValueError)
@@ -264,8 +344,16 @@ def test_assets_are_shipped():
 def test_pictures_are_turned_upright(tmp_path, orientation):
     "EXIF's eight orientations, each against the turn that undoes it."
     upright = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
-    stored = {1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1],
-              5: upright.T, 6: np.rot90(upright), 7: np.rot90(upright, 2).T, 8: np.rot90(upright, -1)}[orientation]
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.T,
+        6: np.rot90(upright),
+        7: np.rot90(upright, 2).T,
+        8: np.rot90(upright, -1),
+    }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "phone.png", exif=exif)
@@ -275,7 +363,7 @@ def test_pictures_are_turned_upright(tmp_path, orientation):
 def test_a_limit_above_pillows_own_names_both(tmp_path):
     (tmp_path / "wide.png").write_bytes(png_header(20_000, 20_000))
     message = refused("over the limit", load_image, tmp_path / "wide.png", max_pixels=10**9)
-    assert f"{2*Image.MAX_IMAGE_PIXELS:,}" in message and "PIL.Image.MAX_IMAGE_PIXELS" in message
+    assert f"{2 * Image.MAX_IMAGE_PIXELS:,}" in message and "PIL.Image.MAX_IMAGE_PIXELS" in message
 
 
 @pytest.mark.parametrize("value", [1, 7, np.int64(3)])
@@ -290,19 +378,26 @@ def test_bad_counts(value):
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError, None])
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, stop):
-    path = tmp_path/"a.txt"
+    path = tmp_path / "a.txt"
     path.write_bytes(b"old")
     try:
-        with whole_file(path) as file:
+        with atomic_file(path) as file:
             file.write(b"new")
             assert path.read_bytes() == b"old"
-            if stop: raise stop
-    except (KeyboardInterrupt, OSError): pass
+            if stop:
+                raise stop
+    except (KeyboardInterrupt, OSError):
+        pass
     assert path.read_bytes() == (b"old" if stop else b"new") and list(tmp_path.iterdir()) == [path]
 
 
-EXIF = {"a header cut short": b"Exif\0\0II*\0", "no TIFF": b"Exif\0\0hello there", "nothing": b"Exif\0\0", "a place beyond the end": b"Exif\0\0II*\0\xff\xff\xff\x7f",
-        "turned, and a tag of no sense": b"Exif\0\0II*\0\x08\0\0\0\x02\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\x69\x87\x04\0\x01\0\0\0\xff\xff\0\0\0\0\0\0"}
+EXIF = {
+    "a header cut short": b"Exif\0\0II*\0",
+    "no TIFF": b"Exif\0\0hello there",
+    "nothing": b"Exif\0\0",
+    "a place beyond the end": b"Exif\0\0II*\0\xff\xff\xff\x7f",
+    "turned, and a tag of no sense": b"Exif\0\0II*\0\x08\0\0\0\x02\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\x69\x87\x04\0\x01\0\0\0\xff\xff\0\0\0\0\0\0",
+}
 
 
 @pytest.mark.parametrize("exif", EXIF)
@@ -310,70 +405,107 @@ EXIF = {"a header cut short": b"Exif\0\0II*\0", "no TIFF": b"Exif\0\0hello there
 def test_damaged_exif_data_cost_no_picture(tmp_path, exif, dpi):
     "They say nothing of the pixels."
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8))
-    picture.save(tmp_path/"a.jpg", exif=EXIF[exif], **({"dpi": dpi} if dpi else {}))
-    assert sorted(load_image(tmp_path/"a.jpg").size) == [6, 9]
+    picture.save(tmp_path / "a.jpg", exif=EXIF[exif], **({"dpi": dpi} if dpi else {}))
+    assert sorted(load_image(tmp_path / "a.jpg").size) == [6, 9]
 
 
 def test_the_cache_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("QKS_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path and cache_folder("here") == Path("here")
     monkeypatch.delenv("QKS_CACHE")
-    assert cache_folder() == Path.home()/".cache/qks"
+    assert cache_folder() == Path.home() / ".cache/qks"
 
 
-@pytest.mark.parametrize("limit, used, stat, expected", [
-    (None, None, None, 8_000),  # no container
-    ("max\n", "1000\n", "active_file 0\ninactive_file 0\n", 8_000),
-    ("9000\n", "4000\n", "anon 4000\nactive_file 0\ninactive_file 0\n", 5_000),
-    ("9000\n", "8500\n", "anon 2000\nactive_file 4000\ninactive_file 500\n", 5_000),  # copies of files can be given up
-    ("9000\n", "9500\n", "active_file 0\ninactive_file 100\n", 0),
-    ("9000\n", "500\n", "active_file 0\ninactive_file 0\n", 8_000),  # the machine has less than the limit
-    ("9000\n", "4000\n", "anon 4000\n", 5_000), ("9000\n", "4000\n", None, 5_000)], ids=str)
+@pytest.mark.parametrize(
+    "limit, used, stat, expected",
+    [
+        (None, None, None, 8_000),  # no container
+        ("max\n", "1000\n", "active_file 0\ninactive_file 0\n", 8_000),
+        ("9000\n", "4000\n", "anon 4000\nactive_file 0\ninactive_file 0\n", 5_000),
+        (
+            "9000\n",
+            "8500\n",
+            "anon 2000\nactive_file 4000\ninactive_file 500\n",
+            5_000,
+        ),  # copies of files can be given up
+        ("9000\n", "9500\n", "active_file 0\ninactive_file 100\n", 0),
+        ("9000\n", "500\n", "active_file 0\ninactive_file 0\n", 8_000),  # the machine has less than the limit
+        ("9000\n", "4000\n", "anon 4000\n", 5_000),
+        ("9000\n", "4000\n", None, 5_000),
+    ],
+    ids=str,
+)
 def test_available_memory(tmp_path, monkeypatch, limit, used, stat, expected):
     "In a container what is left of its limit counts; a file that says 'max', or none, is no limit."
     monkeypatch.setattr(core.psutil, "virtual_memory", lambda: SimpleNamespace(available=8_000))
     for name, text in (("memory.max", limit), ("memory.current", used), ("memory.stat", stat)):
-        if text: (tmp_path/name).write_text(text)
-    monkeypatch.setattr(core, "MEMORY_FILES", ((str(tmp_path/"memory.max"), str(tmp_path/"memory.current")),))
+        if text:
+            (tmp_path / name).write_text(text)
+    monkeypatch.setattr(core, "MEMORY_FILES", ((str(tmp_path / "memory.max"), str(tmp_path / "memory.current")),))
     assert available_memory() == expected
 
 
 def test_a_full_disk_names_the_file(tmp_path):
     with pytest.raises(OSError) as raised:
-        with whole_file(tmp_path/"head") as file: raise OSError(28, "No space left on device")
-    assert raised.value.filename == str(tmp_path/"head") and not list(tmp_path.iterdir())
+        with atomic_file(tmp_path / "head") as file:
+            raise OSError(28, "No space left on device")
+    assert raised.value.filename == str(tmp_path / "head") and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("error, kind, told", [
-    (RuntimeError("Failed to decode frame"), QKSError, "is damaged or truncated .Failed to decode frame."), (NotImplementedError("a format"), QKSError, "is damaged"),
-    (OSError("image file is truncated"), QKSError, "is damaged"), (OSError(24, "Too many open files"), UnreadableImage, "cannot be read .Too many open files.: check the path, its permissions and the disk"),
-    (MemoryError(), UnreadableImage, "does not fit into memory")], ids=["library", "format", "truncated", "system", "memory"])
+@pytest.mark.parametrize(
+    "error, kind, told",
+    [
+        (RuntimeError("Failed to decode frame"), QKSError, "is damaged or truncated .Failed to decode frame."),
+        (NotImplementedError("a format"), QKSError, "is damaged"),
+        (OSError("image file is truncated"), QKSError, "is damaged"),
+        (
+            OSError(24, "Too many open files"),
+            UnreadableImage,
+            "cannot be read .Too many open files.: check the path, its permissions and the disk",
+        ),
+        (MemoryError(), UnreadableImage, "does not fit into memory"),
+    ],
+    ids=["library", "format", "truncated", "system", "memory"],
+)
 def test_whatever_fails_in_an_image_is_one_sentence(tmp_path, monkeypatch, error, kind, told):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    def fail(*args): raise error
+
+    def fail(*args):
+        raise error
+
     monkeypatch.setattr(Image, "open", fail)
-    with pytest.raises(QKSError, match=told) as caught: load_image(tmp_path / "a.png")
+    with pytest.raises(QKSError, match=told) as caught:
+        load_image(tmp_path / "a.png")
     assert type(caught.value) is kind
 
 
 def test_a_name_that_no_system_takes():
-    with pytest.raises(UnreadableImage, match="cannot be read .File name too long."): load_image("a"*300)
+    with pytest.raises(UnreadableImage, match="cannot be read .File name too long."):
+        load_image("a" * 300)
 
 
 def test_strips_are_refused():
-    with pytest.raises(QKSError, match="is 2000 x 3, over 500 times as long as wide: cut it into pieces"): load_image(Image.new("RGB", (2000, 3)))
+    with pytest.raises(QKSError, match="is 2000 x 3, over 500 times as long as wide: cut it into pieces"):
+        load_image(Image.new("RGB", (2000, 3)))
     assert load_image(Image.new("RGB", (3, 1500))).size == (3, 1500)
 
 
 def test_two_writers_of_one_file(tmp_path):
-    with whole_file(tmp_path / "a") as outer:
+    with atomic_file(tmp_path / "a") as outer:
         outer.write(b"outer")
-        with whole_file(tmp_path / "a") as inner: inner.write(b"inner")
+        with atomic_file(tmp_path / "a") as inner:
+            inner.write(b"inner")
     assert (tmp_path / "a").read_bytes() == b"outer" and [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-@pytest.mark.parametrize("value, least, fine", [(0, 0, True), (-1, 0, False), (0, 1, False), (np.int64(3), 0, True), (True, 0, False), (1.0, 0, False)], ids=str)
+@pytest.mark.parametrize(
+    "value, least, fine",
+    [(0, 0, True), (-1, 0, False), (0, 1, False), (np.int64(3), 0, True), (True, 0, False), (1.0, 0, False)],
+    ids=str,
+)
 def test_whole_numbers(value, least, fine):
-    if fine: assert check_count("n", value, least) == value
+    if fine:
+        assert check_count("n", value, least) == value
     else:
-        with pytest.raises(QKSError, match=f"n is .*: give a whole number, {least} or more"): check_count("n", value, least)
+        with pytest.raises(QKSError, match=f"n is .*: give a whole number, {least} or more"):
+            check_count("n", value, least)

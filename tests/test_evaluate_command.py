@@ -1,4 +1,5 @@
 """`qks evaluate` from end to end: streams against matrices, the authors' checkpoint, what a results file names, mistakes."""
+
 import csv
 import json
 import shutil
@@ -10,30 +11,49 @@ import pytest
 import torch
 from PIL import Image
 
-from qks.tokens.cache import list_caches
+from qks.commands.evaluate import (
+    ScoreMatrix,
+    evaluate_model,
+    load_model,
+    make_scorers,
+    read_protocols,
+    token_batches,
+    training_facts,
+)
 from qks.commands.main import main
 from qks.core import QKSError
-from qks.data.nuswide import index_nuswide
-from qks.commands.evaluate import ScoreMatrix, evaluate_model, load_model, make_scorers, read_protocols, token_batches, training_facts
-from qks.evaluate.baselines import best_patch_scores, zero_shot_scores
 from qks.data.index import sort_entries
-from qks.evaluate.metrics import evaluate_scores
-from qks.model.tagger import QKS
-from qks.model.config import HeadConfig
-from qks.model.head import QKSHead, head_scores
+from qks.data.nuswide import index_nuswide
 from qks.data.pocket import PocketConfig, write_pocket
-from qks.model.prompts import PromptPool, embed_names
+from qks.data.splits import open_split, prepare
+from qks.evaluate.baselines import best_patch_scores, zero_shot_scores
+from qks.evaluate.metrics import evaluate_scores
 from qks.evaluate.protocols import PROTOCOLS
 from qks.evaluate.report import ReportConfig, pool_facts
 from qks.evaluate.tables import compare, load_report
 from qks.experiment.reproduction import ReproduceConfig, reproduce
-from qks.data.splits import open_split, prepare
+from qks.model.config import HeadConfig
+from qks.model.head import QKSHead, head_scores
+from qks.model.prompts import PromptPool, embed_names
+from qks.model.tagger import QKS
+from qks.tokens.cache import list_caches
 from qks.train.loop import TrainConfig
 from qks.vlp.loading import load_vlp
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "model.npz")
-WEIGHTS = {key.removeprefix("weights/"): torch.from_numpy(GOLDEN[key]) for key in GOLDEN.files if key.startswith("weights/")}
-NAMES = {"/m/01": "Jaguar", "/m/02": "Jaguar", "/m/03": "Bat", "/m/04": "Tree", "/m/05": "Bat", "/m/06": "Duck", "/m/07": "Trees", "/m/08": "Lake"}
+WEIGHTS = {
+    key.removeprefix("weights/"): torch.from_numpy(GOLDEN[key]) for key in GOLDEN.files if key.startswith("weights/")
+}
+NAMES = {
+    "/m/01": "Jaguar",
+    "/m/02": "Jaguar",
+    "/m/03": "Bat",
+    "/m/04": "Tree",
+    "/m/05": "Bat",
+    "/m/06": "Duck",
+    "/m/07": "Trees",
+    "/m/08": "Lake",
+}
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +65,15 @@ def pocket(tmp_path_factory):
 def run(tmp_path_factory):
     "A run of two seeds from 5 on, tiny, with its own Pocket-WIDE."
     folder = tmp_path_factory.mktemp("runs") / "run"
-    reproduce(folder, ReproduceConfig(seed=5, data=PocketConfig(n_train=60, n_test=40), head=HeadConfig(n_queries=3, n_layers=1),
-                                      train=TrainConfig(epochs=1, lr=1e-3, schedule="cosine")))
+    reproduce(
+        folder,
+        ReproduceConfig(
+            seed=5,
+            data=PocketConfig(n_train=60, n_test=40),
+            head=HeadConfig(n_queries=3, n_layers=1),
+            train=TrainConfig(epochs=1, lr=1e-3, schedule="cosine"),
+        ),
+    )
     return folder
 
 
@@ -55,7 +82,8 @@ def open_images(tmp_path_factory):
     "Open Images' files in small: 5 seen and 3 unseen labels, 30 images, ternary labels."
     root = tmp_path_factory.mktemp("data") / "oi"
     (root / "test").mkdir(parents=True)
-    mids, generator = list(NAMES), np.random.default_rng(3)
+    mids = list(NAMES)
+    generator = np.random.default_rng(3)
     (root / "class-descriptions.csv").write_text("".join(f"{mid},{name}\n" for mid, name in NAMES.items()))
     (root / "classes-trainable.txt").write_text("\n".join(mids[:5]) + "\n")
     (root / "unseen_400.txt").write_text("\n".join(mids[5:]) + "\n")
@@ -96,15 +124,24 @@ def evaluate(*words):
 
 
 def test_the_report_of_a_run_is_that_of_the_command(run, tmp_path, capsys):
-    assert evaluate(run / "model", run / "pocket-wide", "--json", tmp_path / "r.json", "--baselines", "--device", "cpu") == 0
-    again, before = load_report(tmp_path / "r.json"), load_report(run / "results.json")
+    assert (
+        evaluate(run / "model", run / "pocket-wide", "--json", tmp_path / "r.json", "--baselines", "--device", "cpu")
+        == 0
+    )
+    again = load_report(tmp_path / "r.json")
+    before = load_report(run / "results.json")
     for method, row in before["rows"].items():
         for part, metrics in row["official"]["metrics"].items():
-            assert again["rows"][method]["official"]["metrics"][part] == pytest.approx(metrics, abs=1e-6), (method, part)
+            assert again["rows"][method]["official"]["metrics"][part] == pytest.approx(metrics, abs=1e-6), (
+                method,
+                part,
+            )
     assert again["protocols"] == before["protocols"] and again["twins"] == before["twins"]
     assert "are the same" in compare({"before": before, "again": again})
     results = json.loads((run / "results.json").read_text())
-    assert results["protocols"] == before["protocols"] and results["code"]["qks"] and results["prompts"]["templates"] == 85
+    assert (
+        results["protocols"] == before["protocols"] and results["code"]["qks"] and results["prompts"]["templates"] == 85
+    )
     assert results["ap_per_label"] == before["rows"]["QKS"]["official"]["ap_per_label"]
 
 
@@ -117,10 +154,23 @@ def test_a_results_file_says_how_it_came_about(run, tmp_path, capsys):
         assert facts["rule"] == PROTOCOLS[name].rule and set(facts["parts"]) == {"seen", "zsl", "gzsl"}
         assert all(set(sizes) == {"images", "labels", "labels_in_mean"} for sizes in facts["parts"].values())
     assert found["protocols"]["all-images"]["parts"]["zsl"]["images"] == found["images"]
-    assert found["selection"] == "seen" and found["seed"] == 5 and found["topk"] == [2, 4] and found["tokens"] == "float32"
-    assert found["bootstrap"] == {"resamples": 20, "seed": 3, "level": 0.95} and found["prompts"] == pool_facts(PromptPool())
-    assert set(found["vlp"]) >= {"name", "pretrained", "fingerprint", "precision"} and set(found["code"]) == {"qks", "commit", "changed"}
-    assert found["labels"] == {"seen": 276, "unseen": 50} and len(found["label_names"]) == 326 and found["machine"] and found["versions"]["torch"]
+    assert (
+        found["selection"] == "seen" and found["seed"] == 5 and found["topk"] == [2, 4] and found["tokens"] == "float32"
+    )
+    assert found["bootstrap"] == {"resamples": 20, "seed": 3, "level": 0.95} and found["prompts"] == pool_facts(
+        PromptPool()
+    )
+    assert set(found["vlp"]) >= {"name", "pretrained", "fingerprint", "precision"} and set(found["code"]) == {
+        "qks",
+        "commit",
+        "changed",
+    }
+    assert (
+        found["labels"] == {"seen": 276, "unseen": 50}
+        and len(found["label_names"]) == 326
+        and found["machine"]
+        and found["versions"]["torch"]
+    )
     printed = capsys.readouterr().out
     for line in (line for line in printed.splitlines() if line.startswith("| QKS")):
         assert line.split("|")[2].strip() in PROTOCOLS
@@ -130,12 +180,18 @@ def test_a_results_file_says_how_it_came_about(run, tmp_path, capsys):
 
 
 def test_a_matrix_and_a_stream_agree(open_images, tiny_vlp):
-    index, model = open_split(open_images, "test"), QKS(tiny_vlp, QKSHead.from_official(WEIGHTS, 4))
+    index = open_split(open_images, "test")
+    model = QKS(tiny_vlp, QKSHead.from_official(WEIGHTS, 4))
     config = ReportConfig(("official", "all-images", "annotated"), (1, 2), resamples=20)
     streamed = evaluate_model(model, index, config, baselines=True)
     assert streamed == evaluate_model(model, index, config, baselines=True, streamed=False)
     labels = index.labels()
-    assert (labels == 0).any() and list(streamed["rows"]) == ["QKS", "VLP zero-shot, one prompt", "VLP zero-shot, prompt pool", "VLP best patch"]
+    assert (labels == 0).any() and list(streamed["rows"]) == [
+        "QKS",
+        "VLP zero-shot, one prompt",
+        "VLP zero-shot, prompt pool",
+        "VLP best patch",
+    ]
     tokens = torch.cat(list(token_batches(tiny_vlp, index, 7)))
     scores = head_scores(model.head, tokens, embed_names(model.pool, tiny_vlp, index.label_names))[0]
     expected = evaluate_scores(scores, labels, 5, (1, 2))
@@ -144,13 +200,20 @@ def test_a_matrix_and_a_stream_agree(open_images, tiny_vlp):
 
 
 def test_leak_free_looks_at_names_and_tells_ids(open_images, tiny_vlp):
-    found = evaluate_model(QKS(tiny_vlp, QKSHead.from_official(WEIGHTS, 4)), open_split(open_images, "test"), ReportConfig(("leak-free",), (1,)))
+    found = evaluate_model(
+        QKS(tiny_vlp, QKSHead.from_official(WEIGHTS, 4)),
+        open_split(open_images, "test"),
+        ReportConfig(("leak-free",), (1,)),
+    )
     assert found["twins"] == {"/m/07": ["Tree"]} and found["protocols"]["leak-free"]["parts"]["zsl"]["labels"] == 2
 
 
 def test_open_images_through_the_command(open_images, checkpoint, clip_file, tmp_path, capsys):
     words = [checkpoint, open_images, "--vlp", "ViT-B-16", "--pretrained", clip_file, "--heads", 4, "--topk", 1, 3]
-    assert evaluate(*words, "--json", tmp_path / "r.json", "--protocol", "official,annotated", "--protocol", "official") == 0
+    assert (
+        evaluate(*words, "--json", tmp_path / "r.json", "--protocol", "official,annotated", "--protocol", "official")
+        == 0
+    )
     found = load_report(tmp_path / "r.json")
     model = QKS(load_vlp("ViT-B-16", str(clip_file), "cpu"), QKSHead.from_official(WEIGHTS, 4))
     index = open_split(open_images, "test")
@@ -159,7 +222,11 @@ def test_open_images_through_the_command(open_images, checkpoint, clip_file, tmp
     for protocol in ("official", "annotated"):
         for part, metrics in evaluate_scores(scores, index.labels(), 5, (1, 3), protocol).items():
             assert found["rows"]["QKS"][protocol]["metrics"][part] == pytest.approx(metrics, abs=1e-6)
-    assert found["selection"] == found["seed"] == "unknown" and found["head"]["n_heads"] == 4 and found["label_names"]["/m/02"] == "Jaguar"
+    assert (
+        found["selection"] == found["seed"] == "unknown"
+        and found["head"]["n_heads"] == 4
+        and found["label_names"]["/m/02"] == "Jaguar"
+    )
 
 
 def test_the_authors_checkpoint(checkpoint, clip_file):
@@ -167,13 +234,33 @@ def test_the_authors_checkpoint(checkpoint, clip_file):
     output = model.head(torch.from_numpy(GOLDEN["image_tokens"]), torch.from_numpy(GOLDEN["text_features"]))
     torch.testing.assert_close(output.logits, torch.from_numpy(GOLDEN["logits"]), rtol=1e-5, atol=1e-5)
     other = load_model(checkpoint, "ViT-B-16", str(clip_file), device="cpu")  # one head per 64 channels: other numbers
-    assert not torch.allclose(other.head(torch.from_numpy(GOLDEN["image_tokens"]), torch.from_numpy(GOLDEN["text_features"])).logits, output.logits, atol=1e-3)
+    assert not torch.allclose(
+        other.head(torch.from_numpy(GOLDEN["image_tokens"]), torch.from_numpy(GOLDEN["text_features"])).logits,
+        output.logits,
+        atol=1e-3,
+    )
 
 
 @pytest.mark.parametrize("name, dtype", [("bf16", "bfloat16"), ("fp32", "float32")])
 def test_other_numbers_in_the_cache(pocket, tmp_path, capsys, name, dtype):
-    assert evaluate("pocket", pocket, "--cache", tmp_path / "cache", "--cache-dtype", name, "--device", "cpu", "--json", tmp_path / "one.json") == 0
-    assert load_report(tmp_path / "one.json")["tokens"] == f"{dtype}, from a cache" and [row["dtype"] for row in list_caches(tmp_path / "cache")] == [dtype]
+    assert (
+        evaluate(
+            "pocket",
+            pocket,
+            "--cache",
+            tmp_path / "cache",
+            "--cache-dtype",
+            name,
+            "--device",
+            "cpu",
+            "--json",
+            tmp_path / "one.json",
+        )
+        == 0
+    )
+    assert load_report(tmp_path / "one.json")["tokens"] == f"{dtype}, from a cache" and [
+        row["dtype"] for row in list_caches(tmp_path / "cache")
+    ] == [dtype]
 
 
 def test_tokens_from_a_cache(pocket, tmp_path, capsys):
@@ -184,23 +271,30 @@ def test_tokens_from_a_cache(pocket, tmp_path, capsys):
     assert evaluate(*words, "--json", tmp_path / "two.json") == 0 and kept.stat().st_mtime_ns == changed
     one, two = (load_report(tmp_path / f"{name}.json") for name in ("one", "two"))
     assert one == two and one["tokens"] == "float16, from a cache"
-    index, model = open_split(pocket, "test"), load_model("pocket", device="cpu")
+    index = open_split(pocket, "test")
+    model = load_model("pocket", device="cpu")
     fresh = evaluate_model(model, index)["rows"]["QKS"]["official"]["metrics"]["zsl"]
     assert one["rows"]["QKS"]["official"]["metrics"]["zsl"] == pytest.approx(fresh, abs=0.03)
 
 
 def test_baselines_are_those_of_evaluation(pocket):
-    model, index = load_model("pocket", device="cpu"), open_split(pocket, "test")
+    model = load_model("pocket", device="cpu")
+    index = open_split(pocket, "test")
     tokens = torch.cat(list(token_batches(model.vlp, index, 16)))
-    scorers, pooled = make_scorers(model, index.label_names, True), model.pool.embed(model.vlp, index.label_names)
-    torch.testing.assert_close(scorers["VLP zero-shot, prompt pool"](tokens), zero_shot_scores(model.vlp, tokens, pooled))
+    scorers = make_scorers(model, index.label_names, True)
+    pooled = model.pool.embed(model.vlp, index.label_names)
+    torch.testing.assert_close(
+        scorers["VLP zero-shot, prompt pool"](tokens), zero_shot_scores(model.vlp, tokens, pooled)
+    )
     torch.testing.assert_close(scorers["VLP best patch"](tokens), best_patch_scores(model.vlp, tokens, pooled))
     assert list(make_scorers(model, index.label_names)) == ["QKS"]
 
 
 def test_few_images_at_once_do_not_matter(pocket, monkeypatch):
-    model, index = load_model("pocket", device="cpu"), open_split(pocket, "test")
-    scorer, tokens = make_scorers(model, index.label_names, True)["VLP best patch"], next(token_batches(model.vlp, index, 16))
+    model = load_model("pocket", device="cpu")
+    index = open_split(pocket, "test")
+    scorer = make_scorers(model, index.label_names, True)["VLP best patch"]
+    tokens = next(token_batches(model.vlp, index, 16))
     whole = scorer(tokens)
     monkeypatch.setattr("qks.evaluate.baselines.PATCH_SCORES", 1)
     torch.testing.assert_close(scorer(tokens), whole)
@@ -214,7 +308,9 @@ def test_precision_is_told(pocket, tmp_path, capsys):
 def test_nothing_is_overwritten_unasked(pocket, tmp_path, capsys, monkeypatch):
     (tmp_path / "r.json").write_text("mine")
     (tmp_path / "l.csv").write_text("mine too")
-    monkeypatch.setattr("qks.commands.evaluate.load_model", lambda *_: pytest.fail("the file is looked at before the model is loaded"))
+    monkeypatch.setattr(
+        "qks.commands.evaluate.load_model", lambda *_: pytest.fail("the file is looked at before the model is loaded")
+    )
     for option in ("--json", "--per-label"):
         assert evaluate("pocket", pocket, option, tmp_path / {"--json": "r.json", "--per-label": "l.csv"}[option]) == 2
         assert "exists already" in said(capsys)
@@ -224,27 +320,30 @@ def test_nothing_is_overwritten_unasked(pocket, tmp_path, capsys, monkeypatch):
     assert load_report(tmp_path / "r.json")["images"] == 40
 
 
-@pytest.mark.parametrize("words, expected", [
-    (["pocket", "POCKET", "--protocol", "official,mine"], "'mine' is not known"),
-    (["pocket", "POCKET", "--topk", "0"], "topk"),
-    (["pocket", "POCKET", "--topk", "60"], "60 labels per image"),
-    (["pocket", "POCKET", "--bootstrap", "-5"], "resamples is -5"),
-    (["pocket", "POCKET", "--seed", "-1"], "seed is -1"),
-    (["pocket", "POCKET", "--heads", "4"], "leave --heads out"),
-    (["pocket", "POCKET", "--pretrained", "openai"], "pass --vlp"),
-    (["pocket", "POCKET", "--vlp", "ViT-B-16", "--pretrained", "CLIP"], "another VLP"),
-    (["pocket", "POCKET", "--json", "NEW/deep/r.json"], "is no folder"),
-    (["pocket", "POCKET", "--per-label", "NEW"], "is a folder"),
-    (["pocket", "POCKET", "--cache", "CHECKPOINT"], "cannot be used as a token cache"),
-    (["pocket", "POCKET", "--cache-dtype", "bf16"], "name its folder with --cache"),
-    (["pocket", "NEW"], "has no index of its test split"),
-    (["CHECKPOINT", "POCKET"], "pass --vlp and --pretrained"),
-    (["CHECKPOINT", "POCKET", "--vlp", "pocket"], "use the VLP that the head was trained with"),
-    (["CHECKPOINT", "POCKET", "--vlp", "ViT-B-16", "--pretrained", "CLIP", "--heads", "7"], "head"),
-    (["CLIP", "POCKET", "--vlp", "ViT-B-16", "--pretrained", "CLIP"], "no QKS checkpoint"),
-    (["NEW", "POCKET"], "is not a saved QKS"),
-    (["nowhere.pth", "POCKET"], "nowhere.pth"),
-])
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["pocket", "POCKET", "--protocol", "official,mine"], "'mine' is not known"),
+        (["pocket", "POCKET", "--topk", "0"], "topk"),
+        (["pocket", "POCKET", "--topk", "60"], "60 labels per image"),
+        (["pocket", "POCKET", "--bootstrap", "-5"], "resamples is -5"),
+        (["pocket", "POCKET", "--seed", "-1"], "seed is -1"),
+        (["pocket", "POCKET", "--heads", "4"], "leave --heads out"),
+        (["pocket", "POCKET", "--pretrained", "openai"], "pass --vlp"),
+        (["pocket", "POCKET", "--vlp", "ViT-B-16", "--pretrained", "CLIP"], "another VLP"),
+        (["pocket", "POCKET", "--json", "NEW/deep/r.json"], "is no folder"),
+        (["pocket", "POCKET", "--per-label", "NEW"], "is a folder"),
+        (["pocket", "POCKET", "--cache", "CHECKPOINT"], "cannot be used as a token cache"),
+        (["pocket", "POCKET", "--cache-dtype", "bf16"], "name its folder with --cache"),
+        (["pocket", "NEW"], "has no index of its test split"),
+        (["CHECKPOINT", "POCKET"], "pass --vlp and --pretrained"),
+        (["CHECKPOINT", "POCKET", "--vlp", "pocket"], "use the VLP that the head was trained with"),
+        (["CHECKPOINT", "POCKET", "--vlp", "ViT-B-16", "--pretrained", "CLIP", "--heads", "7"], "head"),
+        (["CLIP", "POCKET", "--vlp", "ViT-B-16", "--pretrained", "CLIP"], "no QKS checkpoint"),
+        (["NEW", "POCKET"], "is not a saved QKS"),
+        (["nowhere.pth", "POCKET"], "nowhere.pth"),
+    ],
+)
 def test_a_mistake_ends_in_one_sentence(words, expected, pocket, checkpoint, clip_file, tmp_path, capsys):
     (tmp_path / "new").mkdir()
     for name, place in {"POCKET": pocket, "CHECKPOINT": checkpoint, "CLIP": clip_file, "NEW": tmp_path / "new"}.items():
@@ -259,7 +358,10 @@ def test_missing_images_are_told_before_the_first_batch(pocket, tmp_path, capsys
     index = index_nuswide(root, "test")
     index.path(7).unlink()
     index.path(9).write_bytes(b"")
-    monkeypatch.setattr("qks.commands.evaluate.make_scorers", lambda *_: pytest.fail("images are looked for before anything is computed"))
+    monkeypatch.setattr(
+        "qks.commands.evaluate.make_scorers",
+        lambda *_: pytest.fail("images are looked for before anything is computed"),
+    )
     assert evaluate("pocket", root) == 2
     message = said(capsys)
     assert "2 of 40 test images" in message and index.images[7] in message
@@ -272,7 +374,11 @@ def test_labels_that_cannot_be_measured_are_told_before_the_first_batch(open_ima
     for options in ({}, {"streamed": False}):
         with pytest.raises(QKSError, match="topk asks for 4"):
             evaluate_model(model, index, ReportConfig(topk=(4,)), **options)
-    full = replace(index, absent=-1, **sort_entries(*np.nonzero(index.labels() > 0), np.ones((index.labels() > 0).sum(), np.int8), len(index), 8))
+    full = replace(
+        index,
+        absent=-1,
+        **sort_entries(*np.nonzero(index.labels() > 0), np.ones((index.labels() > 0).sum(), np.int8), len(index), 8),
+    )
     with pytest.raises(QKSError, match="streamed=True"):
         evaluate_model(model, full, streamed=True)
 
@@ -302,7 +408,9 @@ def test_a_matrix_takes_batches_of_any_kind():
     assert matrix.scores.tolist() == [[1, 1], [3, 3], [3, 3]] and matrix.done == 3
 
 
-@pytest.mark.parametrize("words", [["--json", "r", "--per-label", "r"], ["--json", "r", "--per-label", "./r", "--force"]], ids=str)
+@pytest.mark.parametrize(
+    "words", [["--json", "r", "--per-label", "r"], ["--json", "r", "--per-label", "./r", "--force"]], ids=str
+)
 def test_two_results_do_not_go_into_one_file(run, tmp_path, monkeypatch, capsys, words):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("qks.commands.evaluate.evaluate_model", lambda *args, **kwargs: pytest.fail("began to compute"))
@@ -314,18 +422,34 @@ def test_a_folder_that_may_not_be_written_is_told_first(run, tmp_path, monkeypat
     monkeypatch.setattr("qks.commands.evaluate.evaluate_model", lambda *args, **kwargs: pytest.fail("began to compute"))
     monkeypatch.setattr("qks.evaluate.tables.os.access", lambda path, mode: Path(path) != tmp_path)
     assert evaluate(run / "model", run / "pocket-wide", "--json", tmp_path / "r.json", "--device", "cpu") == 2
-    assert said(capsys) == f"qks: {tmp_path / 'r.json'} cannot be written, for {tmp_path} may not be written to: change that, or name another file\n"
+    assert (
+        said(capsys)
+        == f"qks: {tmp_path / 'r.json'} cannot be written, for {tmp_path} may not be written to: change that, or name another file\n"
+    )
 
 
 def test_results_are_saved_before_they_are_printed(run, tmp_path, monkeypatch):
-    def broken(*args): raise BrokenPipeError(32, "Broken pipe")
+    def broken(*args):
+        raise BrokenPipeError(32, "Broken pipe")
+
     monkeypatch.setattr("qks.commands.evaluate.print_report", broken)
-    evaluate(run / "model", run / "pocket-wide", "--json", tmp_path / "r.json", "--per-label", tmp_path / "l.csv", "--device", "cpu")
+    evaluate(
+        run / "model",
+        run / "pocket-wide",
+        "--json",
+        tmp_path / "r.json",
+        "--per-label",
+        tmp_path / "l.csv",
+        "--device",
+        "cpu",
+    )
     assert load_report(tmp_path / "r.json")["rows"] and (tmp_path / "l.csv").stat().st_size
 
 
 def test_what_cannot_be_saved_is_printed(run, tmp_path, monkeypatch, capsys):
-    def full(*args): raise OSError(28, "No space left on device", "r.json")
+    def full(*args):
+        raise OSError(28, "No space left on device", "r.json")
+
     monkeypatch.setattr("qks.commands.evaluate.save_report", full)
     assert evaluate(run / "model", run / "pocket-wide", "--json", tmp_path / "r.json", "--device", "cpu") == 2
     told = capsys.readouterr()
@@ -334,18 +458,42 @@ def test_what_cannot_be_saved_is_printed(run, tmp_path, monkeypatch, capsys):
 
 def test_a_checkpoint_of_the_authors_tags_pictures(checkpoint, clip_file, open_images, capsys):
     picture = next((open_images / "test").glob("*.jpg"))
-    assert main(["tag", str(picture), "--labels", "cat,dog", "--model", str(checkpoint), "--vlp", "ViT-B-16", "--pretrained", str(clip_file), "--device", "cpu"]) == 0
+    assert (
+        main(
+            [
+                "tag",
+                str(picture),
+                "--labels",
+                "cat,dog",
+                "--model",
+                str(checkpoint),
+                "--vlp",
+                "ViT-B-16",
+                "--pretrained",
+                str(clip_file),
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
     assert "cat" in (told := capsys.readouterr().out) and "dog" in told and str(picture) in told
 
 
 def test_a_models_own_vlp_from_another_place(tmp_path, monkeypatch):
     "Its weight file has moved: the name and the kind of activation are read from the model."
     asked = []
-    def load(name, pretrained, *args, quick_gelu): asked.append((name, pretrained, quick_gelu)) or (_ for _ in ()).throw(QKSError("enough"))
+
+    def load(name, pretrained, *args, quick_gelu):
+        asked.append((name, pretrained, quick_gelu)) or (_ for _ in ()).throw(QKSError("enough"))
+
     monkeypatch.setattr("qks.commands.evaluate.load_vlp", load)
     for quick_gelu in (True, False):
-        (tmp_path / "config.json").write_text(json.dumps({"vlp": {"name": "ViT-B-16", "pretrained": "old.pt", "quick_gelu": quick_gelu}}))
-        with pytest.raises(QKSError, match="enough"): load_model(tmp_path, pretrained="moved.pt")
+        (tmp_path / "config.json").write_text(
+            json.dumps({"vlp": {"name": "ViT-B-16", "pretrained": "old.pt", "quick_gelu": quick_gelu}})
+        )
+        with pytest.raises(QKSError, match="enough"):
+            load_model(tmp_path, pretrained="moved.pt")
     assert asked == [("ViT-B-16", "moved.pt", True), ("ViT-B-16", "moved.pt", False)]
 
 
@@ -356,10 +504,12 @@ def test_facts_come_from_the_models_own_run(tmp_path, monkeypatch):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "head.safetensors").write_bytes(b"")
     monkeypatch.chdir(tmp_path)
-    for model in ("pocket", "authors.pth"): assert training_facts(model) == {"selection": "unknown", "seed": "unknown"}
+    for model in ("pocket", "authors.pth"):
+        assert training_facts(model) == {"selection": "unknown", "seed": "unknown"}
     monkeypatch.chdir("model")
     assert training_facts(".") == {"selection": "official", "seed": 2}
 
 
 def test_a_precision_that_is_none():
-    with pytest.raises(QKSError, match="unknown precision 'bf8': give one of fp32, bf16, fp16"): load_model("pocket", precision="bf8")
+    with pytest.raises(QKSError, match="unknown precision 'bf8': give one of fp32, bf16, fp16"):
+        load_model("pocket", precision="bf8")

@@ -1,4 +1,5 @@
 """The instrument of 14_explore, its controls turned by hand."""
+
 import io
 from datetime import datetime, timezone
 
@@ -10,12 +11,21 @@ from qks.core import QKSError
 from qks.explore.explorer import Explorer, plot_answer, plot_token, read_uploads
 from qks.model.tagger import QKS
 
-PICTURES = {name: Image.fromarray(np.random.default_rng(seed).integers(0, 256, (60, 80, 3), np.uint8)) for seed, name in enumerate(("one", "two"))}
+PICTURES = {
+    name: Image.fromarray(np.random.default_rng(seed).integers(0, 256, (60, 80, 3), np.uint8))
+    for seed, name in enumerate(("one", "two"))
+}
 LABELS = ["cat", "dog", "bus"]
 
 
-def brought(name, content): # as ipywidgets hands it over
-    return {"name": name, "type": "image/png", "size": len(content), "content": memoryview(content), "last_modified": datetime.now(timezone.utc)}
+def brought(name, content):  # as ipywidgets hands it over
+    return {
+        "name": name,
+        "type": "image/png",
+        "size": len(content),
+        "content": memoryview(content),
+        "last_modified": datetime.now(timezone.utc),
+    }
 
 
 def png(name="mine.png"):
@@ -33,11 +43,14 @@ def explorer(model):
     return Explorer(model, PICTURES, LABELS, top_k=2, unseen=["dog"])
 
 
-def figures(explorer): return explorer.answer.value, explorer.look.value
+def figures(explorer):
+    return explorer.answer.value, explorer.look.value
 
 
 def test_it_begins_with_an_answer(explorer, model):
-    assert [tag[:1] + tag[2:] for tag in explorer.tags] == [tag[:1] + tag[2:] for tag in model.tag(PICTURES["one"], LABELS)[0]]
+    assert [tag[:1] + tag[2:] for tag in explorer.tags] == [
+        tag[:1] + tag[2:] for tag in model.tag(PICTURES["one"], LABELS)[0]
+    ]
     assert explorer.token.value == explorer.tags[0][2] and explorer.token.max == model.head.config.n_queries - 1
     assert all(Image.open(io.BytesIO(figure)).width > 300 for figure in figures(explorer)) and explorer.told.value == ""
 
@@ -53,7 +66,10 @@ def test_every_control_draws_what_depends_on_it(explorer):
     assert figures(explorer)[0] != answer
 
 
-@pytest.mark.parametrize("words, told", [("cat, cat", "stands twice"), ("", "label list is empty"), ("cat,,dog", "blank"), ("<i>,<i>", "&lt;i&gt;")])
+@pytest.mark.parametrize(
+    "words, told",
+    [("cat, cat", "stands twice"), ("", "label list is empty"), ("cat,,dog", "blank"), ("<i>,<i>", "&lt;i&gt;")],
+)
 def test_a_mistake_is_told_and_the_figures_stay(explorer, words, told):
     before = figures(explorer)
     explorer.labels.value = words
@@ -64,7 +80,10 @@ def test_a_mistake_is_told_and_the_figures_stay(explorer, words, told):
 
 def test_pictures_of_ones_own(explorer):
     explorer.upload.value = (png(), png("folder/other.png"))
-    assert list(explorer.picture.options) == ["one", "two", "mine.png", "other.png"] and explorer.picture.value == "other.png"
+    assert (
+        list(explorer.picture.options) == ["one", "two", "mine.png", "other.png"]
+        and explorer.picture.value == "other.png"
+    )
     before = figures(explorer)
     explorer.upload.value = (brought("text.png", b"no picture"),)
     assert "image text.png is not an image" in explorer.told.value and figures(explorer) == before
@@ -79,7 +98,8 @@ def test_the_token_shown_is_of_the_picture_shown(explorer):
         explorer.token.value = token
         looks[token] = explorer.look.value
     explorer.labels.value = "cat, cat"
-    explorer.picture.value, explorer.token.value = "two", 0
+    explorer.picture.value = "two"
+    explorer.token.value = 0
     assert explorer.look.value == looks[0]
 
 
@@ -91,9 +111,17 @@ def test_the_same_name_again_is_another_picture(explorer):
     assert figures(explorer) != before
 
 
-@pytest.mark.parametrize("pictures, labels, told", [({}, LABELS, "no picture to begin with"), (PICTURES, ["cat", "cat"], "stands twice"), (PICTURES, [], "label list is empty")])
+@pytest.mark.parametrize(
+    "pictures, labels, told",
+    [
+        ({}, LABELS, "no picture to begin with"),
+        (PICTURES, ["cat", "cat"], "stands twice"),
+        (PICTURES, [], "label list is empty"),
+    ],
+)
 def test_nothing_to_begin_with(model, pictures, labels, told):
-    with pytest.raises(QKSError, match=told): Explorer(model, pictures, labels)
+    with pytest.raises(QKSError, match=told):
+        Explorer(model, pictures, labels)
 
 
 def test_labels_with_a_comma(model):
@@ -104,10 +132,11 @@ def test_figures_refuse_what_does_not_fit(model):
     attention = model.predict([PICTURES["one"]], model.pool.embed(model.vlp, LABELS), return_attention=True).attention
     plot_answer(PICTURES["one"], [], attention, model.vlp.grid).canvas.draw()
     assert len(plot_token(PICTURES["one"], attention, 0, model.vlp.grid, ["$5", "$6"]).axes) == 1 + len(attention)
-    with pytest.raises(QKSError, match="token 99"): plot_token(PICTURES["one"], attention, 99, model.vlp.grid)
+    with pytest.raises(QKSError, match="token 99"):
+        plot_token(PICTURES["one"], attention, 99, model.vlp.grid)
 
 
 def test_a_label_that_is_too_long_is_told(explorer):
     before = figures(explorer)
-    explorer.labels.value = "word "*100
+    explorer.labels.value = "word " * 100
     assert "shorten the label" in explorer.told.value and figures(explorer) == before

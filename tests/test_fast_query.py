@@ -1,4 +1,5 @@
 """The fast extractor against the plain one: outputs, gradients, dropout, golden vectors; and what each order costs."""
+
 import json
 from pathlib import Path
 
@@ -8,43 +9,68 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from qks.model import fast as fast_query
 from qks.core import QKSError
-from qks.model.fast import ByHead, TimesFrozen, absorbed_attention, absorbing_pays, block_operations, drop, extract, projected_attention, self_attention, turn
-from qks.model.losses import AsymmetricLoss
+from qks.model import fast as fast_query
 from qks.model.config import HeadConfig
+from qks.model.fast import (
+    ByHead,
+    TimesFrozen,
+    absorbed_attention,
+    absorbing_pays,
+    block_operations,
+    drop,
+    extract,
+    projected_attention,
+    self_attention,
+    turn,
+)
 from qks.model.head import QKSHead
+from qks.model.losses import AsymmetricLoss
 from qks.model.query import Attention, QueryExtractor
 from qks.model.sharing import share
 
 DATA = Path(__file__).parent / "data"
 
 
-def make(width=64, n_queries=5, n_layers=3, n_heads=4, dropout=0., context_width=None, n_images=3, n_tokens=17, seed=0):
+def make(
+    width=64, n_queries=5, n_layers=3, n_heads=4, dropout=0.0, context_width=None, n_images=3, n_tokens=17, seed=0
+):
     "An extractor whose biases and norms are not at their start, and image tokens."
     torch.manual_seed(seed)
     extractor = QueryExtractor(width, n_queries, n_layers, n_heads, dropout=dropout, context_width=context_width)
     with torch.no_grad():
         for name, weight in extractor.named_parameters():
-            if weight.ndim == 1: weight.add_(torch.randn_like(weight)*0.2)
-            elif name != "query_tokens": weight.mul_(3)
+            if weight.ndim == 1:
+                weight.add_(torch.randn_like(weight) * 0.2)
+            elif name != "query_tokens":
+                weight.mul_(3)
     return extractor, torch.randn(n_images, n_tokens, context_width or width)
 
 
 def gradients(extractor, function, tokens):
     "Gradients of every weight; those of key biases are left out, because they are zero but for rounding."
     extractor.zero_grad(set_to_none=True)
-    (function(tokens)**3).sum().backward()
+    (function(tokens) ** 3).sum().backward()
     assert all(weight.grad is not None for weight in extractor.parameters())
     return {name: weight.grad.clone() for name, weight in extractor.named_parameters() if not name.endswith("key.bias")}
 
 
-def close(found, wanted, rtol=1e-5, scale=0.):
-    torch.testing.assert_close(found, wanted, rtol=rtol, atol=rtol*max(scale, wanted.abs().max().item()))
+def close(found, wanted, rtol=1e-5, scale=0.0):
+    torch.testing.assert_close(found, wanted, rtol=rtol, atol=rtol * max(scale, wanted.abs().max().item()))
 
 
-CASES = [{}, {"n_queries": 1}, {"n_queries": 40}, {"context_width": 48}, {"n_layers": 1}, {"n_layers": 0}, {"n_images": 1},
-         {"n_tokens": 1}, {"n_heads": 1}, {"width": 192, "n_heads": 3, "n_queries": 12, "n_tokens": 36}]
+CASES = [
+    {},
+    {"n_queries": 1},
+    {"n_queries": 40},
+    {"context_width": 48},
+    {"n_layers": 1},
+    {"n_layers": 0},
+    {"n_images": 1},
+    {"n_tokens": 1},
+    {"n_heads": 1},
+    {"width": 192, "n_heads": 3, "n_queries": 12, "n_tokens": 36},
+]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -53,24 +79,34 @@ def test_outputs_and_gradients_equal_the_plain_way(case, training):
     extractor, tokens = make(**case)
     extractor.train(training)
     close(extract(extractor, tokens), extractor(tokens))
-    plain, fast = (gradients(extractor, function, tokens) for function in (extractor, lambda tokens: extract(extractor, tokens)))
+    plain, fast = (
+        gradients(extractor, function, tokens) for function in (extractor, lambda tokens: extract(extractor, tokens))
+    )
     assert plain.keys() == fast.keys()
-    scale = 1e-2*max(gradient.abs().max().item() for gradient in plain.values())  # one token or query: some gradients are zero
-    for name in plain: close(fast[name], plain[name], scale=scale)
+    scale = 1e-2 * max(
+        gradient.abs().max().item() for gradient in plain.values()
+    )  # one token or query: some gradients are zero
+    for name in plain:
+        close(fast[name], plain[name], scale=scale)
 
 
 @pytest.mark.parametrize("n_queries", [5, 40])
 def test_without_gradients(n_queries):
     extractor, tokens = make(n_queries=n_queries)
-    with torch.no_grad(): close(extract(extractor, tokens), extractor(tokens))
-    with torch.inference_mode(): close(extract(extractor, tokens), extractor(tokens))
+    with torch.no_grad():
+        close(extract(extractor, tokens), extractor(tokens))
+    with torch.inference_mode():
+        close(extract(extractor, tokens), extractor(tokens))
 
 
 @pytest.mark.parametrize("n_queries", [5, 40])
 def test_gradients_reach_image_tokens_that_ask_for_them(n_queries):
     extractor, tokens = make(n_queries=n_queries)
-    wanted, found = (torch.autograd.grad((function(x)**3).sum(), x)[0] for x in [tokens.requires_grad_()]
-                     for function in (extractor, lambda x: extract(extractor, x)))
+    wanted, found = (
+        torch.autograd.grad((function(x) ** 3).sum(), x)[0]
+        for x in [tokens.requires_grad_()]
+        for function in (extractor, lambda x: extract(extractor, x))
+    )
     close(found, wanted)
 
 
@@ -78,10 +114,15 @@ def test_gradients_reach_image_tokens_that_ask_for_them(n_queries):
 def test_the_same_zeros_give_the_same_numbers(monkeypatch, n_queries):
     "With torch's own draws in the same order, dropout in training is equal too: every dropout stands where it stands in the plain way."
     extractor, tokens = make(dropout=0.2, n_queries=n_queries)
+
     def drop(x, dropout):
-        if x.shape[1:] != (n_queries*4, 17): return F.dropout(x, dropout.p)
-        by_head = F.dropout(x.unflatten(1, (n_queries, 4)).transpose(1, 2).contiguous(), dropout.p)  # absorbed weights [B, K·h, N], drawn as [B, h, K, N]
+        if x.shape[1:] != (n_queries * 4, 17):
+            return F.dropout(x, dropout.p)
+        by_head = F.dropout(
+            x.unflatten(1, (n_queries, 4)).transpose(1, 2).contiguous(), dropout.p
+        )  # absorbed weights [B, K·h, N], drawn as [B, h, K, N]
         return by_head.transpose(1, 2).flatten(1, 2)
+
     monkeypatch.setattr(fast_query, "drop", drop)
     results = []
     for function in (extractor, lambda tokens: extract(extractor, tokens)):
@@ -90,7 +131,8 @@ def test_the_same_zeros_give_the_same_numbers(monkeypatch, n_queries):
         results.append((out.detach(), torch.autograd.grad((out**3).sum(), list(extractor.parameters()))))
     close(results[1][0], results[0][0])
     for (name, _), plain, fast in zip(extractor.named_parameters(), results[0][1], results[1][1]):
-        if not name.endswith("key.bias"): close(fast, plain)
+        if not name.endswith("key.bias"):
+            close(fast, plain)
 
 
 def test_no_image_no_features():
@@ -100,14 +142,17 @@ def test_no_image_no_features():
 
 @pytest.mark.parametrize("shape", [(9, 64), (2, 9, 63), (2, 3, 9, 64)])
 def test_shapes_that_do_not_fit(shape):
-    with pytest.raises(QKSError, match=r"expected \[B, N, 64\]"): extract(make()[0], torch.zeros(shape))
+    with pytest.raises(QKSError, match=r"expected \[B, N, 64\]"):
+        extract(make()[0], torch.zeros(shape))
 
 
 @pytest.mark.parametrize("function", [absorbed_attention, projected_attention])
 @pytest.mark.parametrize("starts", [1, 3])
 def test_both_orders_equal_attention(function, starts):
     torch.manual_seed(0)
-    attention, queries, context = Attention(64, 48, 4, 0.), torch.randn(starts, 5, 64), torch.randn(3, 9, 48)
+    attention = Attention(64, 48, 4, 0.0)
+    queries = torch.randn(starts, 5, 64)
+    context = torch.randn(3, 9, 48)
     nn.init.normal_(attention.key.bias), nn.init.normal_(attention.value.bias)
     close(function(attention, queries, context), attention(queries.expand(3, -1, -1), context)[0])
 
@@ -122,20 +167,26 @@ def test_self_attention_of_equal_images_is_made_once():
 
 # ---- where numbers lie
 
+
 @pytest.mark.parametrize("turned", [False, True])
 def test_gradients_of_products_by_head(turned):
     torch.manual_seed(0)
-    x, matrices = torch.randn(5, 3, 2, dtype=torch.double, requires_grad=True), torch.randn(3, 2, 4, dtype=torch.double)
-    if turned: matrices = matrices.transpose(1, 2).contiguous().transpose(1, 2)
+    x = torch.randn(5, 3, 2, dtype=torch.double, requires_grad=True)
+    matrices = torch.randn(3, 2, 4, dtype=torch.double)
+    if turned:
+        matrices = matrices.transpose(1, 2).contiguous().transpose(1, 2)
     matrices.requires_grad_()
     close(ByHead.apply(x, matrices), torch.einsum("mhi,hio->mho", x, matrices))
     assert torch.autograd.gradcheck(ByHead.apply, (x, matrices))
-    assert torch.autograd.grad(ByHead.apply(x, matrices).sum(), matrices)[0].stride() == matrices.stride()  # or autograd would copy it
+    assert (
+        torch.autograd.grad(ByHead.apply(x, matrices).sum(), matrices)[0].stride() == matrices.stride()
+    )  # or autograd would copy it
 
 
 def test_gradients_of_products_with_frozen_tokens():
     torch.manual_seed(0)
-    x, tokens = torch.randn(2, 3, 4, dtype=torch.double, requires_grad=True), torch.randn(2, 5, 4, dtype=torch.double)
+    x = torch.randn(2, 3, 4, dtype=torch.double, requires_grad=True)
+    tokens = torch.randn(2, 5, 4, dtype=torch.double)
     for matrix, other in ((tokens.transpose(1, 2), tokens), (turn(tokens), tokens)):
         close(TimesFrozen.apply(x, matrix, other), x @ matrix)
         assert torch.autograd.gradcheck(lambda x: TimesFrozen.apply(x, matrix, other), (x,))  # noqa: B023 used at once
@@ -144,15 +195,20 @@ def test_gradients_of_products_with_frozen_tokens():
 @pytest.mark.parametrize("grad, autocast, laid_out", [(True, False, True), (False, False, False), (True, True, False)])
 def test_tokens_are_copied_in_training_in_full_precision_only(grad, autocast, laid_out):
     tokens = torch.randn(2, 5, 4)
-    with torch.set_grad_enabled(grad), torch.autocast("cpu", torch.bfloat16, enabled=autocast): turned = turn(tokens)
+    with torch.set_grad_enabled(grad), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        turned = turn(tokens)
     assert turned.is_contiguous() is laid_out and torch.equal(turned, tokens.transpose(1, 2))
     assert not turn(tokens.requires_grad_()).is_contiguous()
 
 
 def test_half_precision_agrees():
     extractor, tokens = make()
-    with torch.autocast("cpu", torch.bfloat16): found, plain = (gradients(extractor, way, tokens) for way in (lambda tokens: extract(extractor, tokens), extractor))
-    for name in plain: close(found[name], plain[name], rtol=0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, plain = (
+            gradients(extractor, way, tokens) for way in (lambda tokens: extract(extractor, tokens), extractor)
+        )
+    for name in plain:
+        close(found[name], plain[name], rtol=0.1)
 
 
 def test_a_key_bias_has_no_gradient():
@@ -163,30 +219,41 @@ def test_a_key_bias_has_no_gradient():
 
 # ---- dropout
 
+
 @pytest.mark.parametrize("p", [0.05, 0.1, 0.5, 0.9])
 def test_dropout_has_the_right_distribution(p):
     torch.manual_seed(0)
     n = 1_000_001  # three quarters of the last draw are left over
     dropped = drop(torch.ones(n), nn.Dropout(p))
     zero = (dropped == 0).double()
-    deviation = (p*(1 - p)/n)**0.5
-    assert abs(zero.mean() - p) < 5*deviation
-    assert dropped[dropped != 0].unique().tolist() == pytest.approx([2**16/round((1 - p)*2**16)])
+    deviation = (p * (1 - p) / n) ** 0.5
+    assert abs(zero.mean() - p) < 5 * deviation
+    assert dropped[dropped != 0].unique().tolist() == pytest.approx([2**16 / round((1 - p) * 2**16)])
     for shift in (1, 2, 3, 197):  # independent of neighbours, whichever quarter of a draw they come from
-        assert abs((zero[shift:]*zero[:-shift]).mean() - p*p) < 5*(p*p*(1 - p*p)/n)**0.5 + 2*p*5*deviation
-    for quarter in range(4): assert abs(zero[quarter::4].mean() - p) < 5*deviation*2
+        assert (
+            abs((zero[shift:] * zero[:-shift]).mean() - p * p)
+            < 5 * (p * p * (1 - p * p) / n) ** 0.5 + 2 * p * 5 * deviation
+        )
+    for quarter in range(4):
+        assert abs(zero[quarter::4].mean() - p) < 5 * deviation * 2
 
 
 def test_dropout_follows_seed_and_mode():
-    x, dropout = torch.randn(4, 5, 6), nn.Dropout(0.5)
+    x = torch.randn(4, 5, 6)
+    dropout = nn.Dropout(0.5)
     first = drop(x, dropout)
     torch.manual_seed(3)
-    a, b = drop(x, dropout), drop(x, dropout)
+    a = drop(x, dropout)
+    b = drop(x, dropout)
     torch.manual_seed(3)
     assert torch.equal(drop(x, dropout), a) and not torch.equal(a, b) and first.shape == x.shape
-    assert drop(x, dropout.eval()) is x and drop(x, nn.Dropout(0.)) is x
-    assert (drop(x, nn.Dropout(1.)) == 0).all()
-    for p in (1e-7, 1 - 1e-7): assert set((drop(x, nn.Dropout(p))*(1 - p)/x).round(decimals=3).flatten().tolist()) <= {0., 1.}  # finer than 1/65,536
+    assert drop(x, dropout.eval()) is x and drop(x, nn.Dropout(0.0)) is x
+    assert (drop(x, nn.Dropout(1.0)) == 0).all()
+    for p in (1e-7, 1 - 1e-7):
+        assert set((drop(x, nn.Dropout(p)) * (1 - p) / x).round(decimals=3).flatten().tolist()) <= {
+            0.0,
+            1.0,
+        }  # finer than 1/65,536
     assert drop(x.bfloat16(), nn.Dropout(0.5)).dtype == torch.bfloat16
 
 
@@ -200,16 +267,21 @@ def test_gradients_pass_where_numbers_passed():
 def test_the_mean_over_many_draws_is_the_plain_mean():
     "Cross-attention is linear in its dropped weights, so its mean over draws is its value without dropout; that needs the bias to follow."
     torch.manual_seed(0)
-    attention, queries, context = Attention(64, 64, 4, 0.3), torch.randn(1, 5, 64), torch.randn(1, 9, 64)
-    nn.init.constant_(attention.value.bias, 2.)
+    attention = Attention(64, 64, 4, 0.3)
+    queries = torch.randn(1, 5, 64)
+    context = torch.randn(1, 9, 64)
+    nn.init.constant_(attention.value.bias, 2.0)
     draws = absorbed_attention(attention, queries, context.expand(4000, -1, -1)).detach()
     plain = attention.eval()(queries, context)[0].detach()
-    assert ((draws.mean(0) - plain[0]).abs() < 5*draws.std(0)/4000**0.5).all()
-    spread = torch.stack([Attention.forward(attention.train(), queries.expand(4000, -1, -1), context.expand(4000, -1, -1))[0].detach()])[0].std(0)
+    assert ((draws.mean(0) - plain[0]).abs() < 5 * draws.std(0) / 4000**0.5).all()
+    spread = torch.stack(
+        [Attention.forward(attention.train(), queries.expand(4000, -1, -1), context.expand(4000, -1, -1))[0].detach()]
+    )[0].std(0)
     torch.testing.assert_close(draws.std(0), spread, rtol=0.15, atol=1e-3)
 
 
 # ---- the head
+
 
 def golden(name):
     return {key: torch.from_numpy(np.asarray(value)) for key, value in np.load(DATA / name).items()}
@@ -217,7 +289,9 @@ def golden(name):
 
 def test_the_golden_head_takes_the_fast_way_and_agrees(monkeypatch):
     data = golden("model.npz")
-    head = QKSHead.from_official({key.removeprefix("weights/"): value for key, value in data.items() if key.startswith("weights/")}, n_heads=4).eval()
+    head = QKSHead.from_official(
+        {key.removeprefix("weights/"): value for key, value in data.items() if key.startswith("weights/")}, n_heads=4
+    ).eval()
     plain = share(head.extractor(data["image_tokens"]) @ head.projection, data["text_features"])[0]
     monkeypatch.setattr(QueryExtractor, "forward", None)  # whoever calls it now fails
     output = head(data["image_tokens"], data["text_features"])
@@ -227,10 +301,14 @@ def test_the_golden_head_takes_the_fast_way_and_agrees(monkeypatch):
 
 
 def test_the_golden_trajectory():
-    data, losses = golden("model.npz"), golden("trajectory.npz")["losses"]
-    head = QKSHead.from_official({key.removeprefix("weights/"): value for key, value in data.items() if key.startswith("weights/")}, n_heads=4)
+    data = golden("model.npz")
+    losses = golden("trajectory.npz")["losses"]
+    head = QKSHead.from_official(
+        {key.removeprefix("weights/"): value for key, value in data.items() if key.startswith("weights/")}, n_heads=4
+    )
     for module in head.modules():
-        if isinstance(module, nn.Dropout): module.p = 0.
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=1e-4)
     for wanted in losses:
         loss = AsymmetricLoss()(head(data["image_tokens"], data["text_features"]).logits, data["targets"])
@@ -242,15 +320,22 @@ def test_the_golden_trajectory():
 
 def test_with_and_without_attention_maps_agree():
     head = QKSHead(torch.randn(64, 32), HeadConfig(5, 2)).eval()
-    tokens, labels = torch.randn(2, 17, 64), torch.randn(7, 32)
-    with_maps, without = head(tokens, labels, return_attention=True), head(tokens, labels)
+    tokens = torch.randn(2, 17, 64)
+    labels = torch.randn(7, 32)
+    with_maps = head(tokens, labels, return_attention=True)
+    without = head(tokens, labels)
     close(without.logits, with_maps.logits)
-    assert torch.equal(without.token_index, with_maps.token_index) and len(with_maps.attention) == 2 and without.attention is None
+    assert (
+        torch.equal(without.token_index, with_maps.token_index)
+        and len(with_maps.attention) == 2
+        and without.attention is None
+    )
 
 
 def test_autocast():
-    head = QKSHead(torch.randn(64, 32)/8, HeadConfig(5, 2))
-    tokens, labels = torch.randn(2, 17, 64), torch.randn(7, 32)
+    head = QKSHead(torch.randn(64, 32) / 8, HeadConfig(5, 2))
+    tokens = torch.randn(2, 17, 64)
+    labels = torch.randn(7, 32)
     expected = head.eval()(tokens, labels).logits
     with torch.autocast("cpu", torch.bfloat16):
         logits = head.train()(tokens, labels).logits  # dropout in half precision
@@ -261,31 +346,40 @@ def test_autocast():
 
 # ---- counting
 
+
 def test_operations_by_hand():
     cost = block_operations(n_tokens=3, n_queries=2, width=4, n_heads=2, ffn_width=8)
-    assert cost["projected"] == 2*3*4*4 + 2*2*3*4  # keys and values of 3 tokens; compare, gather
-    assert cost["absorbed"] == 2*2*4*4 + 2*2*2*3*4  # both matrices on 2 queries; compare and gather in full width a head
-    assert cost["rest"] == 6*2*16 + 2*4*4 + 2*2*4*8
-    assert block_operations(3, 2, 4, 2, 8, backward=True)["projected"] == 2*(2*3*4*4) + 3*(2*2*3*4)
+    assert cost["projected"] == 2 * 3 * 4 * 4 + 2 * 2 * 3 * 4  # keys and values of 3 tokens; compare, gather
+    assert (
+        cost["absorbed"] == 2 * 2 * 4 * 4 + 2 * 2 * 2 * 3 * 4
+    )  # both matrices on 2 queries; compare and gather in full width a head
+    assert cost["rest"] == 6 * 2 * 16 + 2 * 4 * 4 + 2 * 2 * 4 * 8
+    assert block_operations(3, 2, 4, 2, 8, backward=True)["projected"] == 2 * (2 * 3 * 4 * 4) + 3 * (2 * 2 * 3 * 4)
 
 
 def test_operations_equal_those_that_torch_counts():
     from torch.utils.flop_counter import FlopCounterMode
+
     extractor, tokens = make(width=128, n_heads=2, n_layers=4, n_queries=6, n_tokens=33)
     cost = block_operations(33, 6, 128, 2, 512)
     for function, part in ((lambda: extractor(tokens), "projected"),):
-        with FlopCounterMode(display=False) as counter, torch.no_grad(): function()
-        assert counter.get_total_flops() == 2*4*3*(cost[part] + cost["rest"])  # two operations a multiplication, 4 blocks, 3 images
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            function()
+        assert counter.get_total_flops() == 2 * 4 * 3 * (
+            cost[part] + cost["rest"]
+        )  # two operations a multiplication, 4 blocks, 3 images
 
 
 @pytest.mark.parametrize("n_queries, pays", [(12, True), (22, True), (40, True), (64, False)])
 def test_the_smaller_count_decides(n_queries, pays):
-    assert absorbing_pays(Attention(768, 768, 12, 0.), n_queries, 197) is pays
+    assert absorbing_pays(Attention(768, 768, 12, 0.0), n_queries, 197) is pays
 
 
 def test_committed_numbers_hold_what_the_notebook_says():
     path = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "head.json"
     rows = {row["way"]: row for row in json.loads(path.read_text())["ways"]}
     assert max(rows, key=lambda way: rows[way]["training"]["speedup"]) == "fast"
-    assert rows["fast"]["inference"]["speedup"] > 0.97*max(row["inference"]["speedup"] for row in rows.values())  # without gradients the absorbed ways are one
+    assert rows["fast"]["inference"]["speedup"] > 0.97 * max(
+        row["inference"]["speedup"] for row in rows.values()
+    )  # without gradients the absorbed ways are one
     assert rows["fast"]["training"]["speedup"] >= 1.8

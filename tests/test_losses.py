@@ -1,4 +1,5 @@
 """The losses against the authors' numbers, against hand arithmetic, and under rough conditions."""
+
 import math
 import re
 from pathlib import Path
@@ -18,8 +19,14 @@ def masked_bce(logits, targets):
     return bce_loss(logits, targets, masked=True)
 
 
-LOSSES = {"ranking": ranking_loss, "bce": bce_loss, "masked_bce": masked_bce, "asl": AsymmetricLoss(),
-          "masked_asl": AsymmetricLoss(masked=True), "asl_margin": AsymmetricLoss(2, 1, 0.05)}
+LOSSES = {
+    "ranking": ranking_loss,
+    "bce": bce_loss,
+    "masked_bce": masked_bce,
+    "asl": AsymmetricLoss(),
+    "masked_asl": AsymmetricLoss(masked=True),
+    "asl_margin": AsymmetricLoss(2, 1, 0.05),
+}
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 
 
@@ -37,9 +44,15 @@ def agrees(loss, labels, key):
     np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=2e-6 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("loss, labels, key", [
-    (bce_loss, "binary", "bce"), (masked_bce, "ternary", "masked_bce"),
-    (ranking_loss, "binary", "ranking_binary"), (ranking_loss, "ternary", "ranking_ternary")])
+@pytest.mark.parametrize(
+    "loss, labels, key",
+    [
+        (bce_loss, "binary", "bce"),
+        (masked_bce, "ternary", "masked_bce"),
+        (ranking_loss, "binary", "ranking_binary"),
+        (ranking_loss, "ternary", "ranking_ternary"),
+    ],
+)
 def test_bce_and_ranking_equal_the_authors(loss, labels, key):
     agrees(loss, labels, key)
 
@@ -56,7 +69,8 @@ def test_the_golden_file_covers_eight_asymmetric_losses():
 
 
 def test_absent_annotations_count_as_negative_unless_masked():
-    logits, ternary = torch.from_numpy(GOLDEN["logits"]), torch.from_numpy(GOLDEN["ternary"])
+    logits = torch.from_numpy(GOLDEN["logits"])
+    ternary = torch.from_numpy(GOLDEN["ternary"])
     binary = torch.where(ternary > 0, 1, -1)
     for loss in (bce_loss, AsymmetricLoss()):
         assert loss(logits, ternary) == loss(logits, binary)
@@ -79,7 +93,8 @@ def test_ranking_means_over_all_images_and_skips_what_has_no_pair():
 
 
 def test_ranking_sees_only_differences_and_bce_the_level():
-    logits, targets = torch.randn(3, 8, generator=torch.Generator().manual_seed(0)), torch.ones(3, 8)
+    logits = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    targets = torch.ones(3, 8)
     targets[:, ::2] = -1
     torch.testing.assert_close(ranking_loss(logits + 5, targets), ranking_loss(logits, targets))
     assert bce_loss(logits + 5, targets) > bce_loss(logits, targets) + 1
@@ -88,9 +103,10 @@ def test_ranking_sees_only_differences_and_bce_the_level():
 
 def test_asymmetric_terms_by_hand():
     logit = torch.tensor([math.log(3.0)])  # probability 3/4
-    yes, no = torch.tensor([True]), torch.tensor([False])
-    assert asymmetric_terms(logit, yes, gamma_pos=2).item() == pytest.approx(-0.25**2 * math.log(0.75))
-    assert asymmetric_terms(logit, no, gamma_neg=4).item() == pytest.approx(-0.75**4 * math.log(0.25))
+    yes = torch.tensor([True])
+    no = torch.tensor([False])
+    assert asymmetric_terms(logit, yes, gamma_pos=2).item() == pytest.approx(-(0.25**2) * math.log(0.75))
+    assert asymmetric_terms(logit, no, gamma_neg=4).item() == pytest.approx(-(0.75**4) * math.log(0.25))
     assert asymmetric_terms(logit, no, gamma_neg=1, margin=0.25).item() == pytest.approx(-0.5 * math.log(0.5))
     assert asymmetric_terms(logit, no, margin=0.8).item() == 0
 
@@ -98,7 +114,8 @@ def test_asymmetric_terms_by_hand():
 @pytest.mark.parametrize("masked, scale", [(False, 1000), (True, 1)])
 def test_asl_without_asymmetry_is_bce(masked, scale):
     generator = torch.Generator().manual_seed(1)
-    logits, targets = torch.randn(5, 9, generator=generator) * 2, torch.randint(-1, 2, (5, 9), generator=generator)
+    logits = torch.randn(5, 9, generator=generator) * 2
+    targets = torch.randint(-1, 2, (5, 9), generator=generator)
     plain = AsymmetricLoss(0, 0, 0, masked=masked)
     value, gradient = value_and_gradient(plain, logits, targets)
     expected, expected_gradient = value_and_gradient(lambda x, y: bce_loss(x, y, masked), logits, targets)
@@ -120,7 +137,8 @@ def test_the_log_floor_caps_the_loss_and_ends_the_gradient():
 
 @pytest.mark.parametrize("loss", [ranking_loss, masked_bce, LOSSES["masked_asl"]], ids=["ranking", "bce", "asl"])
 def test_what_is_left_out_touches_neither_value_nor_gradient(loss):
-    logits, targets = [[1.0, 0.5, 2.0]], [[1, -1, 0]]
+    logits = [[1.0, 0.5, 2.0]]
+    targets = [[1, -1, 0]]
     value, gradient = value_and_gradient(loss, logits, targets)
     changed, changed_gradient = value_and_gradient(loss, [[1.0, 0.5, float("nan")]], targets)
     assert value == changed and torch.equal(gradient, changed_gradient) and gradient[0, 2] == 0
@@ -183,11 +201,15 @@ def test_bad_targets_are_refused_by_name(loss):
 
 @pytest.mark.parametrize("loss", [bce_loss, AsymmetricLoss()], ids=["bce", "asl"])
 def test_a_device_is_not_waited_for_and_a_graph_not_broken(loss):
-    "Elsewhere than on the processor, and in a compiled graph, values are not looked at: an answer would have to be awaited."
+    "OtherProcessFailed than on the processor, and in a compiled graph, values are not looked at: an answer would have to be awaited."
     assert loss(torch.zeros(2, 3, device="meta"), torch.ones(2, 3, device="meta")).device.type == "meta"
-    with pytest.raises(QKSError, match="shape"): loss(torch.zeros(2, 3, device="meta"), torch.ones(2, 1, device="meta"))
-    logits, targets = torch.randn(2, 3), torch.tensor([[1., -1., -1.], [-1., 1., -1.]])
-    torch.testing.assert_close(torch.compile(loss, fullgraph=True, backend="eager")(logits, targets), loss(logits, targets))
+    with pytest.raises(QKSError, match="shape"):
+        loss(torch.zeros(2, 3, device="meta"), torch.ones(2, 1, device="meta"))
+    logits = torch.randn(2, 3)
+    targets = torch.tensor([[1.0, -1.0, -1.0], [-1.0, 1.0, -1.0]])
+    torch.testing.assert_close(
+        torch.compile(loss, fullgraph=True, backend="eager")(logits, targets), loss(logits, targets)
+    )
 
 
 @pytest.mark.parametrize("options", [dict(gamma_neg=-1), dict(gamma_pos=-0.5), dict(margin=1), dict(margin=-0.1)])

@@ -1,4 +1,5 @@
 """The metrics against the authors' numbers, a plain reference, scikit-learn, and hand arithmetic."""
+
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,14 @@ from sklearn.metrics import average_precision_score
 import qks.evaluate.metrics
 import qks.evaluate.protocols
 from qks.core import QKSError
-from qks.evaluate.metrics import average_precision_per_label, best_labels, check_scores, evaluate_part, evaluate_scores, hits_up_to
+from qks.evaluate.metrics import (
+    average_precision_per_label,
+    best_labels,
+    check_scores,
+    evaluate_part,
+    evaluate_scores,
+    hits_up_to,
+)
 
 GOLDEN = {kind: dict(np.load(Path(__file__).parent / "data" / f"metrics_{kind}.npz")) for kind in ("binary", "ternary")}
 
@@ -28,7 +36,8 @@ def sample():
 
 @pytest.mark.parametrize("kind", GOLDEN)
 def test_equal_to_the_authors(kind):
-    result, golden = evaluate_golden(kind, protocol="official"), GOLDEN[kind]
+    result = evaluate_golden(kind, protocol="official")
+    golden = GOLDEN[kind]
     keys = [key for key in golden if "/" in key]
     assert sorted(keys) == sorted(f"{part}/{name}" for part in result for name in result[part])
     for key in keys:
@@ -41,23 +50,33 @@ def plain_reference(scores, labels, k):
     "The rules once more, one image and one label at a time."
     rows = [i for i in range(len(scores)) if any(labels[i] > 0)]
     columns = [c for c in range(scores.shape[1]) if any(labels[i, c] != 0 for i in rows)]
-    precisions, hits = [], 0
+    precisions = []
+    hits = 0
     for c in columns:
         given = [i for i in rows if labels[i, c] != 0]
         positives = [i for i in given if labels[i, c] > 0]
-        def at_least(images, i): return sum(scores[j, c] >= scores[i, c] for j in images)
+
+        def at_least(images, i):
+            return sum(scores[j, c] >= scores[i, c] for j in images)
+
         precision = [at_least(positives, i) / at_least(given, i) for i in positives]
         precisions.append(sum(precision) / len(positives) if positives else 0)
     for i in rows:
         hits += sum(labels[i, c] > 0 for c in sorted(columns, key=lambda c: -scores[i, c])[:k])
-    precision, recall = hits / k / len(rows), hits / (labels > 0).sum()
-    return {"mAP": sum(precisions) / len(precisions), f"P@{k}": precision, f"R@{k}": recall,
-            f"F1@{k}": 2 * precision * recall / (precision + recall) if hits else 0}
+    precision = hits / k / len(rows)
+    recall = hits / (labels > 0).sum()
+    return {
+        "mAP": sum(precisions) / len(precisions),
+        f"P@{k}": precision,
+        f"R@{k}": recall,
+        f"F1@{k}": 2 * precision * recall / (precision + recall) if hits else 0,
+    }
 
 
 @pytest.mark.parametrize("decimals", [0, 1, 9], ids=["many ties", "some ties", "no ties"])
 def test_equal_to_a_plain_reference(sample, decimals):
-    scores, labels = sample[0].round(decimals), sample[1]
+    scores = sample[0].round(decimals)
+    labels = sample[1]
     labels[:, 2], labels[:, 12] = 0, np.minimum(labels[:, 12], 0)  # one without annotation, one without a positive
     labels[5] = np.minimum(labels[5], 0)
     result = evaluate_scores(scores, labels, 9, topk=(3,))
@@ -67,7 +86,8 @@ def test_equal_to_a_plain_reference(sample, decimals):
 
 @pytest.mark.parametrize("decimals", [0, 9], ids=["ties", "no ties"])
 def test_scikit_learn_agrees(sample, decimals):
-    scores, labels = sample[0].round(decimals), sample[1]
+    scores = sample[0].round(decimals)
+    labels = sample[1]
     expected = []
     for c in range(scores.shape[1]):
         annotated = labels[:, c] != 0
@@ -97,7 +117,8 @@ def test_tied_labels_keep_their_order():
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("decimals", [0, 1, 3])
 def test_the_order_of_rows_changes_no_bit(sample, dtype, decimals):
-    scores, labels = sample[0].round(decimals).astype(dtype), sample[1]
+    scores = sample[0].round(decimals).astype(dtype)
+    labels = sample[1]
     expected = evaluate_scores(scores, labels, 9)
     for seed in range(5):
         order = np.random.default_rng(seed).permutation(len(scores))
@@ -124,19 +145,23 @@ def test_micro_counts_by_hand():
 
 
 def test_unannotated_predictions_fill_places_but_hit_nothing():
-    result = evaluate_scores(np.array([[0.1, 0.9, 0.5], [0.9, 0.1, 0.5]]), np.array([[1, 0, 1], [1, -1, -1]]), 2, topk=(1,))
+    result = evaluate_scores(
+        np.array([[0.1, 0.9, 0.5], [0.9, 0.1, 0.5]]), np.array([[1, 0, 1], [1, -1, -1]]), 2, topk=(1,)
+    )
     assert result["seen"]["P@1"] == 1 / 2 and result["seen"]["R@1"] == 1 / 2
 
 
 def test_a_kept_label_without_a_positive_is_zero_and_stays():
     scores = np.array([[0.9, 0.1, 0.3], [0.8, 0.2, 0.1]])
-    absent, unannotated = np.array([[1, -1, 1], [1, -1, -1]]), np.array([[1, 0, 1], [1, 0, -1]])
+    absent = np.array([[1, -1, 1], [1, -1, -1]])
+    unannotated = np.array([[1, 0, 1], [1, 0, -1]])
     assert evaluate_scores(scores, absent, 2, topk=(1,))["seen"]["mAP"] == 0.5
     assert evaluate_scores(scores, unannotated, 2, topk=(1,))["seen"]["mAP"] == 1
 
 
 def test_a_label_annotated_only_on_images_set_aside_is_dropped():
-    scores, labels = np.array([[0.9, 0.1, 0.3], [0.8, 0.2, 0.1]]), np.array([[1, 0, 1], [-1, -1, 1]])
+    scores = np.array([[0.9, 0.1, 0.3], [0.8, 0.2, 0.1]])
+    labels = np.array([[1, 0, 1], [-1, -1, 1]])
     assert evaluate_scores(scores, labels, 2, topk=(1,))["seen"]["mAP"] == 1
 
 
@@ -173,12 +198,15 @@ def test_one_part_alone(sample):
 
 
 def test_what_fits_is_not_copied(sample):
-    scores, labels = sample[0].astype(np.float32), sample[1].astype(np.int8)
+    scores = sample[0].astype(np.float32)
+    labels = sample[1].astype(np.int8)
     checked = check_scores(scores, labels)
     assert checked[0] is scores and checked[1] is labels
 
 
-@pytest.mark.parametrize("convert", [torch.tensor, lambda a: torch.tensor(a, requires_grad=a.dtype.kind == "f"), np.ndarray.tolist])
+@pytest.mark.parametrize(
+    "convert", [torch.tensor, lambda a: torch.tensor(a, requires_grad=a.dtype.kind == "f"), np.ndarray.tolist]
+)
 def test_tensors_and_lists_give_the_same(sample, convert):
     assert evaluate_scores(convert(sample[0]), convert(sample[1]), 9) == evaluate_scores(*sample, 9)
 
@@ -204,10 +232,18 @@ def test_scores_that_are_not_finite(sample, bad):
             function()
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(protocol="mine"), "'mine'.*official"), (dict(n_seen=-1), "n_seen is -1.*0 to 14"), (dict(n_seen=15), "n_seen is 15"),
-    (dict(topk=(3, 6)), "6 labels.*part zsl has only 5"), (dict(topk=()), "at least one"), (dict(topk=(0,)), "1 or more"),
-    (dict(topk=(1.5,)), "whole number")])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(protocol="mine"), "'mine'.*official"),
+        (dict(n_seen=-1), "n_seen is -1.*0 to 14"),
+        (dict(n_seen=15), "n_seen is 15"),
+        (dict(topk=(3, 6)), "6 labels.*part zsl has only 5"),
+        (dict(topk=()), "at least one"),
+        (dict(topk=(0,)), "1 or more"),
+        (dict(topk=(1.5,)), "whole number"),
+    ],
+)
 def test_bad_options(sample, options, message):
     with pytest.raises(QKSError, match=message):
         evaluate_scores(*sample, **{"n_seen": 9, **options})

@@ -1,4 +1,5 @@
 """The head against the authors' numbers and gradients; saving, loading and tagging under good and bad input."""
+
 import json
 import weakref
 from pathlib import Path
@@ -10,17 +11,22 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from qks.core import QKSError
-from qks.model.losses import AsymmetricLoss
-from qks.model.tagger import QKS
 from qks.model.config import HeadConfig
 from qks.model.head import QKSHead, head_scores, rename_official, score_batches
+from qks.model.losses import AsymmetricLoss
 from qks.model.prompts import PromptPool
+from qks.model.tagger import QKS
 from qks.vlp.frozen import VLP, fingerprint
 from qks.vlp.loading import load_vlp
 
-GOLDEN = {key: torch.from_numpy(np.asarray(value)) for key, value in np.load(Path(__file__).parent / "data" / "model.npz").items()}
+GOLDEN = {
+    key: torch.from_numpy(np.asarray(value))
+    for key, value in np.load(Path(__file__).parent / "data" / "model.npz").items()
+}
 WEIGHTS = {key.removeprefix("weights/"): value for key, value in GOLDEN.items() if key.startswith("weights/")}
-GRADIENTS = rename_official({key.removeprefix("grad/"): value for key, value in GOLDEN.items() if key.startswith("grad/")})
+GRADIENTS = rename_official(
+    {key.removeprefix("grad/"): value for key, value in GOLDEN.items() if key.startswith("grad/")}
+)
 BATCH = GOLDEN["image_tokens"], GOLDEN["text_features"]
 LABELS = ["cat", "dog", "bridge", "tree", "house"]
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 40, 3), np.uint8))
@@ -35,12 +41,14 @@ def close(actual, expected, rtol=1e-5, scale=None):
 
 def refused(match, function, *args, **kwargs):
     "Expect a QKSError whose message is a single line that matches."
-    with pytest.raises(QKSError, match=match) as caught: function(*args, **kwargs)
+    with pytest.raises(QKSError, match=match) as caught:
+        function(*args, **kwargs)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 # ---- the authors' numbers
+
 
 @pytest.fixture(scope="module")
 def golden_head():
@@ -49,7 +57,8 @@ def golden_head():
 
 @pytest.fixture(scope="module")
 def golden_output(golden_head):
-    with torch.no_grad(): return golden_head(*BATCH, return_attention=True)
+    with torch.no_grad():
+        return golden_head(*BATCH, return_attention=True)
 
 
 def test_sizes_are_read_off_the_weights(golden_head):
@@ -102,17 +111,30 @@ def test_golden_gradient(golden_backward, name):
 @pytest.mark.parametrize("source", ["prefix", "pt", "safetensors", "nested"])
 def test_other_ways_to_the_same_head(tmp_path, golden_head, source):
     state = tmp_path / f"qks.{'safetensors' if source == 'safetensors' else 'pt'}"
-    if source == "prefix": state = {f"module.{key}": value for key, value in WEIGHTS.items()}
-    if source == "pt": torch.save(WEIGHTS, state)
-    if source == "nested": torch.save({"state_dict": WEIGHTS, "epoch": 3}, state)
-    if source == "safetensors": save_file(WEIGHTS, state)
+    if source == "prefix":
+        state = {f"module.{key}": value for key, value in WEIGHTS.items()}
+    if source == "pt":
+        torch.save(WEIGHTS, state)
+    if source == "nested":
+        torch.save({"state_dict": WEIGHTS, "epoch": 3}, state)
+    if source == "safetensors":
+        save_file(WEIGHTS, state)
     head = QKSHead.from_official(state, n_heads=4)
     assert all(torch.equal(a, b) for a, b in zip(head.parameters(), golden_head.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("name", ["clip_model.visual.proj", "clip_model.logit_scale", "net.embeddings.word_embeddings.weight",
-                                  "net.embeddings.position_ids", "net.encoder.layer.0.intermediate.dense.weight",
-                                  "net.encoder.layer.1.output.LayerNorm.bias", "module.clip_model.positional_embedding"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "clip_model.visual.proj",
+        "clip_model.logit_scale",
+        "net.embeddings.word_embeddings.weight",
+        "net.embeddings.position_ids",
+        "net.encoder.layer.0.intermediate.dense.weight",
+        "net.encoder.layer.1.output.LayerNorm.bias",
+        "module.clip_model.positional_embedding",
+    ],
+)
 def test_unused_names_are_ignored(golden_head, name):
     head = QKSHead.from_official(WEIGHTS | {name: torch.zeros(3)}, n_heads=4)
     assert all(torch.equal(a, b) for a, b in zip(head.parameters(), golden_head.parameters(), strict=True))
@@ -120,26 +142,49 @@ def test_unused_names_are_ignored(golden_head, name):
 
 def test_loading_does_not_share_memory_with_the_state():
     head = QKSHead.from_official(WEIGHTS, n_heads=4)
-    with torch.no_grad(): head.projection.add_(1)
+    with torch.no_grad():
+        head.projection.add_(1)
     assert not torch.equal(head.projection, WEIGHTS["proj"])
 
 
-@pytest.mark.parametrize("name", ["surprise", "net.head.weight", "net.encoder.layer.0.attention.self.gate.weight", "visual.proj",
-                                  "net.encoder.layer.0", "net.encoder.layer.0.weight", "net.embeddings.LayerNorm.gamma",
-                                  "net.encoder.layer.3.attention.self.query.weight"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "surprise",
+        "net.head.weight",
+        "net.encoder.layer.0.attention.self.gate.weight",
+        "visual.proj",
+        "net.encoder.layer.0",
+        "net.encoder.layer.0.weight",
+        "net.embeddings.LayerNorm.gamma",
+        "net.encoder.layer.3.attention.self.query.weight",
+    ],
+)
 def test_unknown_names_are_refused(name):
     refused(".", QKSHead.from_official, WEIGHTS | {name: torch.zeros(3)}, n_heads=4)
 
 
 @pytest.mark.parametrize("name", [key for key in WEIGHTS if rename_official({key: 0})])
 def test_missing_names_are_refused(name):
-    refused("not those of a QKS head", QKSHead.from_official, {key: value for key, value in WEIGHTS.items() if key != name}, n_heads=4)
+    refused(
+        "not those of a QKS head",
+        QKSHead.from_official,
+        {key: value for key, value in WEIGHTS.items() if key != name},
+        n_heads=4,
+    )
 
 
-@pytest.mark.parametrize("change", [
-    {"proj": torch.zeros(48, 32)}, {"proj": torch.zeros(64)}, {"query_tokens": torch.zeros(5, 64)},
-    {"net.encoder.layer.1.attention.self.query.weight": torch.zeros(64, 48)},
-    {"net.encoder.layer.2.intermediate_query.dense.weight": torch.zeros(256, 64)}], ids=lambda change: next(iter(change)))
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"proj": torch.zeros(48, 32)},
+        {"proj": torch.zeros(64)},
+        {"query_tokens": torch.zeros(5, 64)},
+        {"net.encoder.layer.1.attention.self.query.weight": torch.zeros(64, 48)},
+        {"net.encoder.layer.2.intermediate_query.dense.weight": torch.zeros(256, 64)},
+    ],
+    ids=lambda change: next(iter(change)),
+)
 def test_another_architecture_is_refused(change):
     refused("not those of a QKS head", QKSHead.from_official, WEIGHTS | change, n_heads=4)
 
@@ -155,10 +200,12 @@ def test_an_empty_state_and_a_missing_file(tmp_path):
 
 # ---- the head
 
+
 def test_the_projection_starts_as_a_trainable_copy(tiny_vlp):
     head = QKSHead(tiny_vlp.projection, HeadConfig(3, 1))
     assert torch.equal(head.projection, tiny_vlp.projection) and head.projection.requires_grad
-    with torch.no_grad(): head.projection.add_(1)
+    with torch.no_grad():
+        head.projection.add_(1)
     assert torch.equal(tiny_vlp.projection, tiny_vlp.model.visual.proj)
 
 
@@ -170,21 +217,28 @@ def test_output_shapes(golden_head):
 
 @pytest.mark.parametrize("seen", [1, 4, 9])
 def test_new_labels_leave_the_others_alone(golden_head, golden_output, seen):
-    with torch.no_grad(): alone = golden_head(BATCH[0], BATCH[1][:seen])
+    with torch.no_grad():
+        alone = golden_head(BATCH[0], BATCH[1][:seen])
     close(alone.logits, golden_output.logits[:, :seen], rtol=1e-6)
     assert torch.equal(alone.token_index, golden_output.token_index[:, :seen])
 
 
 def test_scores_leave_the_device_batch_by_batch():
-    events, head = [], QKSHead(torch.randn(64, 8), HeadConfig(2, 1))
+    events = []
+    head = QKSHead(torch.randn(64, 8), HeadConfig(2, 1))
     head.register_forward_hook(lambda head, given, found: events.append((weakref.ref(found.logits), len(given[0]))))
 
     def batches():
         for tokens in torch.randn(5, 4, 64).split(2):
             assert all(there() is None for there, _ in events)  # of earlier batches nothing is left
             yield tokens
+
     logits, index = score_batches(head, batches(), torch.randn(3, 8), 5)
-    assert logits.shape == index.shape == (5, 3) and (logits.dtype, index.dtype) == (torch.float32, torch.int32) and [size for _, size in events] == [2, 2, 1]
+    assert (
+        logits.shape == index.shape == (5, 3)
+        and (logits.dtype, index.dtype) == (torch.float32, torch.int32)
+        and [size for _, size in events] == [2, 2, 1]
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 256])
@@ -202,15 +256,30 @@ def test_a_head_lies_where_its_projection_lies():
 
 
 def test_no_heads_are_no_heads():
-    with pytest.raises(QKSError, match="n_heads is 0"): QKSHead.from_official(WEIGHTS, n_heads=0)
+    with pytest.raises(QKSError, match="n_heads is 0"):
+        QKSHead.from_official(WEIGHTS, n_heads=0)
 
 
-@pytest.mark.parametrize("wrong", [{"n_queries": 0}, {"n_layers": 0}, {"n_queries": -3}, {"n_heads": 0}, {"ffn_width": 1.5}, {"dropout": 1}, {"dropout": -0.1}], ids=str)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"n_queries": 0},
+        {"n_layers": 0},
+        {"n_queries": -3},
+        {"n_heads": 0},
+        {"ffn_width": 1.5},
+        {"dropout": 1},
+        {"dropout": -0.1},
+    ],
+    ids=str,
+)
 def test_sizes_that_are_none(wrong):
-    with pytest.raises(QKSError, match=f"{next(iter(wrong))} is .*: give"): HeadConfig(**wrong)
+    with pytest.raises(QKSError, match=f"{next(iter(wrong))} is .*: give"):
+        HeadConfig(**wrong)
 
 
 # ---- the whole: saving and loading
+
 
 @pytest.fixture(scope="module")
 def qks(tiny_vlp):
@@ -236,7 +305,8 @@ def test_round_trip_is_bit_equal(qks, saved, tiny_vlp):
 
 def test_saving_again_gives_the_same_files(saved, tiny_vlp, tmp_path):
     QKS.from_pretrained(str(saved), vlp=tiny_vlp).save_pretrained(tmp_path / "again")
-    for name in ("config.json", "head.safetensors"): assert (tmp_path / "again" / name).read_bytes() == (saved / name).read_bytes()
+    for name in ("config.json", "head.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (saved / name).read_bytes()
 
 
 def test_loading_finds_the_vlp_by_itself(make_clip, tmp_path):
@@ -260,8 +330,11 @@ def test_a_head_of_another_width_is_refused(tiny_vlp):
     refused(r"\[64, 16\].*\[64, 32\]", QKS, tiny_vlp, QKSHead(torch.zeros(64, 16), HeadConfig(2, 1)))
 
 
-@pytest.mark.parametrize("content", [
-    b"", b"{", b"[]", b"null", b"3", b"{}", b"\xff\xfe", b'{"head": {}, "templates": ["a {}"], "vlp": {}}'], ids=repr)
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"null", b"3", b"{}", b"\xff\xfe", b'{"head": {}, "templates": ["a {}"], "vlp": {}}'],
+    ids=repr,
+)
 def test_corrupt_config(saved, tiny_vlp, content):
     (saved / "config.json").write_bytes(content)
     refused("config.json is damaged", QKS.from_pretrained, saved, vlp=tiny_vlp)
@@ -271,25 +344,41 @@ def test_corrupt_config(saved, tiny_vlp, content):
 @pytest.mark.parametrize("how", ["missing", "null"])
 def test_config_that_lacks_something(saved, tiny_vlp, key, how):
     config = json.loads((saved / "config.json").read_text())
-    if how == "missing": del config[key]
-    else: config[key] = None
+    if how == "missing":
+        del config[key]
+    else:
+        config[key] = None
     (saved / "config.json").write_text(json.dumps(config))
     refused(".", QKS.from_pretrained, saved, vlp=None if key == "vlp" else tiny_vlp)
 
 
-@pytest.mark.parametrize("change, match", [
-    ({"head": {"n_heads": 5, "dropout": 0.1}}, "5 heads"), ({"head": {"n_heads": 2, "dropout": 7}}, "."),
-    ({"templates": ["no place"]}, "exactly one"), ({"vlp": {"name": "nonsense", "pretrained": "x"}}, "unknown model"),
-    ({"vlp": {"surprise": 1}}, ".")], ids=str)
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        ({"head": {"n_heads": 5, "dropout": 0.1}}, "5 heads"),
+        ({"head": {"n_heads": 2, "dropout": 7}}, "."),
+        ({"templates": ["no place"]}, "exactly one"),
+        ({"vlp": {"name": "nonsense", "pretrained": "x"}}, "unknown model"),
+        ({"vlp": {"surprise": 1}}, "."),
+    ],
+    ids=str,
+)
 def test_config_with_something_wrong(saved, tiny_vlp, change, match):
     config = json.loads((saved / "config.json").read_text()) | change
     (saved / "config.json").write_text(json.dumps(config))
     refused(match, QKS.from_pretrained, saved, vlp=None if "vlp" in change else tiny_vlp)
 
 
-@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b""),
-                                    lambda path: path.write_bytes(path.read_bytes()[:-4]),
-                                    lambda path: save_file({"a": torch.zeros(2)}, path)], ids=["missing", "empty", "cut", "other"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:-4]),
+        lambda path: save_file({"a": torch.zeros(2)}, path),
+    ],
+    ids=["missing", "empty", "cut", "other"],
+)
 def test_damaged_head(saved, tiny_vlp, damage):
     damage(saved / "head.safetensors")
     refused(".", QKS.from_pretrained, saved, vlp=tiny_vlp)
@@ -301,6 +390,7 @@ def test_no_saved_model(tmp_path):
 
 
 # ---- the whole: tagging
+
 
 def test_an_answer_is_label_probability_token_most_probable_first(qks):
     (answer,) = qks.tag([PICTURE], LABELS)
@@ -314,13 +404,16 @@ def test_tag_is_the_sigmoid_of_the_logits(qks):
     output = qks.predict([PICTURE], qks.pool.embed(qks.vlp, LABELS))
     for label, probability, token in qks.tag(PICTURE, LABELS)[0]:
         c = LABELS.index(label)
-        assert probability == pytest.approx(output.logits[0, c].sigmoid().item(), rel=1e-6) and token == output.token_index[0, c]
+        assert (
+            probability == pytest.approx(output.logits[0, c].sigmoid().item(), rel=1e-6)
+            and token == output.token_index[0, c]
+        )
 
 
 def test_order_survives_probabilities_that_round_to_one(qks, monkeypatch):
     "Logits are not normalised: 30 and 40 are both a probability of 1 in fp32, and 40 is still the better label."
     answer = qks.predict([PICTURE], qks.pool.embed(qks.vlp, LABELS))
-    logits = torch.tensor([[30., -200., 40., 35., -150.]])
+    logits = torch.tensor([[30.0, -200.0, 40.0, 35.0, -150.0]])
     monkeypatch.setattr(qks, "predict", lambda *args, **kwargs: answer._replace(logits=logits))
     assert [row[0] for row in qks.tag(PICTURE, LABELS)[0]] == ["bridge", "tree", "cat", "house", "dog"]
 
@@ -338,7 +431,11 @@ def test_threshold(qks):
     assert qks.tag(PICTURE, LABELS, threshold=0)[0] == everything and qks.tag(PICTURE, LABELS, threshold=1) == [[]]
 
 
-@pytest.mark.parametrize("labels", [["zeppelin"], ("a red car", "猫"), ["Cat", "cat"], (name for name in ("x", "y"))], ids=["one", "any text", "case", "generator"])
+@pytest.mark.parametrize(
+    "labels",
+    [["zeppelin"], ("a red car", "猫"), ["Cat", "cat"], (name for name in ("x", "y"))],
+    ids=["one", "any text", "case", "generator"],
+)
 def test_any_labels(qks, labels):
     assert all(len(row) == 3 for row in qks.tag(PICTURE, labels)[0])
 
@@ -346,10 +443,13 @@ def test_any_labels(qks, labels):
 def test_more_labels_leave_the_probabilities_of_the_others(qks):
     few = {row[0]: row[1:] for row in qks.tag(PICTURE, LABELS[:2])[0]}
     many = {row[0]: row[1:] for row in qks.tag(PICTURE, LABELS + ["zeppelin", "a thing never trained"])[0]}
-    for label in few: assert many[label][0] == pytest.approx(few[label][0], rel=1e-5) and many[label][1] == few[label][1]
+    for label in few:
+        assert many[label][0] == pytest.approx(few[label][0], rel=1e-5) and many[label][1] == few[label][1]
 
 
-@pytest.mark.parametrize("kind", [str, Path, Image.open, lambda path: np.asarray(Image.open(path))], ids=["str", "Path", "PIL", "array"])
+@pytest.mark.parametrize(
+    "kind", [str, Path, Image.open, lambda path: np.asarray(Image.open(path))], ids=["str", "Path", "PIL", "array"]
+)
 def test_kinds_of_image_agree(qks, tmp_path, kind):
     PICTURE.save(tmp_path / "a.png")
     assert qks.tag(kind(tmp_path / "a.png"), LABELS) == qks.tag([PICTURE], LABELS)
@@ -357,7 +457,11 @@ def test_kinds_of_image_agree(qks, tmp_path, kind):
 
 def test_any_iterable_of_images(qks):
     together = qks.tag([PICTURE, PICTURE.rotate(90)], LABELS)
-    for images in ((picture for picture in (PICTURE, PICTURE.rotate(90))), {0: PICTURE, 1: PICTURE.rotate(90)}.values()): assert qks.tag(images, LABELS) == together
+    for images in (
+        (picture for picture in (PICTURE, PICTURE.rotate(90))),
+        {0: PICTURE, 1: PICTURE.rotate(90)}.values(),
+    ):
+        assert qks.tag(images, LABELS) == together
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "LA"])
@@ -384,17 +488,28 @@ def test_a_list_of_images(qks, batch_size):
 def test_tags_come_one_image_after_another(qks, tmp_path):
     "From an endless iterable, a batch ahead at most; an image that cannot be read goes to whom it may concern, or is the end."
     (tmp_path / "broken.jpg").write_text("no picture")
-    taken, told = [], []
+    taken = []
+    told = []
+
     def images():
-        for number, image in enumerate([PICTURE, tmp_path / "broken.jpg", PICTURE.rotate(90), "gone.jpg", "gone too.jpg"] + [PICTURE]*100):
+        for number, image in enumerate(
+            [PICTURE, tmp_path / "broken.jpg", PICTURE.rotate(90), "gone.jpg", "gone too.jpg"] + [PICTURE] * 100
+        ):
             taken.append(number)
             yield image
-    found = qks.tag_each(images(), LABELS, top_k=2, batch_size=2, unreadable=lambda image, error: told.append((image, str(error))))
+
+    found = qks.tag_each(
+        images(), LABELS, top_k=2, batch_size=2, unreadable=lambda image, error: told.append((image, str(error)))
+    )
     assert not taken
     first, second, third = (next(found) for _ in range(3))  # the first batch is images 0 and 2, the second 5 and 6
     assert first[0] is PICTURE and len(second[1]) == 2 and third[0] is PICTURE and taken == list(range(7))
     assert [label for label, _, _ in first[1]] == [label for label, _, _ in qks.tag(PICTURE, LABELS, top_k=2)[0]]
-    assert [image for image, _ in told] == [tmp_path / "broken.jpg", "gone.jpg", "gone too.jpg"] and "broken.jpg is not an image" in told[0][1]
+    assert [image for image, _ in told] == [
+        tmp_path / "broken.jpg",
+        "gone.jpg",
+        "gone too.jpg",
+    ] and "broken.jpg is not an image" in told[0][1]
     refused("broken.jpg is not an image", list, qks.tag_each([PICTURE, tmp_path / "broken.jpg"], LABELS))
     refused("top_k is 9", qks.tag_each, [PICTURE], LABELS, 9)
 
@@ -406,9 +521,12 @@ def test_tagging_twice_is_the_same_even_after_training_mode(qks):
 
 
 def test_tagging_embeds_labels_once(qks, monkeypatch):
-    labels, calls, original = [f"thing {i}" for i in range(7)], [], VLP.text_features
+    labels = [f"thing {i}" for i in range(7)]
+    calls = []
+    original = VLP.text_features
     monkeypatch.setattr(VLP, "text_features", lambda self, texts: (calls.append(1), original(self, texts))[1])
-    for _ in range(3): qks.tag([PICTURE] * 5, labels, batch_size=2)
+    for _ in range(3):
+        qks.tag([PICTURE] * 5, labels, batch_size=2)
     assert len(calls) == 1
 
 
@@ -430,13 +548,16 @@ def test_bad_threshold(qks, threshold):
 def test_no_image_and_bad_images(qks, tmp_path):
     refused("no image was given", qks.tag, [], LABELS)
     refused("nowhere.jpg does not exist", qks.tag, [PICTURE, tmp_path / "nowhere.jpg"], LABELS)
-    for wrong in (None, 3, b""): refused("must be a path, a PIL image or a uint8 array", qks.tag, wrong, LABELS)
+    for wrong in (None, 3, b""):
+        refused("must be a path, a PIL image or a uint8 array", qks.tag, wrong, LABELS)
 
 
 def test_predict_returns_attention_on_request(qks):
     embeddings = qks.pool.embed(qks.vlp, LABELS)
     output = qks.predict([PICTURE, PICTURE], embeddings, return_attention=True)
-    assert [a.shape for a in output.attention] == [(2, 2, 4, 17)] * 2 and qks.predict([PICTURE], embeddings).attention is None
+    assert [a.shape for a in output.attention] == [(2, 2, 4, 17)] * 2 and qks.predict(
+        [PICTURE], embeddings
+    ).attention is None
     assert not output.logits.requires_grad
 
 
@@ -476,7 +597,11 @@ def test_a_device_that_is_not_there_is_not_the_models_fault(qks, tmp_path):
 
 
 def test_a_run_without_a_model_says_how_to_go_on(tmp_path):
-    for name, config, told in (("trained", {"train": {}}, "qks train … --resume"), ("reproduced", {"train": {}, "data": {}}, "run qks reproduce --force --out .*reproduced again")):
+    for name, config, told in (
+        ("trained", {"train": {}}, "qks train … --resume"),
+        ("reproduced", {"train": {}, "data": {}}, "run qks reproduce --force --out .*reproduced again"),
+    ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(config))
-        with pytest.raises(QKSError, match=told): QKS.from_pretrained(tmp_path / name)
+        with pytest.raises(QKSError, match=told):
+            QKS.from_pretrained(tmp_path / name)

@@ -1,4 +1,5 @@
 """Labels of one kind: a training on all that there are, and a test of labels that are all new to the head."""
+
 import csv
 import json
 from types import SimpleNamespace
@@ -7,14 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qks.evaluate.bootstrap import bootstrap, bootstrap_stream
-from qks.evaluate.breakdown import breakdown, per_label, per_label_stream
 from qks.commands.main import main
 from qks.evaluate.baselines import results_table, summarise
+from qks.evaluate.bootstrap import bootstrap, bootstrap_stream
+from qks.evaluate.breakdown import breakdown, per_label, per_label_stream
 from qks.evaluate.metrics import evaluate_part, evaluate_scores
 from qks.evaluate.report import ReportConfig, report
-from qks.evaluate.tables import report_table
 from qks.evaluate.streaming import StreamingScores
+from qks.evaluate.tables import report_table
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 220)}
 NAMES = ["sky", "bird", "dog", "birds", "lake"]
@@ -32,7 +33,8 @@ def root(tmp_path):
             for number in range(24):
                 first, second = generator.choice(list(COLOURS), 2, replace=False)
                 image = Image.new("RGB", (64, 48), COLOURS[first])
-                if number % 2: image.paste(COLOURS[second], (0, 0, 32, 48))
+                if number % 2:
+                    image.paste(COLOURS[second], (0, 0, 32, 48))
                 image.save(root / f"{split}-{number}.png")
                 table.writerow([f"{split}-{number}.png", f"{first}|{second}" if number % 2 else first])
     return root
@@ -47,7 +49,9 @@ def test_one_part_however_it_is_measured(n_seen, part):
     whole = evaluate_part(scores, labels, (2,), "whole")
     assert evaluate_scores(scores, labels, n_seen, (2,)) == {part: whole}
     image, column = np.nonzero(labels)
-    sparse = SimpleNamespace(offsets=np.searchsorted(image, np.arange(81)), columns=column, values=labels[image, column])
+    sparse = SimpleNamespace(
+        offsets=np.searchsorted(image, np.arange(81)), columns=column, values=labels[image, column]
+    )
     stream = StreamingScores(sparse, n_seen, (2,), label_names=NAMES)
     stream.update(scores)
     assert stream.result() == {part: whole}
@@ -56,25 +60,62 @@ def test_one_part_however_it_is_measured(n_seen, part):
     assert list(breakdown(ap, positives, n_seen, NAMES)) == [part]
     told = bootstrap(scores, labels, n_seen, (2,), resamples=40)
     assert list(told) == [part] and told[part]["mAP"]["low"] < whole["mAP"] < told[part]["mAP"]["high"]
-    for name, interval in bootstrap_stream(stream, 40)[part].items(): assert interval == pytest.approx(told[part][name])
+    for name, interval in bootstrap_stream(stream, 40)[part].items():
+        assert interval == pytest.approx(told[part][name])
     found = report({"QKS": scores}, labels, n_seen, ReportConfig(("official", "leak-free"), (2,)), NAMES)
     width = part.ljust(4)
-    assert [line.split(" | ")[1:3] for line in report_table(found).splitlines()[2:]] == [["official ", width], ["leak-free", width]]
+    assert [line.split(" | ")[1:3] for line in report_table(found).splitlines()[2:]] == [
+        ["official ", width],
+        ["leak-free", width],
+    ]
     assert results_table({"QKS": summarise([{part: whole}])}, (2,)).count("mAP") == 1
 
 
 def test_all_labels_seen(root, tmp_path, capsys):
     assert main(["data", "folder", "prepare", str(root)]) == 0
     assert "no label is unseen" in capsys.readouterr().out
-    assert main(["train", str(root), "--out", str(tmp_path / "run"), "--epochs", "2", "--layers", "1", "--queries", "2", "--topk", "1"]) == 0
+    assert (
+        main(
+            [
+                "train",
+                str(root),
+                "--out",
+                str(tmp_path / "run"),
+                "--epochs",
+                "2",
+                "--layers",
+                "1",
+                "--queries",
+                "2",
+                "--topk",
+                "1",
+            ]
+        )
+        == 0
+    )
     table = capsys.readouterr().out
     assert "seen mAP" in table and "ZSL" not in table and "QKS" in table
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert results["labels"] == {"seen": 3, "unseen": 0} and list(results["rows"]["QKS"]) == ["seen"]
     assert len(list((tmp_path / "run/figures").glob("*.png"))) == 4
-    assert main(["evaluate", str(tmp_path / "run/model"), str(root), "--topk", "1", "--protocol", "all", "--per-label", str(tmp_path / "ap.csv")]) == 0
+    assert (
+        main(
+            [
+                "evaluate",
+                str(tmp_path / "run/model"),
+                str(root),
+                "--topk",
+                "1",
+                "--protocol",
+                "all",
+                "--per-label",
+                str(tmp_path / "ap.csv"),
+            ]
+        )
+        == 0
+    )
     assert "3 seen and 0 unseen labels" in capsys.readouterr().out
-    assert [row["part"] for row in csv.DictReader(open(tmp_path / "ap.csv"))] == ["seen"]*3
+    assert [row["part"] for row in csv.DictReader(open(tmp_path / "ap.csv"))] == ["seen"] * 3
 
 
 def test_all_labels_unseen(root, tmp_path, capsys):

@@ -54,7 +54,8 @@ def files_under(folder):
 def built(tmp_path_factory):
     """The wheel's and the sdist's file names, and the wheel's metadata; the wheel is built from the sdist alone."""
     folder = tmp_path_factory.mktemp("build")
-    tree, out = folder / "tree", folder / "out"
+    tree = folder / "tree"
+    out = folder / "out"
     skip = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
     shutil.copytree(ROOT / "qks", tree / "qks", ignore=skip)
     for path in ROOT.iterdir():
@@ -70,7 +71,8 @@ def built(tmp_path_factory):
     out.mkdir()
     with tarfile.open(build("sdist", tree)) as archive:
         archive.extractall(folder, filter="data")
-        top, sdist = archive.getnames()[0], archive.getnames()
+        top = archive.getnames()[0]
+        sdist = archive.getnames()
     with zipfile.ZipFile(build("wheel", folder / top)) as archive:
         info = {name.rpartition("/")[2]: name for name in archive.namelist() if ".dist-info/" in name}
         text = {name: archive.read(info[name]).decode() for name in ("METADATA", "entry_points.txt")}
@@ -164,7 +166,8 @@ class Cell:
 
     def __init__(self, number, source):
         lines = source.split("\n")
-        self.number, self.directives = number, []
+        self.number = number
+        self.directives = []
         while lines and (match := DIRECTIVE.match(lines[0])):
             self.directives.append(re.sub(r"\s*:\s*", ": ", match.group(1)))
             lines.pop(0)
@@ -239,11 +242,14 @@ def test_notebook_starts_with_title_and_sentence(notebook):
 @each_notebook
 def test_cells_are_short(notebook):
     for cell in code_cells(notebook):
-        kind, limit = "code cell", CELL_LINES
+        kind = "code cell"
+        limit = CELL_LINES
         if cell.exported:
-            kind, limit = "exported cell", EXPORTED_CELL_LINES
+            kind = "exported cell"
+            limit = EXPORTED_CELL_LINES
         elif cell.hidden:
-            kind, limit = "hidden cell", HIDDEN_CELL_LINES
+            kind = "hidden cell"
+            limit = HIDDEN_CELL_LINES
         count = len(cell.lines)
         assert count <= limit, f"{notebook.name}, cell {cell.number}: {kind} of {count} lines, limit {limit}"
 

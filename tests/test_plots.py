@@ -1,4 +1,5 @@
 """The plotting helpers: what is drawn, not only that something is."""
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -10,13 +11,26 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 from qks.core import QKSError
-from qks.explore.plots import RIGHT, best_and_worst, draw_attention, draw_tags, plot_history, plot_label_ap, plot_tags, plot_token_use, token_attention, token_use
+from qks.explore.plots import (
+    RIGHT,
+    best_and_worst,
+    draw_attention,
+    draw_tags,
+    plot_history,
+    plot_label_ap,
+    plot_tags,
+    plot_token_use,
+    token_attention,
+    token_use,
+)
 
 RNG = np.random.default_rng(0)
 PICTURES = [RNG.integers(0, 256, (8, 8, 3), np.uint8), Image.fromarray(RNG.integers(0, 256, (10, 20, 3), np.uint8))]
 TRUE = [["dog", "bus"], ["cat", "hat"]]
 TAGS = [[("dog", 0.9, 1), ("cat", 0.6, 0), ("bus", 0.3, 2)], [("dog", 0.5, 0)]]
-ATTENTION = [torch.softmax(torch.randn(2, 4, 3, 5, generator=torch.Generator().manual_seed(seed)), -1) for seed in range(2)]  # [B, heads, K, N]
+ATTENTION = [
+    torch.softmax(torch.randn(2, 4, 3, 5, generator=torch.Generator().manual_seed(seed)), -1) for seed in range(2)
+]  # [B, heads, K, N]
 
 
 @pytest.fixture(autouse=True)
@@ -46,15 +60,32 @@ def axes_titled(figure, title):
 DOLLARS = ["$$", "100%$ & $", "a_$b", "$x^2$", "plain", "$_$"]
 
 
-@pytest.mark.parametrize("draw", [lambda: plot_tags(PICTURES, [DOLLARS, DOLLARS[:2]], [[(label, 0.5, 0) for label in DOLLARS]]*2, ATTENTION, (2, 2), unseen=DOLLARS[:1]),
-                                  lambda: plot_tags(PICTURES, [DOLLARS, DOLLARS[:2]], [[(label, 0.5, 0) for label in DOLLARS]]*2),
-                                  lambda: plot_token_use(np.zeros((2, 6), int), np.ones((2, 6), int), {label: [i] for i, label in enumerate(DOLLARS)}, 2),
-                                  lambda: plot_label_ap(np.linspace(0, 1, 6), DOLLARS, 2)], ids=["with panels", "without", "token use", "AP"])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: plot_tags(
+            PICTURES,
+            [DOLLARS, DOLLARS[:2]],
+            [[(label, 0.5, 0) for label in DOLLARS]] * 2,
+            ATTENTION,
+            (2, 2),
+            unseen=DOLLARS[:1],
+        ),
+        lambda: plot_tags(PICTURES, [DOLLARS, DOLLARS[:2]], [[(label, 0.5, 0) for label in DOLLARS]] * 2),
+        lambda: plot_token_use(
+            np.zeros((2, 6), int), np.ones((2, 6), int), {label: [i] for i, label in enumerate(DOLLARS)}, 2
+        ),
+        lambda: plot_label_ap(np.linspace(0, 1, 6), DOLLARS, 2),
+    ],
+    ids=["with panels", "without", "token use", "AP"],
+)
 def test_labels_are_no_formulas(draw, tmp_path):
     figure = draw()
-    figure.savefig(tmp_path/"figure.png")  # where matplotlib reads its texts
+    figure.savefig(tmp_path / "figure.png")  # where matplotlib reads its texts
     drawn = {text.get_text() for text in figure.findobj(plt.Text)}
-    assert any("$" in text for text in drawn) and not any(text.get_parse_math() for text in figure.findobj(plt.Text) if "$" in text.get_text())
+    assert any("$" in text for text in drawn) and not any(
+        text.get_parse_math() for text in figure.findobj(plt.Text) if "$" in text.get_text()
+    )
 
 
 # --- attention ---
@@ -68,7 +99,7 @@ def test_map_is_the_mean_over_heads_of_the_last_block_without_prefix():
 
 
 def test_map_of_a_grid_that_is_not_square():
-    weights = np.arange(6.)[None, None, None]  # [1, 1, 1, 6]
+    weights = np.arange(6.0)[None, None, None]  # [1, 1, 1, 6]
     np.testing.assert_array_equal(token_attention([weights], 0, 0, (2, 3)), [[0, 1, 2], [3, 4, 5]])
 
 
@@ -139,7 +170,7 @@ def test_scenes_with_attention():
     (wrong_dog,) = axes_titled(figure, "dog*")
     for axis, image, token in ((right_dog, 0, 1), (cat, 0, 0), (wrong_dog, 1, 0)):  # the token that the label chose
         weights = token_attention(ATTENTION, image, token, (2, 2), n_prefix=1)
-        np.testing.assert_allclose(axis.images[1].get_array(), 1 - weights/weights.max(), rtol=1e-6)
+        np.testing.assert_allclose(axis.images[1].get_array(), 1 - weights / weights.max(), rtol=1e-6)
         assert f"token {token}, peak {weights.max():.0%}" in texts(axis)
     assert "* not among the training labels" in figure.get_supxlabel()
     shown = [axis for axis in figure.axes if axis.images]
@@ -150,7 +181,7 @@ def test_panels_have_one_size_even_where_a_scene_has_fewer_tags():
     figure = plot_tags(PICTURES, TRUE, TAGS, ATTENTION, grid=(2, 2))
     figure.canvas.draw()
     sizes = [axis.get_position().bounds[2:] for axis in figure.axes if len(axis.images) == 2]
-    np.testing.assert_allclose(sizes, [sizes[0]]*4, rtol=0.02)
+    np.testing.assert_allclose(sizes, [sizes[0]] * 4, rtol=0.02)
 
 
 def test_scenes_without_attention_have_no_panels():
@@ -166,9 +197,16 @@ def test_a_scene_where_nothing_was_found():
         assert sum(len(axis.images) for axis in figure.axes) == 2 and not any(axis.patches for axis in figure.axes)
 
 
-@pytest.mark.parametrize("arguments", [
-    ([], [], []), (PICTURES, TRUE[:1], TAGS), (PICTURES, TRUE, TAGS[:1]), (PICTURES, TRUE, TAGS, ATTENTION),
-    (PICTURES[:1], TRUE[:1], TAGS[:1], ATTENTION, (2, 2))])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ([], [], []),
+        (PICTURES, TRUE[:1], TAGS),
+        (PICTURES, TRUE, TAGS[:1]),
+        (PICTURES, TRUE, TAGS, ATTENTION),
+        (PICTURES[:1], TRUE[:1], TAGS[:1], ATTENTION, (2, 2)),
+    ],
+)
 def test_scenes_that_do_not_fit_are_refused(arguments):
     with pytest.raises(QKSError, match="one of each an image"):
         plot_tags(*arguments)
@@ -188,13 +226,15 @@ GROUPS = {"animal": [0, 1], "food": [2], "nobody": [3]}
 
 def test_shares_by_hand():
     shares, positives = token_use(CHOSEN, LABELS, GROUPS, n_tokens=5)
-    np.testing.assert_allclose(shares, [[2/3, 1/3, 0, 0, 0], [0, 0, 0, 1, 0], [np.nan]*5])
+    np.testing.assert_allclose(shares, [[2 / 3, 1 / 3, 0, 0, 0], [0, 0, 0, 1, 0], [np.nan] * 5])
     assert positives.tolist() == [3, 1, 0]
 
 
 def test_shares_take_ranges_and_tensors():
     expected = token_use(CHOSEN, LABELS, {"all": [0, 1, 2, 3]})[0]
-    got = token_use(torch.from_numpy(CHOSEN), torch.from_numpy(LABELS), {"all": range(4)}, n_tokens=1)[0]  # 1 is too few: widened
+    got = token_use(torch.from_numpy(CHOSEN), torch.from_numpy(LABELS), {"all": range(4)}, n_tokens=1)[
+        0
+    ]  # 1 is too few: widened
     np.testing.assert_array_equal(got, expected)
     assert expected.shape == (1, 4) and expected.sum() == pytest.approx(1)
 
@@ -203,9 +243,13 @@ def test_heat_map_shows_the_shares():
     figure = plot_token_use(CHOSEN, LABELS, GROUPS, n_tokens=5)
     axis = figure.axes[0]
     shares = token_use(CHOSEN, LABELS, GROUPS, n_tokens=5)[0]
-    np.testing.assert_allclose(np.ma.filled(axis.images[0].get_array(), np.nan), 100*shares)
+    np.testing.assert_allclose(np.ma.filled(axis.images[0].get_array(), np.nan), 100 * shares)
     assert [tick.get_text() for tick in axis.get_yticklabels()] == ["animal (3)", "food (1)", "nobody (0)"]
-    assert {(text.get_text(), text.get_position()) for text in axis.texts} == {("67", (0, 0)), ("33", (1, 0)), ("100", (3, 1))}
+    assert {(text.get_text(), text.get_position()) for text in axis.texts} == {
+        ("67", (0, 0)),
+        ("33", (1, 0)),
+        ("100", (3, 1)),
+    }
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("query token", "labels (positives)")
     assert figure.axes[1].get_ylabel() == "share of the row, %"
 
@@ -224,8 +268,19 @@ def test_token_use_refuses_what_does_not_fit(chosen, groups):
 
 
 def history(scores):
-    return [{"epoch": i, "loss": 10 - i, "lr": 1e-3, "seconds": 1., "mAP": 0.1*i, "F1@10": 0.05*i, "F1@20": 0.04*i, "score": score}
-            for i, score in enumerate(scores, 1)]
+    return [
+        {
+            "epoch": i,
+            "loss": 10 - i,
+            "lr": 1e-3,
+            "seconds": 1.0,
+            "mAP": 0.1 * i,
+            "F1@10": 0.05 * i,
+            "F1@20": 0.04 * i,
+            "score": score,
+        }
+        for i, score in enumerate(scores, 1)
+    ]
 
 
 def test_history_draws_loss_left_metrics_right_and_marks_the_first_best():
@@ -237,7 +292,10 @@ def test_history_draws_loss_left_metrics_right_and_marks_the_first_best():
     assert set(lines) == {"mAP (right)", "F1@10 (right)", "F1@20 (right)", "best epoch: 2"}
     np.testing.assert_allclose(lines["F1@10 (right)"].get_ydata(), [0.05, 0.1, 0.15, 0.2])
     assert lines["best epoch: 2"].get_xdata() == [2, 2]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["loss", *(line.get_label() for line in right.get_lines())]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "loss",
+        *(line.get_label() for line in right.get_lines()),
+    ]
     assert left.get_xlabel() == "epoch" and left.get_ylabel() == "training loss" and "mAP" in right.get_ylabel()
 
 
@@ -278,7 +336,11 @@ def test_curves_hold_the_sorted_values_and_the_means():
 def bars(figure):
     axis = figure.axes[1]
     names = {round(at): text.get_text() for at, text in zip(axis.get_yticks(), axis.get_yticklabels())}
-    return {names[round(bar.get_y() + bar.get_height()/2)]: bar.get_width() for bar in axis.patches}, list(names), axis.get_title()
+    return (
+        {names[round(bar.get_y() + bar.get_height() / 2)]: bar.get_width() for bar in axis.patches},
+        list(names),
+        axis.get_title(),
+    )
 
 
 def test_best_and_worst_are_named_with_a_gap_between():

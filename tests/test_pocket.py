@@ -1,4 +1,5 @@
 """Pocket-WIDE: same seed, same bytes; unseen stays unseen; test designs stay in the test."""
+
 import hashlib
 import json
 import shutil
@@ -8,9 +9,23 @@ import pytest
 from PIL import Image
 
 from qks.core import QKSError
-from qks.data.nuswide import missing_images, read_nuswide
+from qks.data.drawings import (
+    CELL,
+    COLUMNS,
+    FOLDER,
+    VENDORS,
+    Drawings,
+    background,
+    choose_vendor,
+    compose_scene,
+    held_out_vendor,
+    label_vocabulary,
+    overlap,
+    place,
+    read_concepts,
+)
 from qks.data.files import read_table
-from qks.data.drawings import CELL, COLUMNS, FOLDER, VENDORS, Drawings, background, choose_vendor, compose_scene, held_out_vendor, label_vocabulary, overlap, place, read_concepts
+from qks.data.nuswide import missing_images, read_nuswide
 from qks.data.pocket import PocketConfig, draw_scene, observed_tags, write_pocket
 from qks.evaluate.protocols import leaks
 
@@ -18,15 +33,18 @@ SMALL = PocketConfig(n_train=40, n_test=20)
 
 
 @pytest.fixture(scope="module")
-def concepts(): return read_concepts()
+def concepts():
+    return read_concepts()
 
 
 @pytest.fixture(scope="module")
-def drawings(): return Drawings()
+def drawings():
+    return Drawings()
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory): return write_pocket(tmp_path_factory.mktemp("data")/"pocket", SMALL)
+def root(tmp_path_factory):
+    return write_pocket(tmp_path_factory.mktemp("data") / "pocket", SMALL)
 
 
 def digest(root):
@@ -38,7 +56,7 @@ def digest(root):
 
 
 def boxes_of(root, side):
-    return [json.loads(line) for line in (root/f"Boxes/{side}_boxes.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (root / f"Boxes/{side}_boxes.jsonl").read_text().splitlines()]
 
 
 def test_concepts(concepts):
@@ -54,27 +72,29 @@ def test_no_lexical_leakage(concepts):
 
 
 def test_every_drawing_is_there(concepts, drawings):
-    rows = -(-len(concepts)//COLUMNS)
-    assert all(sheet.size == (CELL*COLUMNS, CELL*rows) for sheet in drawings.sheets)
+    rows = -(-len(concepts) // COLUMNS)
+    assert all(sheet.size == (CELL * COLUMNS, CELL * rows) for sheet in drawings.sheets)
     for vendor in range(3):
-        for concept in range(len(concepts)): assert drawings.get(concept, vendor, 28)[..., 3].mean() > 10, (concepts[concept], vendor)
+        for concept in range(len(concepts)):
+            assert drawings.get(concept, vendor, 28)[..., 3].mean() > 10, (concepts[concept], vendor)
     drawing = drawings.get(0, 0, 30)
     assert drawing.shape == (30, 30, 4) and drawing.dtype == np.float32 and (drawing[..., :3] <= drawing[..., 3:]).all()
     drawing[:] = 0
-    assert drawings.get(0, 0, 30).any() # writing to a drawing leaves the next one whole
+    assert drawings.get(0, 0, 30).any()  # writing to a drawing leaves the next one whole
 
 
 def test_licences_lie_beside_the_drawings():
-    text = (FOLDER/"LICENSES.md").read_text(encoding="utf-8")
-    for word in ("Google", "Twitter", "Microsoft", "Unicode", "Miles Johnson", "CC-BY-4.0", "MIT License", "cropped"): assert word in text
-    assert "Apache License" in (FOLDER/"LICENSE-APACHE-2.0.txt").read_text()
+    text = (FOLDER / "LICENSES.md").read_text(encoding="utf-8")
+    for word in ("Google", "Twitter", "Microsoft", "Unicode", "Miles Johnson", "CC-BY-4.0", "MIT License", "cropped"):
+        assert word in text
+    assert "Apache License" in (FOLDER / "LICENSE-APACHE-2.0.txt").read_text()
 
 
 def test_overlap():
     square = (0, 0, 10, 10)
-    assert overlap(square, []) == 0 and overlap(square, [(10, 0, 20, 10)]) == 0 # touching is not overlapping
+    assert overlap(square, []) == 0 and overlap(square, [(10, 0, 20, 10)]) == 0  # touching is not overlapping
     assert overlap(square, [(5, 0, 15, 10)]) == 0.5
-    assert overlap(square, np.array([(8, 8, 28, 28), (2, 2, 6, 6)])) == 1 # the worst of all counts
+    assert overlap(square, np.array([(8, 8, 28, 28), (2, 2, 6, 6)])) == 1  # the worst of all counts
 
 
 def test_place_takes_the_least_overlap_where_there_is_no_room():
@@ -91,7 +111,7 @@ def test_compose_scene(drawings):
         image, boxes = compose_scene(drawings, rng, rng.choice(310, n, replace=False), rng.integers(0, 3, n))
         edges = boxes[:, 2:] - boxes[:, :2]
         assert image.shape == (96, 96, 3) and image.dtype == np.uint8 and boxes.shape == (n, 4)
-        assert (edges[:, 0] == edges[:, 1]).all() and edges.min() >= 28 and edges.max() <= 52 - 3*max(0, n - 3)
+        assert (edges[:, 0] == edges[:, 1]).all() and edges.min() >= 28 and edges.max() <= 52 - 3 * max(0, n - 3)
     assert compose_scene(drawings, np.random.default_rng(0), [], [])[1].shape == (0, 4)
 
 
@@ -100,9 +120,9 @@ def test_pasting_follows_opacity(drawings):
     image, boxes = compose_scene(drawings, np.random.default_rng(0), [25], [0], canvas=canvas)
     x0, y0, x1, y1 = boxes[0]
     drawing = drawings.get(25, 0, int(x1 - x0))
-    expected = np.array([100*(1 - d[..., 3:]/255) + d[..., :3] for d in (drawing, drawing[:, ::-1])])
+    expected = np.array([100 * (1 - d[..., 3:] / 255) + d[..., :3] for d in (drawing, drawing[:, ::-1])])
     difference = np.abs(expected - image[y0:y1, x0:x1]).max(axis=(1, 2, 3))
-    assert difference.min() <= 1 # as drawn or mirrored, up to rounding down
+    assert difference.min() <= 1  # as drawn or mirrored, up to rounding down
     outside = np.ones((96, 96), bool)
     outside[y0:y1, x0:x1] = False
     assert (image[outside] == 100).all()
@@ -122,24 +142,27 @@ def test_designs():
 
 
 def test_same_seed_same_bytes(root, tmp_path):
-    assert digest(write_pocket(tmp_path/"again", SMALL)) == digest(root)
-    other = write_pocket(tmp_path/"other", PocketConfig(n_train=40, n_test=20, seed=1))
-    assert digest(other/"Flickr") != digest(root/"Flickr") and digest(other/"Boxes") != digest(root/"Boxes")
+    assert digest(write_pocket(tmp_path / "again", SMALL)) == digest(root)
+    other = write_pocket(tmp_path / "other", PocketConfig(n_train=40, n_test=20, seed=1))
+    assert digest(other / "Flickr") != digest(root / "Flickr") and digest(other / "Boxes") != digest(root / "Boxes")
 
 
 def test_a_scene_does_not_depend_on_how_many_there_are(root, tmp_path):
-    few = write_pocket(tmp_path/"few", PocketConfig(n_train=3, n_test=2))
-    for path in (few/"Flickr").rglob("*.jpg"): assert path.read_bytes() == (root/path.relative_to(few)).read_bytes()
+    few = write_pocket(tmp_path / "few", PocketConfig(n_train=3, n_test=2))
+    for path in (few / "Flickr").rglob("*.jpg"):
+        assert path.read_bytes() == (root / path.relative_to(few)).read_bytes()
     assert boxes_of(few, "Train") == boxes_of(root, "Train")[:3]
 
 
 def test_files_agree_with_the_boxes(root, concepts):
     seen, unseen = label_vocabulary(concepts)
     index = {c.label: i for i, c in enumerate(concepts)}
-    tags = {side: read_table(root/f"NUS_WID_Tags/{side}_Tags1k.dat", len(seen)) for side in ("Train", "Test")}
+    tags = {side: read_table(root / f"NUS_WID_Tags/{side}_Tags1k.dat", len(seen)) for side in ("Train", "Test")}
     for side in ("Train", "Test"):
         records = boxes_of(root, side)
-        truth = np.stack([read_table(root/f"Groundtruth/TrainTestLabels/Labels_{u}_{side}.txt", 1)[:, 0] for u in unseen], axis=1)
+        truth = np.stack(
+            [read_table(root / f"Groundtruth/TrainTestLabels/Labels_{u}_{side}.txt", 1)[:, 0] for u in unseen], axis=1
+        )
         for i, record in enumerate(records):
             chosen = [index[o["label"]] for o in record["objects"]]
             labels = {label for c in chosen for label in concepts[c].labels}
@@ -147,13 +170,16 @@ def test_files_agree_with_the_boxes(root, concepts):
             assert all(held) if side == "Test" else not any(held)
             assert 2 <= len(chosen) <= 6 and len(set(chosen)) == len(chosen)
             assert {u for u, there in zip(unseen, truth[i]) if there} == labels & set(unseen)
-            if side == "Test": assert {s for s, there in zip(seen, tags[side][i]) if there} == labels & set(seen)
-            with Image.open(root/"Flickr"/record["image"]) as image: assert image.size == (96, 96) and image.format == "JPEG"
+            if side == "Test":
+                assert {s for s, there in zip(seen, tags[side][i]) if there} == labels & set(seen)
+            with Image.open(root / "Flickr" / record["image"]) as image:
+                assert image.size == (96, 96) and image.format == "JPEG"
 
 
 def test_nuswide_reader_reads_it(root, concepts):
     seen, unseen = label_vocabulary(concepts)
-    train, test = read_nuswide(root, "train"), read_nuswide(root, "test")
+    train = read_nuswide(root, "train")
+    test = read_nuswide(root, "test")
     assert train.label_names == tuple(seen) and test.label_names == tuple(seen + unseen) and test.n_seen == 276
     assert 30 < len(train) <= 40 and len(test) == 20
     assert missing_images(train) == missing_images(test) == []
@@ -161,14 +187,14 @@ def test_nuswide_reader_reads_it(root, concepts):
 
 def test_training_files_hold_no_unseen_label(root, concepts):
     unseen = set(label_vocabulary(concepts)[1])
-    assert not unseen & set((root/"NUS_WID_Tags/TagList1k.txt").read_text().split())
+    assert not unseen & set((root / "NUS_WID_Tags/TagList1k.txt").read_text().split())
     objects = {o["label"] for record in boxes_of(root, "Train") for o in record["objects"]}
-    assert objects & unseen # they are in the pictures
+    assert objects & unseen  # they are in the pictures
 
 
 def test_train_reads_without_ground_truth(root, tmp_path):
-    copy = shutil.copytree(root, tmp_path/"copy")
-    shutil.rmtree(copy/"Groundtruth")
+    copy = shutil.copytree(root, tmp_path / "copy")
+    shutil.rmtree(copy / "Groundtruth")
     assert np.array_equal(read_nuswide(copy, "train").labels, read_nuswide(root, "train").labels)
 
 
@@ -189,27 +215,45 @@ def test_draw_scene_is_repeatable(drawings):
 
 
 def test_refuses_to_write_over_anything_else(root, tmp_path):
-    with pytest.raises(QKSError, match="pass force=True"): write_pocket(root, SMALL)
-    (tmp_path/"Flickr").mkdir()
-    (tmp_path/"Flickr/mine.jpg").write_bytes(b"mine")
+    with pytest.raises(QKSError, match="pass force=True"):
+        write_pocket(root, SMALL)
+    (tmp_path / "Flickr").mkdir()
+    (tmp_path / "Flickr/mine.jpg").write_bytes(b"mine")
     for force in (False, True):
-        with pytest.raises(QKSError, match="holds no Pocket-WIDE"): write_pocket(tmp_path, SMALL, force=force)
-    assert (tmp_path/"Flickr/mine.jpg").read_bytes() == b"mine"
-    with pytest.raises(QKSError, match="is a file"): write_pocket(tmp_path/"Flickr/mine.jpg", SMALL)
+        with pytest.raises(QKSError, match="holds no Pocket-WIDE"):
+            write_pocket(tmp_path, SMALL, force=force)
+    assert (tmp_path / "Flickr/mine.jpg").read_bytes() == b"mine"
+    with pytest.raises(QKSError, match="is a file"):
+        write_pocket(tmp_path / "Flickr/mine.jpg", SMALL)
 
 
 def test_force_replaces_an_earlier_one(tmp_path):
     tiny = PocketConfig(n_train=2, n_test=1)
-    write_pocket(tmp_path/"p", PocketConfig(n_train=5, n_test=4, seed=3))
-    write_pocket(tmp_path/"p", tiny, force=True)
-    assert digest(tmp_path/"p") == digest(write_pocket(tmp_path/"q", tiny))
+    write_pocket(tmp_path / "p", PocketConfig(n_train=5, n_test=4, seed=3))
+    write_pocket(tmp_path / "p", tiny, force=True)
+    assert digest(tmp_path / "p") == digest(write_pocket(tmp_path / "q", tiny))
 
 
-@pytest.mark.parametrize("wrong", [dict(n_train=0), dict(n_test=0), dict(objects=(3, 2)), dict(objects=(0, 2)), dict(sizes=(28, 120)),
-    dict(sizes=(2, 20)), dict(max_overlap=2), dict(tag_drop=-0.1), dict(tag_add=1.5), dict(quality=0), dict(seed=-1)])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(n_train=0),
+        dict(n_test=0),
+        dict(objects=(3, 2)),
+        dict(objects=(0, 2)),
+        dict(sizes=(28, 120)),
+        dict(sizes=(2, 20)),
+        dict(max_overlap=2),
+        dict(tag_drop=-0.1),
+        dict(tag_add=1.5),
+        dict(quality=0),
+        dict(seed=-1),
+    ],
+)
 def test_config_is_checked(wrong):
-    with pytest.raises(QKSError, match="PocketConfig: .*" + next(iter(wrong)) + ".*, not as in"): PocketConfig(**wrong)
+    with pytest.raises(QKSError, match="PocketConfig: .*" + next(iter(wrong)) + ".*, not as in"):
+        PocketConfig(**wrong)
 
 
 def test_config_survives_json(root):
-    assert PocketConfig(**json.loads((root/"pocket.json").read_text())) == SMALL
+    assert PocketConfig(**json.loads((root / "pocket.json").read_text())) == SMALL

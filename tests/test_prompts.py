@@ -1,4 +1,5 @@
 """The prompt pool, its mean, and a cache that is never wrong and never in the way."""
+
 from pathlib import Path
 
 import open_clip
@@ -19,11 +20,13 @@ def pool():
 @pytest.fixture
 def calls(monkeypatch):
     "How many times the text tower ran."
-    counted, original = [], VLP.text_features
+    counted = []
+    original = VLP.text_features
 
     def spy(self, texts):
         counted.append(texts)
         return original(self, texts)
+
     monkeypatch.setattr(VLP, "text_features", spy)
     return counted
 
@@ -34,12 +37,21 @@ def files(folder):
 
 # ---- templates
 
+
 def test_the_papers_pool():
     assert len(DEFAULT_TEMPLATES) == len(set(DEFAULT_TEMPLATES)) == 85
     assert DEFAULT_TEMPLATES[:80] == tuple(t("{}") for t in open_clip.OPENAI_IMAGENET_TEMPLATES)
-    assert DEFAULT_TEMPLATES[80:] == SCENE_TEMPLATES == (
-        "there is a {} in the scene.", "there is the {} in the scene.", "this is a {} in the scene.",
-        "this is the {} in the scene.", "this is one {} in the scene.")
+    assert (
+        DEFAULT_TEMPLATES[80:]
+        == SCENE_TEMPLATES
+        == (
+            "there is a {} in the scene.",
+            "there is the {} in the scene.",
+            "this is a {} in the scene.",
+            "this is the {} in the scene.",
+            "this is one {} in the scene.",
+        )
+    )
     assert PromptPool().templates == DEFAULT_TEMPLATES
 
 
@@ -52,17 +64,22 @@ def test_a_single_template():
     assert PromptPool.single("a {}").templates == PromptPool("a {}").templates == ("a {}",)
 
 
-@pytest.mark.parametrize("templates", [["a photo"], ["a {}", "b"], ["{} {}"], [""], [3], [lambda label: label], "no place", [None]], ids=repr)
+@pytest.mark.parametrize(
+    "templates", [["a photo"], ["a {}", "b"], ["{} {}"], [""], [3], [lambda label: label], "no place", [None]], ids=repr
+)
 def test_templates_without_a_place_for_the_label(templates):
-    with pytest.raises(QKSError, match=r"exactly one \{\}"): PromptPool(templates)
+    with pytest.raises(QKSError, match=r"exactly one \{\}"):
+        PromptPool(templates)
 
 
 @pytest.mark.parametrize("templates", [[], ()])
 def test_an_empty_pool(templates):
-    with pytest.raises(QKSError, match="pool is empty"): PromptPool(templates)
+    with pytest.raises(QKSError, match="pool is empty"):
+        PromptPool(templates)
 
 
 # ---- embedding
+
 
 def test_embedding_is_the_mean_of_unnormalised_features(tiny_vlp, pool):
     embeddings = pool.embed(tiny_vlp, ["cat", "dog"], cache=False)
@@ -88,22 +105,29 @@ def test_batch_size_does_not_matter(tiny_vlp, pool, batch_size):
 
 def test_bad_labels(tiny_vlp, pool):
     for labels in ([], ["cat", "cat"], "cat", [3], [" "]):
-        with pytest.raises(QKSError): pool.embed(tiny_vlp, labels)
-    with pytest.raises(QKSError, match="shorten the label"): pool.embed(tiny_vlp, ["cat " * 30])
+        with pytest.raises(QKSError):
+            pool.embed(tiny_vlp, labels)
+    with pytest.raises(QKSError, match="shorten the label"):
+        pool.embed(tiny_vlp, ["cat " * 30])
 
 
 # ---- cache
+
 
 def test_a_hit_does_not_call_the_text_tower(tiny_vlp, pool, calls, tmp_path):
     first = pool.embed(tiny_vlp, ["cat", "dog"], cache=tmp_path)
     assert len(calls) == 1 and len(files(tmp_path)) == 1 and files(tmp_path)[0].endswith(".safetensors")
     assert torch.equal(pool.embed(tiny_vlp, ["cat", "dog"], cache=str(tmp_path)), first) and len(calls) == 1
-    assert torch.equal(PromptPool(list(pool.templates)).embed(tiny_vlp, ("cat", "dog"), cache=tmp_path), first) and len(calls) == 1
+    assert (
+        torch.equal(PromptPool(list(pool.templates)).embed(tiny_vlp, ("cat", "dog"), cache=tmp_path), first)
+        and len(calls) == 1
+    )
 
 
 def test_no_cache(tiny_vlp, pool, calls, tmp_path, monkeypatch):
     monkeypatch.setenv("QKS_CACHE", str(tmp_path))
-    for _ in range(2): pool.embed(tiny_vlp, ["cat"], cache=False)
+    for _ in range(2):
+        pool.embed(tiny_vlp, ["cat"], cache=False)
     assert len(calls) == 2 and not files(tmp_path)
 
 
@@ -121,17 +145,28 @@ def test_the_home_folder_is_the_default(tiny_vlp, pool, tmp_path, monkeypatch):
     assert len(files(tmp_path / ".cache" / "qks")) == 1
 
 
-@pytest.mark.parametrize("other", ["order", "labels", "templates", "template order", "weights", "activation", "precision"])
+@pytest.mark.parametrize(
+    "other", ["order", "labels", "templates", "template order", "weights", "activation", "precision"]
+)
 def test_the_key_depends_on(make_vlp, tiny_vlp, pool, calls, tmp_path, other):
     pool.embed(tiny_vlp, ["cat", "dog"], cache=tmp_path)
-    vlp, labels, templates = tiny_vlp, ["cat", "dog"], pool.templates
-    if other == "order": labels = ["dog", "cat"]
-    if other == "labels": labels = ["cat", "dog "]
-    if other == "templates": templates = ("a {}.",)
-    if other == "template order": templates = templates[::-1]
-    if other == "weights": vlp = make_vlp(seed=1)
-    if other == "activation": vlp = make_vlp(quick_gelu=False)
-    if other == "precision": vlp = make_vlp(precision="bf16")
+    vlp = tiny_vlp
+    labels = ["cat", "dog"]
+    templates = pool.templates
+    if other == "order":
+        labels = ["dog", "cat"]
+    if other == "labels":
+        labels = ["cat", "dog "]
+    if other == "templates":
+        templates = ("a {}.",)
+    if other == "template order":
+        templates = templates[::-1]
+    if other == "weights":
+        vlp = make_vlp(seed=1)
+    if other == "activation":
+        vlp = make_vlp(quick_gelu=False)
+    if other == "precision":
+        vlp = make_vlp(precision="bf16")
     fresh = PromptPool(templates).embed(vlp, labels, cache=False)
     assert torch.equal(PromptPool(templates).embed(vlp, labels, cache=tmp_path), fresh)
     assert len(calls) == 3 and len(files(tmp_path)) == 2
@@ -139,10 +174,15 @@ def test_the_key_depends_on(make_vlp, tiny_vlp, pool, calls, tmp_path, other):
 
 def test_another_tokenizer_is_another_key(tiny_vlp, make_vlp, pool, tmp_path):
     "The same weights, fed with words that are read otherwise."
-    other, read = make_vlp(), tiny_vlp.tokenizer
+    other = make_vlp()
+    read = tiny_vlp.tokenizer
+
     class Capitals:
         context_length = read.context_length
-        def __call__(self, texts, **options): return read([text.replace("a", "b") for text in texts], **options)
+
+        def __call__(self, texts, **options):
+            return read([text.replace("a", "b") for text in texts], **options)
+
     first = pool.embed(tiny_vlp, ["cat", "dog"], cache=tmp_path)
     other.tokenizer = Capitals()
     assert not torch.equal(pool.embed(other, ["cat", "dog"], cache=tmp_path), first) and len(files(tmp_path)) == 2
@@ -153,14 +193,21 @@ def test_swapped_labels_swap_rows(tiny_vlp, pool, tmp_path):
     torch.testing.assert_close(swapped, straight.flip(0))
 
 
-@pytest.mark.parametrize("damage", [
-    lambda path: path.write_bytes(b""), lambda path: path.write_bytes(b"garbage"),
-    lambda path: path.write_bytes(path.read_bytes()[:-5]), lambda path: path.write_bytes(path.read_bytes()[:20])],
-    ids=["empty", "garbage", "truncated", "header"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"garbage"),
+        lambda path: path.write_bytes(path.read_bytes()[:-5]),
+        lambda path: path.write_bytes(path.read_bytes()[:20]),
+    ],
+    ids=["empty", "garbage", "truncated", "header"],
+)
 def test_a_damaged_cache_is_computed_anew_and_mended(tiny_vlp, pool, calls, tmp_path, damage):
     first = pool.embed(tiny_vlp, ["cat", "dog"], cache=tmp_path)
     damage(next(tmp_path.iterdir()))
-    for _ in range(2): assert torch.equal(pool.embed(tiny_vlp, ["cat", "dog"], cache=tmp_path), first)
+    for _ in range(2):
+        assert torch.equal(pool.embed(tiny_vlp, ["cat", "dog"], cache=tmp_path), first)
     assert len(calls) == 2  # the first time, and once after the damage
 
 
@@ -182,7 +229,9 @@ def test_a_cache_folder_that_cannot_be_made(tiny_vlp, pool, tmp_path):
 def test_a_cache_folder_that_cannot_be_written(tiny_vlp, pool, tmp_path, monkeypatch):
     "A folder that exists but refuses files: safetensors then raises an error of its own, which is no OSError."
     expected = pool.embed(tiny_vlp, ["cat"], cache=False)
-    monkeypatch.setattr(Path, "mkdir", lambda *args, **kwargs: None)  # the folder "exists", but nothing can be put there
+    monkeypatch.setattr(
+        Path, "mkdir", lambda *args, **kwargs: None
+    )  # the folder "exists", but nothing can be put there
     assert torch.equal(pool.embed(tiny_vlp, ["cat"], cache=tmp_path / "gone"), expected)
 
 
@@ -193,9 +242,11 @@ def test_no_half_written_file_stays(tiny_vlp, pool, tmp_path):
 
 @pytest.mark.parametrize("templates", [None, 3, {"a {}": 1}, iter(["a {}"])], ids=lambda value: type(value).__name__)
 def test_templates_that_are_no_list(templates):
-    with pytest.raises(QKSError, match="templates must be a list"): PromptPool(templates)
+    with pytest.raises(QKSError, match="templates must be a list"):
+        PromptPool(templates)
 
 
 @pytest.mark.parametrize("batch_size", [0, -3, 2.5])
 def test_bad_batch_size(pool, batch_size):
-    with pytest.raises(QKSError, match="batch_size is"): pool.embed(None, ["cat"], batch_size=batch_size)
+    with pytest.raises(QKSError, match="batch_size is"):
+        pool.embed(None, ["cat"], batch_size=batch_size)

@@ -1,4 +1,5 @@
 """Who takes part under each protocol: by hand, against plain references, and what is refused."""
+
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +34,15 @@ def sklearn_mean(scores, labels, keep_absent):
     return np.mean(values)
 
 
-@pytest.mark.parametrize("protocol, all_images, keep_absent", [("official", False, True), ("all-images", True, True), ("annotated", False, False)])
+@pytest.mark.parametrize(
+    "protocol, all_images, keep_absent",
+    [("official", False, True), ("all-images", True, True), ("annotated", False, False)],
+)
 def test_means_are_scikit_learns(sample, protocol, all_images, keep_absent):
     result = evaluate_scores(*sample, 5, topk=(2,), protocol=protocol)
     for part, columns in PARTS.items():
-        scores, labels = sample[0][:, columns], sample[1][:, columns]
+        scores = sample[0][:, columns]
+        labels = sample[1][:, columns]
         rows = (labels > 0).any(axis=1) | all_images
         assert result[part]["mAP"] == pytest.approx(sklearn_mean(scores[rows], labels[rows], keep_absent), abs=1e-12)
 
@@ -84,7 +89,8 @@ def test_a_protocol_of_ones_own(sample):
     mine = Protocol("mine", "every image, no absent label", all_images=True, absent_labels=False)
     assert find_protocol(mine) is mine
     assert evaluate_scores(*sample, 5, (2,), mine)["zsl"]["mAP"] == pytest.approx(
-        sklearn_mean(sample[0][:, 5:], sample[1][:, 5:], False))
+        sklearn_mean(sample[0][:, 5:], sample[1][:, 5:], False)
+    )
 
 
 def test_names_and_rules():
@@ -94,12 +100,19 @@ def test_names_and_rules():
         PROTOCOLS["official"].name = "other"
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(protocol="biam"), "'biam' is not known: use one of official, all-images, annotated, leak-free"),
-    (dict(protocol="leak-free"), "give label_names"),
-    (dict(protocol="leak-free", label_names=NAMES[:9]), "9 label names for 10 labels"),
-    (dict(protocol="leak-free", label_names=[*NAMES[:5], "skies", "dogs", "cars", "birds", "harbors"]), "every unseen label has a twin"),
-    (dict(n_seen=5.0), "n_seen is 5.0")])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(protocol="biam"), "'biam' is not known: use one of official, all-images, annotated, leak-free"),
+        (dict(protocol="leak-free"), "give label_names"),
+        (dict(protocol="leak-free", label_names=NAMES[:9]), "9 label names for 10 labels"),
+        (
+            dict(protocol="leak-free", label_names=[*NAMES[:5], "skies", "dogs", "cars", "birds", "harbors"]),
+            "every unseen label has a twin",
+        ),
+        (dict(n_seen=5.0), "n_seen is 5.0"),
+    ],
+)
 def test_what_is_refused(sample, options, message):
     with pytest.raises(QKSError, match=message):
         evaluate_scores(*sample, **{"n_seen": 5, "topk": (2,), **options})
@@ -116,8 +129,9 @@ def test_parts_hold_rising_columns():
 
 
 def test_leaks():
-    assert leaks(["bird", "harbour", "cities", "boxes", "Polar Bears"], ["birds", "harbor", "city", "box", "bear", "dog"]) == {
-        "birds": ["bird"], "harbor": ["harbour"], "city": ["cities"], "box": ["boxes"], "bear": ["Polar Bears"]}
+    assert leaks(
+        ["bird", "harbour", "cities", "boxes", "Polar Bears"], ["birds", "harbor", "city", "box", "bear", "dog"]
+    ) == {"birds": ["bird"], "harbor": ["harbour"], "city": ["cities"], "box": ["boxes"], "bear": ["Polar Bears"]}
     assert leaks(["sunflower", "snowman", "plane"], ["sun", "flower", "snow", "airplane"]) == {}
-    data = read_nuswide(Path(__file__).parent/"data/nuswide_tiny/raw", "test")
+    data = read_nuswide(Path(__file__).parent / "data/nuswide_tiny/raw", "test")
     assert len(leaks(data.label_names[:925], data.label_names[925:])) == 31

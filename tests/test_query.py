@@ -1,4 +1,5 @@
 """The extraction network against torch's own attention, its symmetries, and where its gradients go."""
+
 import pytest
 import torch
 from torch import nn
@@ -23,16 +24,19 @@ def extractor():
 @pytest.mark.parametrize("context_width", [64, 48])
 def test_attention_equals_torch(context_width):
     torch.manual_seed(0)
-    ours = Attention(64, context_width, 4, 0.)
+    ours = Attention(64, context_width, 4, 0.0)
     theirs = nn.MultiheadAttention(64, 4, kdim=context_width, vdim=context_width, batch_first=True)
     with torch.no_grad():
         parts = ours.query, ours.key, ours.value
-        if context_width == 64: theirs.in_proj_weight.copy_(torch.cat([part.weight for part in parts]))
+        if context_width == 64:
+            theirs.in_proj_weight.copy_(torch.cat([part.weight for part in parts]))
         else:
-            for name, part in zip("qkv", parts): getattr(theirs, f"{name}_proj_weight").copy_(part.weight)
+            for name, part in zip("qkv", parts):
+                getattr(theirs, f"{name}_proj_weight").copy_(part.weight)
         theirs.in_proj_bias.copy_(torch.cat([part.bias for part in parts]))
     theirs.out_proj = ours.output
-    queries, context = torch.randn(2, 5, 64), torch.randn(2, 9, context_width)
+    queries = torch.randn(2, 5, 64)
+    context = torch.randn(2, 9, context_width)
     expected, weights = theirs(queries, context, context, average_attn_weights=False)
     result, attention = ours(queries, context)
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6)
@@ -41,7 +45,8 @@ def test_attention_equals_torch(context_width):
 
 def test_a_block_is_post_norm_in_the_order_self_cross_feed_forward(image_tokens):
     torch.manual_seed(0)
-    block, x = ExtractionBlock(64, 64, 4, 128, 0.), torch.randn(2, 5, 64)
+    block = ExtractionBlock(64, 64, 4, 128, 0.0)
+    x = torch.randn(2, 5, 64)
     y = block.self_norm(x + block.self_attention(x, x)[0])
     y = block.cross_norm(y + block.cross_attention(y, image_tokens)[0])
     y = block.ffn_norm(y + block.contract(F.gelu(block.expand(y))))  # exact GELU
@@ -78,7 +83,8 @@ def test_shapes(extractor, image_tokens):
     out, attention = extractor(image_tokens, return_attention=True)
     assert out.shape == (2, 5, 64)
     assert [a.shape for a in attention] == [(2, 4, 5, 9)] * 2
-    for weights in attention: torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 5))
+    for weights in attention:
+        torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 5))
     assert torch.equal(extractor(image_tokens), out)
 
 
@@ -86,7 +92,8 @@ def test_image_tokens_of_another_width():
     torch.manual_seed(0)
     extractor = QueryExtractor(64, n_queries=3, n_layers=1, context_width=40)
     assert extractor(torch.randn(2, 9, 40)).shape == (2, 3, 64)
-    with pytest.raises(QKSError, match="40"): extractor(torch.randn(2, 9, 64))
+    with pytest.raises(QKSError, match="40"):
+        extractor(torch.randn(2, 9, 64))
 
 
 def test_no_block_leaves_the_normalised_queries(image_tokens):
@@ -111,12 +118,12 @@ def test_dropout_only_in_training(extractor, image_tokens):
     assert torch.equal(extractor(image_tokens), extractor(image_tokens))
     extractor.train()
     assert not torch.equal(extractor(image_tokens), extractor(image_tokens))
-    extractor = QueryExtractor(64, n_queries=5, n_layers=2, dropout=0.).train()
+    extractor = QueryExtractor(64, n_queries=5, n_layers=2, dropout=0.0).train()
     assert torch.equal(extractor(image_tokens), extractor(image_tokens))
 
 
 def test_gradients_reach_every_weight_and_not_the_image(extractor, image_tokens):
-    (extractor(image_tokens)**3).sum().backward()  # cubed: the sum of a layer norm's output is constant
+    (extractor(image_tokens) ** 3).sum().backward()  # cubed: the sum of a layer norm's output is constant
     assert all(weight.grad is not None for weight in extractor.parameters())
     still = {name for name, weight in extractor.named_parameters() if weight.grad.abs().max() < 1e-9}
     assert not {name for name in still if not name.endswith("key.bias")}  # softmax ignores a shift of all keys
@@ -125,8 +132,10 @@ def test_gradients_reach_every_weight_and_not_the_image(extractor, image_tokens)
 
 @pytest.mark.parametrize("shape", [(9, 64), (2, 9, 63), (2, 3, 9, 64)])
 def test_shapes_that_do_not_fit(extractor, shape):
-    with pytest.raises(QKSError, match=r"expected \[B, N, 64\]"): extractor(torch.zeros(shape))
+    with pytest.raises(QKSError, match=r"expected \[B, N, 64\]"):
+        extractor(torch.zeros(shape))
 
 
 def test_width_must_divide_into_heads():
-    with pytest.raises(QKSError, match="64 cannot be cut into 5 heads"): QueryExtractor(64, n_heads=5)
+    with pytest.raises(QKSError, match="64 cannot be cut into 5 heads"):
+        QueryExtractor(64, n_heads=5)

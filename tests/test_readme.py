@@ -93,7 +93,8 @@ def test_image_outputs_and_errors_are_refused():
 
 
 def test_check_compares_and_writes_nothing(tmp_path, capsys):
-    notebook, readme = tmp_path / "nbs" / "index.ipynb", tmp_path / "README.md"
+    notebook = tmp_path / "nbs" / "index.ipynb"
+    readme = tmp_path / "README.md"
     notebook.parent.mkdir()
     notebook.write_text(json.dumps({"cells": [markdown("[a](b)")]}), encoding="utf-8")
     options = ["--notebook", str(notebook), "--readme", str(readme)]
@@ -118,8 +119,10 @@ def test_ci_runs_the_test_command_of_the_readme():
 
 
 def test_the_site_shows_the_notebooks_in_reading_order():
-    text = "\n".join("".join(cell["source"]) for cell in json.loads((ROOT / "nbs/index.ipynb").read_text(encoding="utf-8"))["cells"])
-    table = text[text.index("| notebook |"):text.index("Read them in JupyterLab")]
+    text = "\n".join(
+        "".join(cell["source"]) for cell in json.loads((ROOT / "nbs/index.ipynb").read_text(encoding="utf-8"))["cells"]
+    )
+    table = text[text.index("| notebook |") : text.index("Read them in JupyterLab")]
     order = ["index.ipynb", *re.findall(r"\]\((\w+\.ipynb)\)", table)]
     assert sorted(order) == sorted(path.name for path in (ROOT / "nbs").glob("*.ipynb"))
     assert re.findall(r"- (\S+)", (ROOT / "nbs/sidebar.yml").read_text(encoding="utf-8")) == order
@@ -129,4 +132,4 @@ def test_each_notebook_leads_to_the_next_one():
     order = re.findall(r"- (\S+)", (ROOT / "nbs/sidebar.yml").read_text(encoding="utf-8"))
     for here, following in zip(order[1:], order[2:]):
         last = "".join(json.loads((ROOT / "nbs" / here).read_text(encoding="utf-8"))["cells"][-1]["source"])
-        assert f"]({following})" in last[last.index("Next:"):], f"{here} should end by leading to {following}"
+        assert f"]({following})" in last[last.index("Next:") :], f"{here} should end by leading to {following}"

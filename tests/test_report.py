@@ -1,4 +1,5 @@
 """Reports: the authors' numbers through them, what a results file names, tables that name their protocol, two results side by side."""
+
 import csv
 import json
 from pathlib import Path
@@ -8,13 +9,25 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from qks.evaluate.bootstrap import bootstrap
 from qks.core import QKSError
+from qks.evaluate.bootstrap import bootstrap
 from qks.evaluate.metrics import evaluate_scores
-from qks.model.prompts import PromptPool
 from qks.evaluate.protocols import PROTOCOLS, Protocol
 from qks.evaluate.report import ReportConfig, code_version, open_streams, pool_facts, report, report_streams
-from qks.evaluate.tables import compare, differences, draw_table, load_report, percent, published, report_breakdown, report_notes, report_table, save_labels, save_report
+from qks.evaluate.tables import (
+    compare,
+    differences,
+    draw_table,
+    load_report,
+    percent,
+    published,
+    report_breakdown,
+    report_notes,
+    report_table,
+    save_labels,
+    save_report,
+)
+from qks.model.prompts import PromptPool
 
 DATA = Path(__file__).parent / "data"
 NAMES = ["cat", "dog", "bird", "harbour", "sky", "cow", "birds", "harbor", "sea", "lake"]
@@ -23,7 +36,9 @@ ALL = ReportConfig(tuple(PROTOCOLS), (1, 3))
 
 def sample(images=150, seed=0, ternary=True):
     generator = np.random.default_rng(seed)
-    labels = generator.choice([-1, 0, 1], size=(images, 10), p=[0.5, 0.2, 0.3] if ternary else [0.7, 0, 0.3]).astype(np.int8)
+    labels = generator.choice([-1, 0, 1], size=(images, 10), p=[0.5, 0.2, 0.3] if ternary else [0.7, 0, 0.3]).astype(
+        np.int8
+    )
     labels[::9, 5:] = np.minimum(labels[::9, 5:], -1)  # images without an unseen label
     labels[:, 9] = np.minimum(labels[:, 9], 0)  # a label that nobody found
     labels[:, 4] = 0 if ternary else labels[:, 4]  # a label that nobody annotated
@@ -32,11 +47,13 @@ def sample(images=150, seed=0, ternary=True):
 
 def streamed(scores, labels, config, *options):
     image, column = np.nonzero(labels)
-    sparse = SimpleNamespace(offsets=np.searchsorted(image, np.arange(len(labels) + 1)), columns=column, values=labels[image, column])
+    sparse = SimpleNamespace(
+        offsets=np.searchsorted(image, np.arange(len(labels) + 1)), columns=column, values=labels[image, column]
+    )
     streams = open_streams(sparse, 5, config, NAMES)
     for stream in streams.values():
         for start in range(0, len(scores), 40):
-            stream.update(scores[start:start + 40])
+            stream.update(scores[start : start + 40])
     return report_streams({"QKS": streams}, config, NAMES, *options)
 
 
@@ -62,9 +79,15 @@ def test_every_protocol_has_its_own_numbers_and_lists():
     assert sizes["official"] == {"images": int(shown.sum()), "labels": 5, "labels_in_mean": 5}
     assert sizes["all-images"] == {"images": 150, "labels": 5, "labels_in_mean": 5}
     assert sizes["annotated"] == {"images": int(shown.sum()), "labels": 5, "labels_in_mean": 4}
-    assert sizes["leak-free"] == {"images": int((labels[:, [5, 8, 9]] > 0).any(axis=1).sum()), "labels": 3, "labels_in_mean": 3}
+    assert sizes["leak-free"] == {
+        "images": int((labels[:, [5, 8, 9]] > 0).any(axis=1).sum()),
+        "labels": 3,
+        "labels_in_mean": 3,
+    }
     assert found["protocols"]["official"]["parts"]["seen"]["labels"] == 4  # one was never annotated
-    assert {name: facts["rule"] for name, facts in found["protocols"].items()} == {name: protocol.rule for name, protocol in PROTOCOLS.items()}
+    assert {name: facts["rule"] for name, facts in found["protocols"].items()} == {
+        name: protocol.rule for name, protocol in PROTOCOLS.items()
+    }
     assert found["twins"] == {"birds": ["bird"], "harbor": ["harbour"]}
 
 
@@ -77,7 +100,11 @@ def test_labels_one_by_one():
         ap = row["ap_per_label"]
         zsl = [value for label, value in list(ap.items())[5:] if value is not None]
         assert np.mean(zsl) == pytest.approx(row["metrics"]["zsl"]["mAP"], abs=1e-12)
-        assert ap["/m/4"] is None and (ap["/m/9"] is None) == (protocol == "annotated") and (ap["/m/6"] is None) == (protocol == "leak-free")
+        assert (
+            ap["/m/4"] is None
+            and (ap["/m/9"] is None) == (protocol == "annotated")
+            and (ap["/m/6"] is None) == (protocol == "leak-free")
+        )
     rows = (labels[:, 5:] > 0).any(axis=1) & (labels[:, 8] != 0)
     expected = average_precision_score(labels[rows, 8] > 0, scores[rows, 8])
     assert found["rows"]["QKS"]["official"]["ap_per_label"]["/m/8"] == pytest.approx(expected, abs=1e-6)
@@ -101,7 +128,11 @@ def test_names_that_repeat_and_names_that_are_not_known():
     scores, labels = sample()
     twice = ["bat", *NAMES[1:5], "bat", *NAMES[6:]]
     found = report({"QKS": scores}, labels, 5, ReportConfig(topk=(1,)), twice)
-    assert list(found["label_names"]) == [str(i) for i in range(10)] and found["label_names"]["5"] == "bat" and found["twins"]["5"] == ["bat"]
+    assert (
+        list(found["label_names"]) == [str(i) for i in range(10)]
+        and found["label_names"]["5"] == "bat"
+        and found["twins"]["5"] == ["bat"]
+    )
     assert len(found["rows"]["QKS"]["official"]["ap_per_label"]) == 10
     assert list(report({"QKS": scores}, labels, 5, ReportConfig(topk=(1,)))["label_names"].values())[:2] == ["0", "1"]
     for ids in (["a"] * 10, ["a", "b"]):
@@ -109,10 +140,19 @@ def test_names_that_repeat_and_names_that_are_not_known():
             report({"QKS": scores}, labels, 5, ReportConfig(topk=(1,)), NAMES, ids)
 
 
-@pytest.mark.parametrize("options, words", [
-    ({"protocols": "official"}, "give a list"), ({"protocols": ()}, "give a list"), ({"protocols": ("mine",)}, "'mine' is not known"),
-    ({"protocols": ("official", "official")}, "stands twice"), ({"topk": (0,)}, "topk"), ({"resamples": -1}, "resamples is -1"), ({"seed": -1}, "seed is -1"),
-    ({"resamples": 1.5}, "resamples is 1.5")])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"protocols": "official"}, "give a list"),
+        ({"protocols": ()}, "give a list"),
+        ({"protocols": ("mine",)}, "'mine' is not known"),
+        ({"protocols": ("official", "official")}, "stands twice"),
+        ({"topk": (0,)}, "topk"),
+        ({"resamples": -1}, "resamples is -1"),
+        ({"seed": -1}, "seed is -1"),
+        ({"resamples": 1.5}, "resamples is 1.5"),
+    ],
+)
 def test_what_cannot_be_asked(options, words):
     with pytest.raises(QKSError, match=words) as caught:
         ReportConfig(**options)
@@ -143,19 +183,34 @@ def test_files_that_hold_no_report(tmp_path, content):
 
 def test_no_line_without_its_protocol():
     scores, labels = sample()
-    found = report({"QKS": scores, "other": -scores}, labels, 5, ReportConfig(tuple(PROTOCOLS), (1, 3), resamples=10), NAMES)
+    found = report(
+        {"QKS": scores, "other": -scores}, labels, 5, ReportConfig(tuple(PROTOCOLS), (1, 3), resamples=10), NAMES
+    )
     lines = report_table(found).splitlines()[2:]
     assert len(lines) == 2 * 4 * 3
     for line in lines:
         method, protocol, part = (cell.strip() for cell in line.split("|")[1:4])
         assert protocol in PROTOCOLS and part in ("seen", "zsl", "gzsl") and method in ("QKS", "other")
-        assert percent(found["rows"][method][protocol]["metrics"][part]["mAP"], found["rows"][method][protocol]["intervals"][part]["mAP"]) in line
+        assert (
+            percent(
+                found["rows"][method][protocol]["metrics"][part]["mAP"],
+                found["rows"][method][protocol]["intervals"][part]["mAP"],
+            )
+            in line
+        )
     for line in report_breakdown(found, "QKS", "all-images").splitlines()[2:]:
         assert line.startswith("| all-images |")
     notes = "\n".join(report_notes(found))
-    assert "do not compare" in notes and "birds (bird), harbor (harbour)" in notes and "2 of 5" in notes and all(repr(name) in notes for name in PROTOCOLS)
+    assert (
+        "do not compare" in notes
+        and "birds (bird), harbor (harbour)" in notes
+        and "2 of 5" in notes
+        and all(repr(name) in notes for name in PROTOCOLS)
+    )
     alone = "\n".join(report_notes(report({"QKS": scores}, labels, 5, ReportConfig(topk=(1,)), NAMES)))
-    assert "do not compare" not in alone and "protocol 'official'" in alone and "2 of 5 unseen labels have a twin" in alone
+    assert (
+        "do not compare" not in alone and "protocol 'official'" in alone and "2 of 5 unseen labels have a twin" in alone
+    )
 
 
 def test_the_breakdown_adds_up(monkeypatch):
@@ -180,12 +235,21 @@ def test_side_by_side():
     assert "are the same" in compare({"a": full, "b": full})
     part = report({"QKS": scores[:100]}, labels[:100], 5, ReportConfig(("all-images",), (2, 3)), NAMES)
     text = compare({"full": full, "part": part})
-    for words in ("Protocols differ (full: official, all-images, annotated, leak-free; part: all-images)",
-                  "List sizes differ under all-images, part zsl (full: 150 images, 5 labels; part: 100 images, 5 labels)", "topk differs (full: [1, 3]; part: [2, 3])"):
+    for words in (
+        "Protocols differ (full: official, all-images, annotated, leak-free; part: all-images)",
+        "List sizes differ under all-images, part zsl (full: 150 images, 5 labels; part: 100 images, 5 labels)",
+        "topk differs (full: [1, 3]; part: [2, 3])",
+    ):
         assert words in text
-    cells = {tuple(cell.strip() for cell in line.split("|")[1:4]): [cell.strip() for cell in line.split("|")[4:6]] for line in text.splitlines() if line.startswith("|")}
+    cells = {
+        tuple(cell.strip() for cell in line.split("|")[1:4]): [cell.strip() for cell in line.split("|")[4:6]]
+        for line in text.splitlines()
+        if line.startswith("|")
+    }
     assert cells["official", "zsl", "mAP"] == [percent(full["rows"]["QKS"]["official"]["metrics"]["zsl"]["mAP"]), "–"]
-    assert cells["all-images", "zsl", "F1@3"] == [percent(one["rows"]["QKS"]["all-images"]["metrics"]["zsl"]["F1@3"]) for one in (full, part)]
+    assert cells["all-images", "zsl", "F1@3"] == [
+        percent(one["rows"]["QKS"]["all-images"]["metrics"]["zsl"]["F1@3"]) for one in (full, part)
+    ]
     assert cells["all-images", "seen", "F1@2"][0] == "–"
     renamed = report({"QKS": scores}, labels, 5, ALL, [*NAMES[:-1], "pond"])
     assert any("Labels differ" in sentence for sentence in differences({"a": full, "b": renamed}))
@@ -193,7 +257,13 @@ def test_side_by_side():
 
 def test_one_name_for_two_rules():
     scores, labels = sample()
-    mine = report({"QKS": scores}, labels, 5, ReportConfig((Protocol("official", "my own rules", all_images=True),), (1, 3)), NAMES)
+    mine = report(
+        {"QKS": scores},
+        labels,
+        5,
+        ReportConfig((Protocol("official", "my own rules", all_images=True),), (1, 3)),
+        NAMES,
+    )
     theirs = report({"QKS": scores}, labels, 5, ReportConfig(topk=(1, 3)), NAMES)
     assert any("more than one rule" in sentence for sentence in differences({"mine": mine, "theirs": theirs}))
 
@@ -209,13 +279,33 @@ def test_published_numbers():
 
 def test_a_table_of_labels(tmp_path):
     scores, labels = sample()
-    found = report({"QKS": scores, "a, b": -scores}, labels, 5, ReportConfig(("official", "leak-free"), (1,)), ["1,000 cats", *NAMES[1:]])
+    found = report(
+        {"QKS": scores, "a, b": -scores},
+        labels,
+        5,
+        ReportConfig(("official", "leak-free"), (1,)),
+        ["1,000 cats", *NAMES[1:]],
+    )
     save_labels(tmp_path / "labels.csv", found)
     with open(tmp_path / "labels.csv", newline="", encoding="utf-8") as file:
         head, *rows = csv.reader(file)
-    assert head == ["id", "name", "part", "positives", "twins among seen", "AP QKS (official)", "AP QKS (leak-free)", "AP a, b (official)", "AP a, b (leak-free)"]
+    assert head == [
+        "id",
+        "name",
+        "part",
+        "positives",
+        "twins among seen",
+        "AP QKS (official)",
+        "AP QKS (leak-free)",
+        "AP a, b (official)",
+        "AP a, b (leak-free)",
+    ]
     assert [row[2] for row in rows] == ["seen"] * 5 + ["zsl"] * 5 and rows[0][:2] == ["1,000 cats"] * 2
-    assert rows[6][4] == "bird" and rows[6][6] == "" and float(rows[6][5]) == found["rows"]["QKS"]["official"]["ap_per_label"]["birds"]
+    assert (
+        rows[6][4] == "bird"
+        and rows[6][6] == ""
+        and float(rows[6][5]) == found["rows"]["QKS"]["official"]["ap_per_label"]["birds"]
+    )
     with pytest.raises(QKSError, match="exists already"):
         save_labels(tmp_path / "labels.csv", found)
 
@@ -224,12 +314,19 @@ def test_versions_and_prompts(monkeypatch):
     assert len(code_version()["qks"]) >= 5
     monkeypatch.setenv("PATH", "")  # no git
     assert code_version()["commit"] is None
-    one, other = pool_facts(PromptPool(["a {}.", "the {}."])), pool_facts(PromptPool(["the {}.", "a {}."]))
-    assert one["templates"] == 2 and one["digest"] != other["digest"] and one == pool_facts(PromptPool(["a {}.", "the {}."]))
+    one = pool_facts(PromptPool(["a {}.", "the {}."]))
+    other = pool_facts(PromptPool(["the {}.", "a {}."]))
+    assert (
+        one["templates"] == 2
+        and one["digest"] != other["digest"]
+        and one == pool_facts(PromptPool(["a {}.", "the {}."]))
+    )
 
 
 def test_numbers_of_a_report_may_be_0_and_not_below():
     for name in ("seed", "resamples"):
-        with pytest.raises(QKSError, match=f"{name} is -1: give a whole number, 0 or more"): ReportConfig(**{name: -1})
+        with pytest.raises(QKSError, match=f"{name} is -1: give a whole number, 0 or more"):
+            ReportConfig(**{name: -1})
     assert ReportConfig(seed=0, resamples=0).seed == 0
-    with pytest.raises(QKSError, match="there are no scores to report on"): report({}, np.ones((2, 2)), 1)
+    with pytest.raises(QKSError, match="there are no scores to report on"):
+        report({}, np.ones((2, 2)), 1)

@@ -7,14 +7,18 @@ import pytest
 
 from qks.commands.main import main
 from qks.core import QKSError
-from qks.model.tagger import QKS
-from qks.model.config import HeadConfig
 from qks.data.pocket import PocketConfig
-from qks.experiment.reproduction import ReproduceConfig, prepare_run, reproduce
+from qks.experiment.reproduction import ReproduceConfig, create_run_folder, reproduce
+from qks.model.config import HeadConfig
+from qks.model.tagger import QKS
 from qks.train.loop import TrainConfig
 
-TINY = ReproduceConfig(seeds=2, data=PocketConfig(n_train=60, n_test=30), head=HeadConfig(n_queries=3, n_layers=1),
-                       train=TrainConfig(epochs=2, lr=1e-3, schedule="cosine"))
+TINY = ReproduceConfig(
+    seeds=2,
+    data=PocketConfig(n_train=60, n_test=30),
+    head=HeadConfig(n_queries=3, n_layers=1),
+    train=TrainConfig(epochs=2, lr=1e-3, schedule="cosine"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +57,7 @@ def test_the_saved_model_and_config(runs):
 
 def test_official_selection_is_labelled(tmp_path):
     from dataclasses import replace
+
     reproduce(tmp_path / "run", replace(TINY, seeds=1, train=replace(TINY.train, selection="official", epochs=1)))
     assert json.loads((tmp_path / "run" / "results.json").read_text())["selection"] == "official"
 
@@ -62,20 +67,21 @@ def test_run_folders_are_safe(tmp_path):
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     for force in (False, True):
         with pytest.raises(QKSError, match="mine"):
-            prepare_run(tmp_path / "mine", force)
+            create_run_folder(tmp_path / "mine", force)
     assert (tmp_path / "mine" / "thesis.txt").exists()
     (tmp_path / "file").write_text("")
     with pytest.raises(QKSError, match="is a file"):
-        prepare_run(tmp_path / "file")
+        create_run_folder(tmp_path / "file")
 
 
 @pytest.mark.parametrize("wrong", [{"seed": -1}, {"seeds": 0}, {"seed": 1.5}], ids=str)
 def test_a_bad_number_costs_no_earlier_run(wrong):
-    with pytest.raises(QKSError, match="seed"): ReproduceConfig(**wrong)
+    with pytest.raises(QKSError, match="seed"):
+        ReproduceConfig(**wrong)
 
 
 def test_a_bad_seed_on_the_command_line_costs_no_earlier_run(tmp_path, capsys):
-    run = prepare_run(tmp_path / "run", config={"a": 1})
+    run = create_run_folder(tmp_path / "run", config={"a": 1})
     (run / "results.json").write_text("days of work")
     assert main(["reproduce", "--quick", "--out", str(run), "--seed", "-1", "--force"]) == 2
     assert "seed" in capsys.readouterr().err and (run / "results.json").read_text() == "days of work"
@@ -83,14 +89,23 @@ def test_a_bad_seed_on_the_command_line_costs_no_earlier_run(tmp_path, capsys):
 
 def test_a_replaced_run_keeps_its_tokens(tmp_path, monkeypatch):
     "Hours of caching outlive --force; and a kill in the middle of the deletion leaves a folder that can be replaced again."
-    run = prepare_run(tmp_path / "run", config={"a": 1})
-    for name in ("tokens", "model", "training"): (run / name).mkdir()
-    for name in ("results.json", "tokens/tokens.bin", "model/head.safetensors"): (run / name).write_text("x")
-    remove, removed = shutil.rmtree, []
-    monkeypatch.setattr("qks.experiment.reproduction.shutil.rmtree", lambda path: removed.append(path) or remove(path) if len(removed) < 1 else 1/0)
-    with pytest.raises(ZeroDivisionError): prepare_run(run, force=True)  # killed
+    run = create_run_folder(tmp_path / "run", config={"a": 1})
+    for name in ("tokens", "model", "training"):
+        (run / name).mkdir()
+    for name in ("results.json", "tokens/tokens.bin", "model/head.safetensors"):
+        (run / name).write_text("x")
+    remove = shutil.rmtree
+    removed = []
+    monkeypatch.setattr(
+        "qks.experiment.reproduction.shutil.rmtree",
+        lambda path: removed.append(path) or remove(path) if len(removed) < 1 else 1 / 0,
+    )
+    with pytest.raises(ZeroDivisionError):
+        create_run_folder(run, force=True)  # killed
     assert (run / "config.json").is_file() and not (run / "results.json").exists()
     monkeypatch.undo()
-    prepare_run(run, force=True, config={"a": 2})
-    assert {path.name for path in run.iterdir()} == {"config.json", "tokens"} and (run / "tokens" / "tokens.bin").is_file()
+    create_run_folder(run, force=True, config={"a": 2})
+    assert {path.name for path in run.iterdir()} == {"config.json", "tokens"} and (
+        run / "tokens" / "tokens.bin"
+    ).is_file()
     assert json.loads((run / "config.json").read_text()) == {"a": 2}

@@ -21,8 +21,10 @@ def load(name):
 
 
 def notebook(path, *sources):
-    cells = [{"cell_type": "code", "id": f"c{i}", "metadata": {}, "source": source, "outputs": [], "execution_count": None}
-             for i, source in enumerate(sources)]
+    cells = [
+        {"cell_type": "code", "id": f"c{i}", "metadata": {}, "source": source, "outputs": [], "execution_count": None}
+        for i, source in enumerate(sources)
+    ]
     path.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
     return path
 
@@ -36,8 +38,13 @@ def outputs(path):
 
 
 def test_run_notebooks_keeps_outputs_and_leaves_slow_cells_out(tmp_path):
-    path = notebook(tmp_path / "a.ipynb", "from pathlib import Path; 6*7", "#| slow\nPath('slow').write_text('')",
-                    "#| eval: false\nPath('eval').write_text('')", "Path('ran').write_text('')")
+    path = notebook(
+        tmp_path / "a.ipynb",
+        "from pathlib import Path; 6*7",
+        "#| slow\nPath('slow').write_text('')",
+        "#| eval: false\nPath('eval').write_text('')",
+        "Path('ran').write_text('')",
+    )
     done = run(path)
     assert done.returncode == 0, done.stderr
     first, *left_out, _ = outputs(path)
@@ -46,7 +53,9 @@ def test_run_notebooks_keeps_outputs_and_leaves_slow_cells_out(tmp_path):
 
 
 def test_run_notebooks_drops_bars_and_keeps_warnings(tmp_path):
-    path = notebook(tmp_path / "c.ipynb", "import sys; sys.stderr.write('10 %\\r20 %\\r')", "sys.stderr.write('look out'); None")
+    path = notebook(
+        tmp_path / "c.ipynb", "import sys; sys.stderr.write('10 %\\r20 %\\r')", "sys.stderr.write('look out'); None"
+    )
     assert run(path).returncode == 0
     bar, warning = outputs(path)
     assert bar == [] or "20 %" not in json.dumps(bar)

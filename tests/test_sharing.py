@@ -1,9 +1,10 @@
 """Sharing: every label takes its best token, by an inner product in which magnitude counts."""
+
 import pytest
 import torch
 
-from qks.model import sharing
 from qks.core import QKSError
+from qks.model import sharing
 from qks.model.sharing import share
 
 
@@ -14,10 +15,10 @@ def tensors():
 
 
 def test_by_hand():
-    tokens = torch.tensor([[[1., 0.], [0., 2.]]])  # [1, 2, 2]
-    labels = torch.tensor([[3., 1.], [1., 3.], [-1., -1.]])  # [3, 2]
+    tokens = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])  # [1, 2, 2]
+    labels = torch.tensor([[3.0, 1.0], [1.0, 3.0], [-1.0, -1.0]])  # [3, 2]
     logits, index = share(tokens, labels)
-    assert logits.tolist() == [[3., 6., -1.]]
+    assert logits.tolist() == [[3.0, 6.0, -1.0]]
     assert index.tolist() == [[0, 1, 0]]
 
 
@@ -46,8 +47,8 @@ def test_magnitude_takes_part(tensors, side):
 
 
 def test_a_louder_token_wins():
-    direction = torch.tensor([[1., 0.]])
-    quiet_first = torch.tensor([[[1., 0.], [3., 9.]]])  # the second is further off, but longer
+    direction = torch.tensor([[1.0, 0.0]])
+    quiet_first = torch.tensor([[[1.0, 0.0], [3.0, 9.0]]])  # the second is further off, but longer
     assert share(quiet_first, direction)[1].item() == 1
 
 
@@ -60,20 +61,24 @@ def test_other_labels_do_not_matter(tensors):
 
 
 def test_gradient_reaches_only_the_chosen_token(tensors):
-    tokens, labels = tensors[0].requires_grad_(), tensors[1]
+    tokens = tensors[0].requires_grad_()
+    labels = tensors[1]
     logits, index = share(tokens, labels)
     logits[:, 3].sum().backward()
     reached = tokens.grad.abs().sum(-1) > 0  # [B, K]
     assert torch.equal(reached, torch.nn.functional.one_hot(index[:, 3], 5).bool())
 
 
-@pytest.mark.parametrize("tokens, labels", [((4, 5, 8), (7, 9)), ((5, 8), (7, 8)), ((4, 5, 8), (8,)), ((1, 4, 5, 8), (7, 8))])
+@pytest.mark.parametrize(
+    "tokens, labels", [((4, 5, 8), (7, 9)), ((5, 8), (7, 8)), ((4, 5, 8), (8,)), ((1, 4, 5, 8), (7, 8))]
+)
 def test_shapes_that_do_not_fit(tokens, labels):
     with pytest.raises(QKSError, match=r"do not fit.*\[B, K, E\] and \[C, E\]"):
         share(torch.zeros(tokens), torch.zeros(labels))
 
 
 # ---- in parts
+
 
 def plain(tokens, labels):
     "All scores at once: [B, K, C] -> [B, C], [B, C]."
@@ -82,18 +87,22 @@ def plain(tokens, labels):
 
 @pytest.mark.parametrize("at_once", [1, 19, 20, 21, 59, 140, 2**24])
 def test_parts_equal_the_whole(tensors, at_once):
-    tokens, labels = tensors[0].requires_grad_(), tensors[1].requires_grad_()
-    found, expected = share(tokens, labels, at_once), plain(tokens, labels)
+    tokens = tensors[0].requires_grad_()
+    labels = tensors[1].requires_grad_()
+    found = share(tokens, labels, at_once)
+    expected = plain(tokens, labels)
     torch.testing.assert_close(found[0], expected[0], rtol=1e-6, atol=1e-6)
     assert torch.equal(found[1], expected[1])
     ours, theirs = (torch.autograd.grad(logits.pow(3).sum(), [tokens, labels]) for logits in (found[0], expected[0]))
-    for a, b in zip(ours, theirs): torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    for a, b in zip(ours, theirs):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("at_once", [1, 40, 2**24])
 def test_of_equal_tokens_the_first_is_taken(at_once):
     torch.manual_seed(0)
-    tokens, labels = torch.randint(-2, 3, (4, 6, 3)).float(), torch.randint(-2, 3, (50, 3)).float()  # whole numbers: many ties
+    tokens = torch.randint(-2, 3, (4, 6, 3)).float()
+    labels = torch.randint(-2, 3, (50, 3)).float()  # whole numbers: many ties
     tokens[:, 5] = tokens[:, 2]
     scores = tokens @ labels.T
     first = (scores == scores.amax(1, keepdim=True)).int().argmax(1)
@@ -102,13 +111,14 @@ def test_of_equal_tokens_the_first_is_taken(at_once):
 
 
 def test_never_more_scores_than_allowed(tensors, monkeypatch):
-    sizes, original = [], torch.max
+    sizes = []
+    original = torch.max
     monkeypatch.setattr(torch, "max", lambda x, dim: (sizes.append(x.numel()), original(x, dim=dim))[1])
     share(*tensors, at_once=45)
     assert sizes == [40, 40, 40, 20]
     sizes.clear()
     share(*tensors)
-    assert sizes == [4*5*7]  # few labels: one part
+    assert sizes == [4 * 5 * 7]  # few labels: one part
 
 
 @pytest.mark.parametrize("n_images, n_labels", [(0, 7), (4, 0), (0, 0)])

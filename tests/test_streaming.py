@@ -1,4 +1,5 @@
 """Scores that come in batches give the numbers of the dense way, to the last bit; what is refused."""
+
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,18 +13,24 @@ from qks.evaluate.metrics import evaluate_scores
 from qks.evaluate.protocols import PROTOCOLS
 from qks.evaluate.streaming import SparseLabels, StreamingScores
 
-NAMES = [*(f"word{'abcdefghijklmnopqrst'[i]}" for i in range(20)), "worda", *(f"other{'abcdefghijklmnopqrs'[i]}" for i in range(19))]
+NAMES = [
+    *(f"word{'abcdefghijklmnopqrst'[i]}" for i in range(20)),
+    "worda",
+    *(f"other{'abcdefghijklmnopqrs'[i]}" for i in range(19)),
+]
 
 
 def sparse(labels):
     image, column = np.nonzero(labels)
-    return SimpleNamespace(offsets=np.searchsorted(image, np.arange(len(labels) + 1)), columns=column, values=labels[image, column])
+    return SimpleNamespace(
+        offsets=np.searchsorted(image, np.arange(len(labels) + 1)), columns=column, values=labels[image, column]
+    )
 
 
 def stream(scores, labels, batch, *options):
     streaming = StreamingScores(sparse(labels), 20, (2, 7), *options)
     for start in range(0, len(scores), batch):
-        streaming.update(scores[start:start + batch])
+        streaming.update(scores[start : start + batch])
     return streaming.result()
 
 
@@ -58,10 +65,14 @@ def test_batches_do_not_matter(labels, batch, monkeypatch):
 def test_order_of_entries_and_zeros_do_not_matter(labels):
     scores = np.random.default_rng(8).normal(size=labels.shape)
     listed = sparse(labels)
-    columns, values, offsets = [], [], [0]
+    columns = []
+    values = []
+    offsets = [0]
     for i, row in enumerate(labels):
         every = np.random.default_rng(i).permutation(40)  # zeros are listed too, in any order
-        columns, values, offsets = [*columns, *every], [*values, *row[every]], [*offsets, offsets[-1] + 40]
+        columns = [*columns, *every]
+        values = [*values, *row[every]]
+        offsets = [*offsets, offsets[-1] + 40]
     streaming = StreamingScores(SimpleNamespace(offsets=offsets, columns=columns, values=values), 20, (2, 7))
     streaming.update(scores)
     assert len(listed.values) < len(values) and streaming.result() == evaluate_scores(scores, labels, 20, (2, 7))
@@ -75,7 +86,8 @@ def test_labels_that_nobody_annotated_at_the_end(labels):
 
 def test_sparse_labels_unfold(labels):
     np.testing.assert_array_equal(SparseLabels(sparse(labels), 40).dense(0, 150, 40), labels)
-    dense, few = qks.evaluate.protocols.DenseLabels(labels.astype(np.int8)), SparseLabels(sparse(labels), 40)
+    dense = qks.evaluate.protocols.DenseLabels(labels.astype(np.int8))
+    few = SparseLabels(sparse(labels), 40)
     for columns in (np.arange(20), np.array([3, 22, 25])):
         np.testing.assert_array_equal(few.positive_counts(columns), dense.positive_counts(columns))
         np.testing.assert_array_equal(few.positive_images(columns), dense.positive_images(columns))
@@ -83,15 +95,23 @@ def test_sparse_labels_unfold(labels):
         np.testing.assert_array_equal(few.annotated_labels(images), dense.annotated_labels(images))
 
 
-@pytest.mark.parametrize("offsets, columns, values, message", [
-    ([0, 2], [1, 1], [1, -1], "image 0 has two entries for label 1"),
-    ([0, 1, 3], [1, 4, 4], [1, -1, 1], "image 1 has two entries for label 4"),
-    ([0, 1, 2], [1, 1], [1, 3], r"entry 1 of sparse labels \(image 1\) has label 1 and value 3"),
-    ([0, 1, 2], [1, -1], [1, 1], r"entry 1 of sparse labels \(image 1\) has label -1"),
-    ([0, 0, 0, 1], [1], [5], r"entry 0 of sparse labels \(image 2\)"),
-    ([0, 3], [1, 2], [1, 1], "rise from 0 to the 2 entries"), ([1, 2], [1, 2], [1, 1], "rise from 0"),
-    ([0, 2, 1, 2], [1, 2], [1, 1], "rise from 0"), ([0], [], [], "rise from 0"), ([0, 2], [1, 2], [1], "and 1 of values"),
-    ([0, 2], [1.0, 2.0], [1, 1], "columns of sparse labels are float64"), ([[0, 2]], [1, 2], [1, 1], "offsets of sparse labels are int64 \\[1, 2\\]")])
+@pytest.mark.parametrize(
+    "offsets, columns, values, message",
+    [
+        ([0, 2], [1, 1], [1, -1], "image 0 has two entries for label 1"),
+        ([0, 1, 3], [1, 4, 4], [1, -1, 1], "image 1 has two entries for label 4"),
+        ([0, 1, 2], [1, 1], [1, 3], r"entry 1 of sparse labels \(image 1\) has label 1 and value 3"),
+        ([0, 1, 2], [1, -1], [1, 1], r"entry 1 of sparse labels \(image 1\) has label -1"),
+        ([0, 0, 0, 1], [1], [5], r"entry 0 of sparse labels \(image 2\)"),
+        ([0, 3], [1, 2], [1, 1], "rise from 0 to the 2 entries"),
+        ([1, 2], [1, 2], [1, 1], "rise from 0"),
+        ([0, 2, 1, 2], [1, 2], [1, 1], "rise from 0"),
+        ([0], [], [], "rise from 0"),
+        ([0, 2], [1, 2], [1], "and 1 of values"),
+        ([0, 2], [1.0, 2.0], [1, 1], "columns of sparse labels are float64"),
+        ([[0, 2]], [1, 2], [1, 1], "offsets of sparse labels are int64 \\[1, 2\\]"),
+    ],
+)
 def test_bad_sparse_labels(offsets, columns, values, message):
     with pytest.raises(QKSError, match=message):
         SparseLabels(SimpleNamespace(offsets=offsets, columns=columns, values=values))

@@ -1,4 +1,5 @@
 """Which labels are the tags, against sorting all of them; which files are the pictures."""
+
 import pytest
 import torch
 from PIL import Image
@@ -9,35 +10,58 @@ from qks.model.tagger import find_pictures, rank_labels, read_labels, read_pictu
 
 def plain_ranking(labels, logits, token_index, top_k, threshold):
     "Every label sorted, then cut."
-    order, probabilities = logits.argsort(descending=True, stable=True)[:top_k].tolist(), logits.sigmoid()
-    return [(labels[c], probabilities[c].item(), token_index[c].item()) for c in order if threshold is None or probabilities[c] >= threshold]
+    order = logits.argsort(descending=True, stable=True)[:top_k].tolist()
+    probabilities = logits.sigmoid()
+    return [
+        (labels[c], probabilities[c].item(), token_index[c].item())
+        for c in order
+        if threshold is None or probabilities[c] >= threshold
+    ]
 
 
 @pytest.mark.parametrize("top_k", [None, 1, 2, 7, 59, 60])
-@pytest.mark.parametrize("threshold", [None, 0., 0.5, 1.])
+@pytest.mark.parametrize("threshold", [None, 0.0, 0.5, 1.0])
 @pytest.mark.parametrize("kind", ["distinct", "ties", "all equal", "sure"])
 def test_ranking_equals_sorting_everything(top_k, threshold, kind):
     "Of equal labels the first comes first, also where top_k cuts between them."
     torch.manual_seed(0)
-    logits = {"distinct": torch.randn(60), "ties": torch.randint(-2, 3, (60,)).float(), "all equal": torch.zeros(60), "sure": torch.randn(60) + 40}[kind]
-    labels, token_index = [f"label {c}" for c in range(60)], torch.randint(5, (60,))
-    found, expected = rank_labels(labels, logits, token_index, top_k, threshold), plain_ranking(labels, logits, token_index, top_k, threshold)
+    logits = {
+        "distinct": torch.randn(60),
+        "ties": torch.randint(-2, 3, (60,)).float(),
+        "all equal": torch.zeros(60),
+        "sure": torch.randn(60) + 40,
+    }[kind]
+    labels = [f"label {c}" for c in range(60)]
+    token_index = torch.randint(5, (60,))
+    found = rank_labels(labels, logits, token_index, top_k, threshold)
+    expected = plain_ranking(labels, logits, token_index, top_k, threshold)
     assert [(label, token) for label, _, token in found] == [(label, token) for label, _, token in expected]
     assert [p for _, p, _ in found] == pytest.approx([p for _, p, _ in expected], rel=1e-6)
 
 
-@pytest.mark.parametrize("text, labels", [("cat, dog,", ["cat", "dog"]), ('"salt, pepper",cat', ["salt, pepper", "cat"]), ("a,,b", ["a", "", "b"]), ("", []), ("cat\ndog\n", ["cat", "dog"]), ("a, b\nc", ["a", "b", "c"])])
+@pytest.mark.parametrize(
+    "text, labels",
+    [
+        ("cat, dog,", ["cat", "dog"]),
+        ('"salt, pepper",cat', ["salt, pepper", "cat"]),
+        ("a,,b", ["a", "", "b"]),
+        ("", []),
+        ("cat\ndog\n", ["cat", "dog"]),
+        ("a, b\nc", ["a", "b", "c"]),
+    ],
+)
 def test_labels_as_a_user_types_them(text, labels):
     assert read_labels(text) == labels
 
 
-@pytest.mark.parametrize("labels", [["cat", "dog"], ["salt, pepper", "a \"b\"", "cat"], ["crème brûlée"]], ids=str)
+@pytest.mark.parametrize("labels", [["cat", "dog"], ["salt, pepper", 'a "b"', "cat"], ["crème brûlée"]], ids=str)
 def test_labels_come_back(labels):
     assert read_labels(write_labels(labels)) == labels
 
 
 def test_labels_that_cannot_be_read():
-    with pytest.raises(QKSError, match="are not separated by commas"): read_labels("x"*200_000)
+    with pytest.raises(QKSError, match="are not separated by commas"):
+        read_labels("x" * 200_000)
 
 
 @pytest.fixture
@@ -51,18 +75,25 @@ def folder(tmp_path):
 def test_a_folder_stands_for_its_pictures(folder):
     Image.new("RGB", (4, 4)).save(folder / "film.mpg", "PNG")  # an ending that Pillow knows, of what it cannot show
     pictures, others = find_pictures([str(folder / "b.PNG"), folder, f"{folder}/deep/../b.PNG"])
-    assert pictures == [str(folder / name) for name in ("b.PNG", "a.jpg", "deep/c.webp")]  # each once, in the order in which they are named
+    assert pictures == [
+        str(folder / name) for name in ("b.PNG", "a.jpg", "deep/c.webp")
+    ]  # each once, in the order in which they are named
     assert others == [str(folder / "deep/notes.txt"), str(folder / "film.mpg")]
 
 
 def test_a_file_that_is_named_counts_whatever_its_ending(folder):
-    assert find_pictures([folder / "deep/notes.txt", folder / ".hidden.png"]) == ([str(folder / "deep/notes.txt"), str(folder / ".hidden.png")], [])
+    assert find_pictures([folder / "deep/notes.txt", folder / ".hidden.png"]) == (
+        [str(folder / "deep/notes.txt"), str(folder / ".hidden.png")],
+        [],
+    )
 
 
 def test_where_there_is_no_picture(folder):
-    with pytest.raises(QKSError, match="gone.png does not exist"): find_pictures([folder / "a.jpg", folder / "gone.png"])
+    with pytest.raises(QKSError, match="gone.png does not exist"):
+        find_pictures([folder / "a.jpg", folder / "gone.png"])
     (folder / "empty").mkdir()
-    with pytest.raises(QKSError, match="no picture is in .*empty: name picture files, or folders that hold some"): find_pictures([folder / "empty"])
+    with pytest.raises(QKSError, match="no picture is in .*empty: name picture files, or folders that hold some"):
+        find_pictures([folder / "empty"])
 
 
 def test_who_asks_gets_the_others(folder):
@@ -71,4 +102,5 @@ def test_who_asks_gets_the_others(folder):
     read = list(read_pictures([folder / "a.jpg", folder / "b.PNG"], lambda *what: told.append(what)))
     assert [image for image, _ in read] == [folder / "b.PNG"] and read[0][1].size == (4, 4)
     assert [image for image, _ in told] == [folder / "a.jpg"] and isinstance(told[0][1], QKSError)
-    with pytest.raises(QKSError, match="a.jpg is not an image"): next(read_pictures([folder / "a.jpg"]))
+    with pytest.raises(QKSError, match="a.jpg is not an image"):
+        next(read_pictures([folder / "a.jpg"]))

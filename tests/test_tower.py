@@ -1,4 +1,5 @@
 """The embedded model's tower: shapes, what open_clip and timm expect of it, and that it trains."""
+
 import open_clip
 import pytest
 import timm
@@ -14,7 +15,9 @@ def test_a_stage_halves_the_resolution(size):
     assert out.shape == (2, 5, -(-size // 2), -(-size // 2)) and (out >= 0).all()
 
 
-@pytest.mark.parametrize("channels, depth, grid", [((24, 48, 96, 192), 2, 6), ((4, 8, 16, 64), 1, 3), ((4, 8, 16, 128), 0, 2)])
+@pytest.mark.parametrize(
+    "channels, depth, grid", [((24, 48, 96, 192), 2, 6), ((4, 8, 16, 64), 1, 3), ((4, 8, 16, 128), 0, 2)]
+)
 def test_shapes(channels, depth, grid):
     tower = PocketTower(channels, depth, grid).eval()
     images = torch.randn(2, 3, 16 * grid, 16 * grid)
@@ -34,7 +37,7 @@ def test_tokens_know_their_place():
 def test_gradients_reach_every_weight():
     torch.manual_seed(0)
     tower = PocketTower((4, 8, 16, 64), 1, 2)
-    (tower(torch.randn(2, 3, 32, 32))**3).sum().backward()
+    (tower(torch.randn(2, 3, 32, 32)) ** 3).sum().backward()
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in tower.parameters())
 
 
@@ -42,7 +45,8 @@ def test_classifier_interface():
     tower = PocketTower((4, 8, 16, 64), 1, 2)
     assert tower.reset_classifier(0) is None and tower.reset_classifier(0, global_pool="avg") is None
     for wrong in ({"num_classes": 5}, {"global_pool": "max"}):
-        with pytest.raises(ValueError, match="no classifier"): tower.reset_classifier(**wrong)
+        with pytest.raises(ValueError, match="no classifier"):
+            tower.reset_classifier(**wrong)
 
 
 def test_timm_knows_it_by_name():

@@ -1,32 +1,38 @@
 """Training: the authors' twenty steps, what trains and what does not, and which epoch is kept on which evidence."""
+
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from qks.train import loop as training
 from qks.core import QKSError
-from qks.model.losses import AsymmetricLoss, bce_loss, ranking_loss
 from qks.model.config import HeadConfig
 from qks.model.head import QKSHead, head_scores
+from qks.model.losses import AsymmetricLoss, bce_loss, ranking_loss
+from qks.train import loop as training
 from qks.train.config import LOSSES, TrainConfig, make_schedule
-from qks.train.loop import selection_score
+from qks.train.loop import fit, selection_score
 from qks.train.steps import train_epoch
-from qks.train.loop import fit
 from qks.vlp.frozen import fingerprint
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = {key: torch.from_numpy(np.asarray(value)) for key, value in np.load(DATA / "model.npz").items()}
 LOSS_CURVE = np.load(DATA / "trajectory.npz")["losses"]
-S, U, E, D = 6, 4, 8, 64
+S = 6
+U = 4
+E = 8
+D = 64
 
 
 def golden_head():
     "The head that the authors' twenty steps start from, without dropout."
-    head = QKSHead.from_official({key.removeprefix("weights/"): value for key, value in GOLDEN.items() if key.startswith("weights/")}, n_heads=4)
+    head = QKSHead.from_official(
+        {key.removeprefix("weights/"): value for key, value in GOLDEN.items() if key.startswith("weights/")}, n_heads=4
+    )
     for module in head.modules():
-        if isinstance(module, torch.nn.Dropout): module.p = 0.
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
     return head
 
 
@@ -43,7 +49,8 @@ def config(**changes):
 def toy():
     "Training split, label embeddings and validation split of a rule to find."
     torch.manual_seed(0)
-    projection, names = new_head().projection.detach(), torch.randn(S + U, E)
+    projection = new_head().projection.detach()
+    names = torch.randn(S + U, E)
     meaning = torch.randn(60, 1, D)
     tokens = meaning + 0.3 * torch.randn(60, 4, D)  # [n, N, D]
     labels = torch.where((meaning[:, 0] @ projection) @ names.T > 3, 1, -1)  # [n, S+U]
@@ -55,8 +62,10 @@ def scripted(monkeypatch, scores, states=None):
     remaining = iter(scores)
 
     def judge(head, *args):
-        if states is not None: states.append({name: tensor.clone() for name, tensor in head.state_dict().items()})
-        return {"mAP": 0., "score": next(remaining)}
+        if states is not None:
+            states.append({name: tensor.clone() for name, tensor in head.state_dict().items()})
+        return {"mAP": 0.0, "score": next(remaining)}
+
     monkeypatch.setattr(training, "selection_score", judge)
     monkeypatch.setattr(training, "validation_labels", lambda *args: None)  # what it judges by is looked at elsewhere
 
@@ -67,11 +76,13 @@ def rows(history):
 
 def refused(match, function, *args, **kwargs):
     "Expect a QKSError whose message is a single line that matches."
-    with pytest.raises(QKSError, match=match) as caught: function(*args, **kwargs)
+    with pytest.raises(QKSError, match=match) as caught:
+        function(*args, **kwargs)
     assert "\n" not in str(caught.value)
 
 
 # ---- the authors' steps
+
 
 def test_twenty_golden_steps():
     head = golden_head()
@@ -83,8 +94,13 @@ def test_twenty_golden_steps():
 
 def test_fit_takes_the_golden_steps_too(monkeypatch):
     scripted(monkeypatch, range(20))  # always better: the plateau never lowers the learning rate
-    history = fit(golden_head(), (GOLDEN["image_tokens"], GOLDEN["targets"]), GOLDEN["text_features"], (None, None),
-                  TrainConfig(epochs=20, lr=1e-3, batch_size=64))
+    history = fit(
+        golden_head(),
+        (GOLDEN["image_tokens"], GOLDEN["targets"]),
+        GOLDEN["text_features"],
+        (None, None),
+        TrainConfig(epochs=20, lr=1e-3, batch_size=64),
+    )
     np.testing.assert_allclose([row["loss"] for row in history], LOSS_CURVE, rtol=1e-5)
 
 
@@ -93,15 +109,21 @@ def test_paper_recipe():
     assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.weight_decay, recipe.seed) == (60, 64, 1e-5, 1e-4, 0)
     assert (recipe.loss, recipe.schedule, recipe.selection, recipe.topk) == ("asl", "plateau", "seen", (3, 5))
     asl = LOSSES["asl"]
-    assert isinstance(asl, AsymmetricLoss) and (asl.gamma_neg, asl.gamma_pos, asl.margin, asl.masked) == (4, 0, 0, False)
+    assert isinstance(asl, AsymmetricLoss) and (asl.gamma_neg, asl.gamma_pos, asl.margin, asl.masked) == (
+        4,
+        0,
+        0,
+        False,
+    )
     assert LOSSES["bce"] is bce_loss and LOSSES["ranking"] is ranking_loss
 
 
 # ---- learning
 
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_learns(toy, loss):
-    history = fit(new_head(0.), *toy, config(epochs=8, loss=loss, schedule="cosine"))
+    history = fit(new_head(0.0), *toy, config(epochs=8, loss=loss, schedule="cosine"))
     assert history[-1]["loss"] < 0.9 * history[0]["loss"]
 
 
@@ -130,7 +152,9 @@ def test_another_seed_gives_others(toy):
 def test_only_the_head_trains(toy, tiny_vlp):
     torch.manual_seed(0)
     images = torch.randn(12, 3, 32, 32)
-    tokens, names, before = tiny_vlp.image_tokens(images), tiny_vlp.text_features([f"thing {i}" for i in range(3)]), fingerprint(tiny_vlp)
+    tokens = tiny_vlp.image_tokens(images)
+    names = tiny_vlp.text_features([f"thing {i}" for i in range(3)])
+    before = fingerprint(tiny_vlp)
     labels = torch.where(torch.rand(12, 3) < 0.5, 1, -1)
     head = QKSHead(tiny_vlp.projection, HeadConfig(2, 1))
     start = {name: tensor.clone() for name, tensor in head.state_dict().items()}
@@ -138,7 +162,9 @@ def test_only_the_head_trains(toy, tiny_vlp):
     fit(head, (tokens, labels), names, (tokens, labels), config(topk=(1,)))
     unmoved = {name for name, tensor in head.state_dict().items() if torch.equal(tensor, start[name])}
     assert unmoved == {"extractor.blocks.0.cross_attention.key.bias"}  # softmax ignores it, so it has no gradient
-    assert fingerprint(tiny_vlp) == before and not any(weight.grad is not None for weight in tiny_vlp.model.parameters())
+    assert fingerprint(tiny_vlp) == before and not any(
+        weight.grad is not None for weight in tiny_vlp.model.parameters()
+    )
     assert all(torch.equal(a, b) for a, b in zip(kept, (tokens, labels, names, tiny_vlp.projection)))
 
 
@@ -146,7 +172,8 @@ def test_training_never_sees_an_unseen_label(toy):
     train, names, validation = toy
     other = names.clone()
     other[S:] = 1e6
-    one, two = new_head(), new_head()
+    one = new_head()
+    two = new_head()
     assert rows(fit(one, train, names, validation, config())) == rows(fit(two, train, other, validation, config()))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters()))
 
@@ -160,9 +187,19 @@ def test_every_image_once_an_epoch(toy, batch_size):
         def __getitem__(self, chosen):
             seen.append(chosen)
             return train[0][chosen]
-    head = new_head(0.)
-    optimizer = torch.optim.SGD(head.parameters(), lr=0.)
-    loss = train_epoch(head, Watched(), train[1].float(), names[:S], LOSSES["bce"], optimizer, batch_size, torch.Generator().manual_seed(0))
+
+    head = new_head(0.0)
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.0)
+    loss = train_epoch(
+        head,
+        Watched(),
+        train[1].float(),
+        names[:S],
+        LOSSES["bce"],
+        optimizer,
+        batch_size,
+        torch.Generator().manual_seed(0),
+    )
     order = torch.cat(seen)
     assert sorted(order.tolist()) == list(range(40)) and order.tolist() != list(range(40))
     assert max(len(chosen) for chosen in seen) == min(batch_size, 40)
@@ -172,9 +209,13 @@ def test_every_image_once_an_epoch(toy, batch_size):
 
 # ---- the epoch that is kept
 
-@pytest.mark.parametrize("scores, best", [([1., 3., 2.], 1), ([3., 2., 1.], 0), ([1., 2., 3.], 2), ([2., 2., 2.], 0)], ids=str)
+
+@pytest.mark.parametrize(
+    "scores, best", [([1.0, 3.0, 2.0], 1), ([3.0, 2.0, 1.0], 0), ([1.0, 2.0, 3.0], 2), ([2.0, 2.0, 2.0], 0)], ids=str
+)
 def test_the_best_epoch_is_kept(toy, monkeypatch, scores, best):
-    states, head = [], new_head()
+    states = []
+    head = new_head()
     scripted(monkeypatch, scores, states)
     history = fit(head, *toy, config())
     assert [row["score"] for row in history] == scores
@@ -183,7 +224,8 @@ def test_the_best_epoch_is_kept(toy, monkeypatch, scores, best):
 
 
 def test_the_kept_weights_score_what_the_history_says(toy):
-    head, recipe = new_head(), config(epochs=5)
+    head = new_head()
+    recipe = config(epochs=5)
     history = fit(head, *toy, recipe)
     score = selection_score(head, toy[2], toy[1], S, recipe)["score"]
     assert score == pytest.approx(max(row["score"] for row in history), abs=1e-9)
@@ -193,7 +235,8 @@ def test_the_kept_weights_score_what_the_history_says(toy):
 def changed(toy):
     "The same validation split with every unseen label and embedding changed."
     train, names, (tokens, labels) = toy
-    other, labels = names.clone(), labels.clone()
+    other = names.clone()
+    labels = labels.clone()
     other[S:] = names[S:].flip(0) * 3
     labels[:, S:] *= -1
     return train, other, (tokens, labels)
@@ -220,12 +263,22 @@ def test_the_authors_rule_measures_unseen_labels_alone(toy):
     other = labels.clone()
     other[:, :S] *= -1
     recipe = config(selection="official")
-    assert selection_score(new_head(), (tokens, labels), names, S, recipe) == selection_score(new_head(), (tokens, other), names, S, recipe)
+    assert selection_score(new_head(), (tokens, labels), names, S, recipe) == selection_score(
+        new_head(), (tokens, other), names, S, recipe
+    )
 
 
 def test_the_authors_rule_needs_unseen_labels(toy):
     train, names, (tokens, labels) = toy
-    refused("official.*10 columns, but they have 6", fit, new_head(), train, names, (tokens, labels[:, :S]), config(selection="official"))
+    refused(
+        "official.*10 columns, but they have 6",
+        fit,
+        new_head(),
+        train,
+        names,
+        (tokens, labels[:, :S]),
+        config(selection="official"),
+    )
     refused("official", fit, new_head(), train, names[:S], (tokens, labels[:, :S]), config(selection="official"))
 
 
@@ -236,12 +289,27 @@ def test_validation_labels_of_zero_and_one_are_refused(toy):
         refused("-1", selection_score, new_head(), (tokens, (labels > 0).int()), names, S, config(selection=selection))
 
 
-@pytest.mark.parametrize("selection, change, told", [
-    ("seen", lambda tokens, labels: (tokens, (labels > 0).int()), "hold no -1"), ("official", lambda tokens, labels: (tokens, (labels > 0).int()), "hold no -1"),
-    ("seen", lambda tokens, labels: (tokens, labels[:, :S - 1]), "needs validation labels of 6 columns, but they have 5"),
-    ("seen", lambda tokens, labels: (tokens[1:], labels), "validation images but"), ("seen", lambda tokens, labels: (tokens, labels*2), "use .1"),
-    ("seen", lambda tokens, labels: (tokens, -labels.abs()), "no image has a positive label in the part seen"),
-    ("official", lambda tokens, labels: (tokens, torch.cat([labels[:, :S], -labels[:, S:].abs()], 1)), "no image has a positive label in the part zsl")], ids=str)
+@pytest.mark.parametrize(
+    "selection, change, told",
+    [
+        ("seen", lambda tokens, labels: (tokens, (labels > 0).int()), "hold no -1"),
+        ("official", lambda tokens, labels: (tokens, (labels > 0).int()), "hold no -1"),
+        (
+            "seen",
+            lambda tokens, labels: (tokens, labels[:, : S - 1]),
+            "needs validation labels of 6 columns, but they have 5",
+        ),
+        ("seen", lambda tokens, labels: (tokens[1:], labels), "validation images but"),
+        ("seen", lambda tokens, labels: (tokens, labels * 2), "use .1"),
+        ("seen", lambda tokens, labels: (tokens, -labels.abs()), "no image has a positive label in the part seen"),
+        (
+            "official",
+            lambda tokens, labels: (tokens, torch.cat([labels[:, :S], -labels[:, S:].abs()], 1)),
+            "no image has a positive label in the part zsl",
+        ),
+    ],
+    ids=str,
+)
 def test_validation_is_looked_at_before_the_first_step(toy, monkeypatch, selection, change, told):
     train, names, validation = toy
     monkeypatch.setattr(training, "epoch_steps", lambda trainer: pytest.fail("a step was taken"))
@@ -250,25 +318,29 @@ def test_validation_is_looked_at_before_the_first_step(toy, monkeypatch, selecti
 
 def test_too_many_labels_an_image_are_told_before_the_first_step(toy, monkeypatch):
     monkeypatch.setattr(training, "epoch_steps", lambda trainer: pytest.fail("a step was taken"))
-    refused("topk asks for 7 labels per image, but the part seen has only 6", fit, new_head(), *toy, config(topk=(1, 7)))
+    refused(
+        "topk asks for 7 labels per image, but the part seen has only 6", fit, new_head(), *toy, config(topk=(1, 7))
+    )
 
 
 # ---- learning rate
 
+
 def test_plateau_steps_down_after_two_epochs_without_gain(toy, monkeypatch):
-    scripted(monkeypatch, [1., 1., 1., 1., 2., 2., 2., 2.])
+    scripted(monkeypatch, [1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0])
     history = fit(new_head(), *toy, config(epochs=8))
     np.testing.assert_allclose([row["lr"] for row in history], [1e-3] * 3 + [1e-4] * 4 + [1e-5])
 
 
 def test_plateau_is_judged_by_a_maximum(toy, monkeypatch):
-    scripted(monkeypatch, [1., 2., 3., 4., 5.])
+    scripted(monkeypatch, [1.0, 2.0, 3.0, 4.0, 5.0])
     assert {row["lr"] for row in fit(new_head(), *toy, config(epochs=5))} == {1e-3}
 
 
 def test_cosine_warms_up_and_falls_to_nothing(toy):
-    optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=1.)
-    schedule, rates = make_schedule(optimizer, config(epochs=10, schedule="cosine"), 50), []
+    optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = make_schedule(optimizer, config(epochs=10, schedule="cosine"), 50)
+    rates = []
     for _ in range(500):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
@@ -279,13 +351,16 @@ def test_cosine_warms_up_and_falls_to_nothing(toy):
 
 
 def test_cosine_steps_in_fit(toy, monkeypatch):
-    scripted(monkeypatch, [0.] * 5)  # no plateau interferes
+    scripted(monkeypatch, [0.0] * 5)  # no plateau interferes
     rates = [row["lr"] for row in fit(new_head(), *toy, config(epochs=5, schedule="cosine"))]
-    expected = [1e-3 * min(1, (step + 1) / 4) * 0.5 * (1 + np.cos(np.pi * step / 20)) for step in range(0, 20, 4)]  # 4 steps an epoch
+    expected = [
+        1e-3 * min(1, (step + 1) / 4) * 0.5 * (1 + np.cos(np.pi * step / 20)) for step in range(0, 20, 4)
+    ]  # 4 steps an epoch
     np.testing.assert_allclose(rates, expected, rtol=1e-9)
 
 
 # ---- bad input
+
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite(toy, value):
@@ -298,7 +373,9 @@ def test_a_loss_that_is_not_finite(toy, value):
 def test_rows_that_do_not_match(toy):
     (tokens, labels), names, validation = toy
     refused("39 images but 40 rows", fit, new_head(), (tokens[:39], labels), names, validation, config())
-    refused("6 label columns but 5 label embeddings", fit, new_head(), (tokens, labels), names[:5], validation, config())
+    refused(
+        "6 label columns but 5 label embeddings", fit, new_head(), (tokens, labels), names[:5], validation, config()
+    )
 
 
 @pytest.mark.parametrize("selection", ["seen", "official"])
@@ -309,7 +386,7 @@ def test_validation_rows_that_do_not_match(toy, selection):
 
 def test_too_few_validation_columns(toy):
     train, names, (tokens, labels) = toy
-    refused("6 columns, but they have 5", fit, new_head(), train, names, (tokens, labels[:, :S - 1]), config())
+    refused("6 columns, but they have 5", fit, new_head(), train, names, (tokens, labels[:, : S - 1]), config())
 
 
 def test_no_image_at_all(toy):
@@ -323,8 +400,23 @@ def test_labels_that_are_none(toy):
     refused("use .1 .present.", fit, new_head(), (tokens, labels * 2), names, validation, config())
 
 
-@pytest.mark.parametrize("wrong", [{"loss": "hinge"}, {"schedule": "step"}, {"selection": "test"}, {"selection": None}, {"epochs": 0},
-                                   {"batch_size": 0}, {"lr": 0}, {"lr": -1e-3}, {"lr": float("nan")}, {"topk": (0,)}, {"topk": ()}], ids=str)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"loss": "hinge"},
+        {"schedule": "step"},
+        {"selection": "test"},
+        {"selection": None},
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"lr": 0},
+        {"lr": -1e-3},
+        {"lr": float("nan")},
+        {"topk": (0,)},
+        {"topk": ()},
+    ],
+    ids=str,
+)
 def test_bad_settings(wrong):
     refused(next(iter(wrong)), TrainConfig, **wrong)
 
@@ -342,4 +434,4 @@ def test_quick_training_is_silent(toy, capsys):
 @pytest.mark.parametrize("shape", [(8,), (2, 2, 2)])
 def test_labels_that_are_no_table(toy, shape):
     labels = torch.ones(shape)
-    refused("expected .images, labels.", fit, new_head(), (toy[0][0][:len(labels)], labels), *toy[1:], config())
+    refused("expected .images, labels.", fit, new_head(), (toy[0][0][: len(labels)], labels), *toy[1:], config())

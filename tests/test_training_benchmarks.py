@@ -1,4 +1,5 @@
 """The benchmarks of training run with --quick and write their numbers; the committed ones hold what is said of them."""
+
 import json
 import os
 import subprocess
@@ -15,13 +16,17 @@ RESULTS = ROOT / "benchmarks" / "results"
 def test_runs_quickly(name, tmp_path):
     out = tmp_path / "numbers.json"
     command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--quick", "--threads", "1", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
     assert {"settings", "machine", "ways"} <= found.keys() and found["ways"]
     if (RESULTS / f"{name}.json").exists():
         committed = json.loads((RESULTS / f"{name}.json").read_text())
-        assert found.keys() == committed.keys() and found["ways"][0].keys() == committed["ways"][0].keys(), "the numbers are of another version of the benchmark: run it again"
+        assert found.keys() == committed.keys() and found["ways"][0].keys() == committed["ways"][0].keys(), (
+            "the numbers are of another version of the benchmark: run it again"
+        )
 
 
 def committed(name):
@@ -45,4 +50,4 @@ def test_quality_does_not_pay_for_speed():
 
 def test_a_few_pictures_want_a_higher_rate():
     ways = committed("few")
-    assert 2*ways["1e-5, plateau (the paper's)"]["seen"]["mean"] < ways["1e-4, cosine"]["seen"]["mean"]
+    assert 2 * ways["1e-5, plateau (the paper's)"]["seen"]["mean"] < ways["1e-4, cosine"]["seen"]["mean"]

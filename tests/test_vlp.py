@@ -1,4 +1,5 @@
 """The frozen model against the authors' numbers and open_clip's own, over every kind of tower and every kind of bad file."""
+
 import json
 import os
 import re
@@ -13,14 +14,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from qks.core import arithmetic as linear
-from qks.vlp import frozen as vlp_module
-from qks.core import ASSETS, QKSError
+from qks.core import ASSETS, QKSError, arithmetic as linear
 from qks.evaluate.baselines import baseline_methods
+from qks.vlp import frozen as vlp_module
 from qks.vlp.frozen import VLP, fingerprint, preprocess_images, tokenize
 from qks.vlp.loading import _configs_from, load_vlp
 
-GOLDEN = {key: torch.from_numpy(np.asarray(value)) for key, value in np.load(Path(__file__).parent / "data" / "clip.npz").items()}
+GOLDEN = {
+    key: torch.from_numpy(np.asarray(value))
+    for key, value in np.load(Path(__file__).parent / "data" / "clip.npz").items()
+}
 WEIGHTS = {key.removeprefix("weights/"): value for key, value in GOLDEN.items() if key.startswith("weights/")}
 SAVERS = {"pt": torch.save, "safetensors": save_file}
 IMAGES = torch.linspace(-2, 2, 2 * 3 * 32 * 32).sin().reshape(2, 3, 32, 32)
@@ -34,13 +37,15 @@ def close(actual, expected, rtol=1e-5):
 
 def refused(match, function, *args, **kwargs):
     "Expect a QKSError whose message is a single line that matches."
-    with pytest.raises(QKSError, match=match) as caught: function(*args, **kwargs)
+    with pytest.raises(QKSError, match=match) as caught:
+        function(*args, **kwargs)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def encoded(vlp, images):
-    with torch.no_grad(): return vlp.model.encode_image(images)
+    with torch.no_grad():
+        return vlp.model.encode_image(images)
 
 
 @pytest.fixture(scope="module", params=SAVERS)
@@ -56,6 +61,7 @@ def golden_vlp(golden_file):
 
 
 # ---- the authors' numbers
+
 
 def test_golden_image_tokens(golden_vlp):
     close(golden_vlp.image_tokens(GOLDEN["image"]), GOLDEN["image_tokens"])
@@ -90,18 +96,23 @@ def test_quick_gelu_matters(golden_file, golden_vlp):
 def test_fp32_weights_are_not_rounded(golden_vlp):
     state = golden_vlp.model.state_dict()
     for key, value in WEIGHTS.items():
-        if key in state: assert state[key].dtype == torch.float32 and torch.equal(state[key], value), key
+        if key in state:
+            assert state[key].dtype == torch.float32 and torch.equal(state[key], value), key
     assert not torch.equal(WEIGHTS["visual.proj"].half().float(), WEIGHTS["visual.proj"])  # rounding would show
 
 
 def test_fp16_weights_become_fp32(tmp_path):
-    save_file({key: value.half() if value.is_floating_point() else value for key, value in WEIGHTS.items()}, tmp_path / "w.safetensors")
+    save_file(
+        {key: value.half() if value.is_floating_point() else value for key, value in WEIGHTS.items()},
+        tmp_path / "w.safetensors",
+    )
     vlp = load_vlp(pretrained=tmp_path / "w.safetensors")
     assert {weight.dtype for weight in vlp.model.parameters()} == {torch.float32}
     assert torch.equal(vlp.projection, WEIGHTS["visual.proj"].half().float())
 
 
 # ---- frozen
+
 
 def test_no_gradients(tiny_vlp):
     assert not any(weight.requires_grad for weight in tiny_vlp.model.parameters())
@@ -119,7 +130,9 @@ def test_projection_is_a_copy(make_vlp):
 def timm_clip(name, size=64, pool="avg", proj="linear", embed_dim=32):
     torch.manual_seed(0)
     vision = open_clip.CLIPVisionCfg(timm_model_name=name, timm_pool=pool, timm_proj=proj, image_size=size)
-    return open_clip.CLIP(embed_dim, vision, open_clip.CLIPTextCfg(context_length=16, vocab_size=128, width=64, heads=1, layers=1))
+    return open_clip.CLIP(
+        embed_dim, vision, open_clip.CLIPTextCfg(context_length=16, vocab_size=128, width=64, heads=1, layers=1)
+    )
 
 
 def resnet_clip():
@@ -132,7 +145,8 @@ def resnet_clip():
 def test_training_mode_does_not_leak_in():
     vlp = VLP(timm_clip("test_resnet"), None, None, "resnet")  # has batch norm
     images = torch.randn(2, 3, 64, 64)
-    before, weights = vlp.image_tokens(images), fingerprint(vlp)
+    before = vlp.image_tokens(images)
+    weights = fingerprint(vlp)
     vlp.model.train()
     assert torch.equal(vlp.image_tokens(images), before)
     assert fingerprint(vlp) == weights  # running statistics included
@@ -140,6 +154,7 @@ def test_training_mode_does_not_leak_in():
 
 
 # ---- towers
+
 
 def check_tower(vlp, size, n_tokens, width, n_prefix):
     images = torch.randn(2, 3, size, size)
@@ -165,11 +180,23 @@ def test_resnet_tower():
     close(token @ vlp.projection, linear.detach(), 1e-4)
 
 
-@pytest.mark.parametrize("name, size, n_tokens, width, n_prefix", [
-    ("test_vit", 64, 17, 64, 1), ("test_vit2", 64, 17, 64, 1), ("test_vit3", 160, 101, 96, 1), ("test_vit4", 64, 17, 96, 1),
-    ("test_vit_relpos", 160, 100, 96, 0), ("test_resnet", 64, 4, 96, 0), ("test_convnext", 64, 4, 64, 0),
-    ("test_efficientnet", 64, 4, 256, 0), ("test_byobnet", 64, 4, 256, 0), ("test_nfnet", 64, 4, 192, 0),
-    ("test_coatnet", 160, 25, 128, 0), ("test_maxvit", 160, 25, 128, 0)])
+@pytest.mark.parametrize(
+    "name, size, n_tokens, width, n_prefix",
+    [
+        ("test_vit", 64, 17, 64, 1),
+        ("test_vit2", 64, 17, 64, 1),
+        ("test_vit3", 160, 101, 96, 1),
+        ("test_vit4", 64, 17, 96, 1),
+        ("test_vit_relpos", 160, 100, 96, 0),
+        ("test_resnet", 64, 4, 96, 0),
+        ("test_convnext", 64, 4, 64, 0),
+        ("test_efficientnet", 64, 4, 256, 0),
+        ("test_byobnet", 64, 4, 256, 0),
+        ("test_nfnet", 64, 4, 192, 0),
+        ("test_coatnet", 160, 25, 128, 0),
+        ("test_maxvit", 160, 25, 128, 0),
+    ],
+)
 def test_timm_towers(name, size, n_tokens, width, n_prefix):
     check_tower(VLP(timm_clip(name, size), None, None, name), size, n_tokens, width, n_prefix)
 
@@ -196,16 +223,27 @@ def test_attentional_pooling_is_refused(make_clip):
     refused(".", VLP, make_clip(vision={"attentional_pool": True}), None, None, "coca")
 
 
-@pytest.mark.parametrize("build, size, dropped", [
-    (lambda clip: clip(), 32, 1), (lambda clip: timm_clip("test_vit"), 64, 1), (lambda clip: timm_clip("test_resnet"), 64, 0),
-    (lambda clip: resnet_clip(), 64, 0)], ids=["ViT", "timm ViT", "timm ResNet", "ResNet"])
+@pytest.mark.parametrize(
+    "build, size, dropped",
+    [
+        (lambda clip: clip(), 32, 1),
+        (lambda clip: timm_clip("test_vit"), 64, 1),
+        (lambda clip: timm_clip("test_resnet"), 64, 0),
+        (lambda clip: resnet_clip(), 64, 0),
+    ],
+    ids=["ViT", "timm ViT", "timm ResNet", "ResNet"],
+)
 def test_drop_cls(make_clip, build, size, dropped):
-    model, images = build(make_clip), torch.randn(2, 3, size, size)
-    whole, cut = VLP(model, None, None, "whole"), VLP(model, None, None, "cut", drop_cls=True)
+    model = build(make_clip)
+    images = torch.randn(2, 3, size, size)
+    whole = VLP(model, None, None, "whole")
+    cut = VLP(model, None, None, "cut", drop_cls=True)
     assert torch.equal(cut.image_tokens(images), whole.image_tokens(images)[:, dropped:])
     assert cut.grid == whole.grid and cut.n_prefix == 0
-    if dropped: refused("drop_cls=False", cut.image_features, cut.image_tokens(images))
-    else: close(cut.image_features(cut.image_tokens(images)), encoded(cut, images))
+    if dropped:
+        refused("drop_cls=False", cut.image_features, cut.image_tokens(images))
+    else:
+        close(cut.image_features(cut.image_tokens(images)), encoded(cut, images))
 
 
 def test_mean_pooled_vit_has_tokens_but_no_embedding_from_them(make_clip):
@@ -216,13 +254,15 @@ def test_mean_pooled_vit_has_tokens_but_no_embedding_from_them(make_clip):
 
 
 def test_tokens_are_those_after_the_last_norm(tiny_vlp):
-    tokens, norm = tiny_vlp.image_tokens(IMAGES), tiny_vlp.model.visual.ln_post
+    tokens = tiny_vlp.image_tokens(IMAGES)
+    norm = tiny_vlp.model.visual.ln_post
     back = (tokens - norm.bias) / norm.weight
     np.testing.assert_allclose(back.mean(-1), 0, atol=1e-5)
     np.testing.assert_allclose(back.var(-1, unbiased=False), 1, rtol=1e-3)
 
 
 # ---- texts
+
 
 def test_texts_and_their_ids_agree(tiny_vlp):
     texts = ["cat", "a photo of a dog."]
@@ -232,7 +272,8 @@ def test_texts_and_their_ids_agree(tiny_vlp):
 
 def test_text_features_are_encode_text(tiny_vlp):
     ids = tiny_vlp.tokenizer(["cat", "dog"])
-    with torch.no_grad(): expected = tiny_vlp.model.encode_text(ids)
+    with torch.no_grad():
+        expected = tiny_vlp.model.encode_text(ids)
     torch.testing.assert_close(tiny_vlp.text_features(ids), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -244,10 +285,14 @@ def test_a_text_that_just_fits_and_one_that_does_not(tiny_vlp):
 
 # ---- precision, device, fingerprint
 
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_gives_fp32_close_to_fp32(make_vlp, tiny_vlp, precision):
     half = make_vlp(precision=precision)
-    for one, other in ((half.image_tokens(IMAGES), tiny_vlp.image_tokens(IMAGES)), (half.text_features("cat"), tiny_vlp.text_features("cat"))):
+    for one, other in (
+        (half.image_tokens(IMAGES), tiny_vlp.image_tokens(IMAGES)),
+        (half.text_features("cat"), tiny_vlp.text_features("cat")),
+    ):
         assert one.dtype == torch.float32 and not torch.equal(one, other)
         close(one, other, 0.05)
 
@@ -276,8 +321,10 @@ def test_fingerprint_tells_activations_apart(make_vlp, tiny_vlp):
 
 def test_fingerprint_tells_heads_apart(make_vlp, tiny_vlp):
     "Equal weights in heads of another width give other tokens."
-    one, other = make_vlp(vision={"head_width": 16}), make_vlp(vision={"head_width": 64})
-    for name, weight in one.model.state_dict().items(): assert torch.equal(weight, other.model.state_dict()[name])
+    one = make_vlp(vision={"head_width": 16})
+    other = make_vlp(vision={"head_width": 64})
+    for name, weight in one.model.state_dict().items():
+        assert torch.equal(weight, other.model.state_dict()[name])
     assert fingerprint(one) != fingerprint(other)
 
 
@@ -285,22 +332,39 @@ def test_fingerprint_tells_heads_apart(make_vlp, tiny_vlp):
 def test_a_weight_file_has_the_heads_of_its_model(name):
     "Sizes read off weights, on no memory: a file of ViT-H has 16 heads of 80 channels, not 20 of 64."
     config = open_clip.get_model_config(name)
-    with torch.device("meta"): model = open_clip.CLIP(config["embed_dim"], open_clip.CLIPVisionCfg(**config["vision_cfg"]), open_clip.CLIPTextCfg(**config["text_cfg"]))
+    with torch.device("meta"):
+        model = open_clip.CLIP(
+            config["embed_dim"],
+            open_clip.CLIPVisionCfg(**config["vision_cfg"]),
+            open_clip.CLIPTextCfg(**config["text_cfg"]),
+        )
     embed_dim, vision, text = _configs_from(model.state_dict())
-    with torch.device("meta"): again = open_clip.CLIP(embed_dim, vision, text)
+    with torch.device("meta"):
+        again = open_clip.CLIP(embed_dim, vision, text)
     shapes = [{key: value.shape for key, value in one.state_dict().items()} for one in (model, again)]
-    heads = [{module.num_heads for module in one.visual.modules() if isinstance(module, torch.nn.MultiheadAttention)} for one in (model, again)]
-    assert shapes[0] == shapes[1] and heads[0] == heads[1] and text.heads == config["text_cfg"]["heads"] and vision.image_size == config["vision_cfg"]["image_size"]
+    heads = [
+        {module.num_heads for module in one.visual.modules() if isinstance(module, torch.nn.MultiheadAttention)}
+        for one in (model, again)
+    ]
+    assert (
+        shapes[0] == shapes[1]
+        and heads[0] == heads[1]
+        and text.heads == config["text_cfg"]["heads"]
+        and vision.image_size == config["vision_cfg"]["image_size"]
+    )
 
 
 # ---- loading that fails
+
 
 def test_unknown_model():
     refused("unknown model 'ViT-Z-99'.*list_models", load_vlp, "ViT-Z-99", "openai")
 
 
 def test_unknown_tag():
-    message = refused("pretrained='nonsense' is neither an existing file nor a weight tag", load_vlp, "ViT-B-16", "nonsense")
+    message = refused(
+        "pretrained='nonsense' is neither an existing file nor a weight tag", load_vlp, "ViT-B-16", "nonsense"
+    )
     assert "openai" in message  # one that exists
 
 
@@ -309,7 +373,8 @@ def test_a_model_without_weights():
 
 
 def test_pocket_knows_no_other_weights():
-    for pretrained in ("openai", False): assert "give 'pocket'" not in refused(".", load_vlp, "pocket", pretrained)
+    for pretrained in ("openai", False):
+        assert "give 'pocket'" not in refused(".", load_vlp, "pocket", pretrained)
 
 
 @pytest.mark.parametrize("name", ["nowhere.pt", "nowhere.safetensors", "nowhere.pth", "nowhere.bin"])
@@ -330,13 +395,21 @@ def test_truncated_file(tmp_path, golden_file):
     refused("is damaged", load_vlp, pretrained=cut)
 
 
-@pytest.mark.parametrize("change", [
-    lambda state: {"a": torch.zeros(2)}, lambda state: {}, lambda state: state | {"extra.weight": torch.zeros(2)},
-    lambda state: {key: value for key, value in state.items() if key != "visual.ln_post.bias"},
-    lambda state: {key: value for key, value in state.items() if not key.startswith("visual.")},
-    lambda state: state | {"visual.proj": torch.zeros(48, 32)}, lambda state: state | {"visual.conv1.weight": torch.zeros(32, 3, 8, 8)},
-    lambda state: state | {"ln_final.weight": torch.zeros(32)}, lambda state: state | {"text_projection": torch.zeros(64)}],
-    ids=["other", "empty", "extra", "missing", "no tower", "projection", "narrow tower", "narrow text", "flat"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: {"a": torch.zeros(2)},
+        lambda state: {},
+        lambda state: state | {"extra.weight": torch.zeros(2)},
+        lambda state: {key: value for key, value in state.items() if key != "visual.ln_post.bias"},
+        lambda state: {key: value for key, value in state.items() if not key.startswith("visual.")},
+        lambda state: state | {"visual.proj": torch.zeros(48, 32)},
+        lambda state: state | {"visual.conv1.weight": torch.zeros(32, 3, 8, 8)},
+        lambda state: state | {"ln_final.weight": torch.zeros(32)},
+        lambda state: state | {"text_projection": torch.zeros(64)},
+    ],
+    ids=["other", "empty", "extra", "missing", "no tower", "projection", "narrow tower", "narrow text", "flat"],
+)
 def test_checkpoint_of_another_architecture(tmp_path, change):
     torch.save(change(WEIGHTS), tmp_path / "other.pt")
     refused("other.pt is not a CLIP in OpenAI's layout", load_vlp, pretrained=tmp_path / "other.pt")
@@ -344,8 +417,12 @@ def test_checkpoint_of_another_architecture(tmp_path, change):
 
 class Evil:
     "Unpickling it would make a folder."
-    def __init__(self, marker): self.marker = marker
-    def __reduce__(self): return os.mkdir, (str(self.marker),)
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
 
 
 def test_a_pickle_that_would_run_code(tmp_path):
@@ -354,17 +431,28 @@ def test_a_pickle_that_would_run_code(tmp_path):
     assert not (tmp_path / "it ran").exists()
 
 
-@pytest.mark.parametrize("error", [OSError("no route"), RuntimeError("failed to download"), ValueError("offline\nsecond line")], ids=repr)
-@pytest.mark.parametrize("name, tag, file", [
-    ("ViT-B-16", "openai", "ViT-B-16.pt"), ("RN50", "openai", "RN50.pt"), ("ViT-B-16", "laion2b_s34b_b88k", "open_clip_model.safetensors")])
+@pytest.mark.parametrize(
+    "error", [OSError("no route"), RuntimeError("failed to download"), ValueError("offline\nsecond line")], ids=repr
+)
+@pytest.mark.parametrize(
+    "name, tag, file",
+    [
+        ("ViT-B-16", "openai", "ViT-B-16.pt"),
+        ("RN50", "openai", "RN50.pt"),
+        ("ViT-B-16", "laion2b_s34b_b88k", "open_clip_model.safetensors"),
+    ],
+)
 def test_weights_that_cannot_be_fetched(monkeypatch, name, tag, file, error):
-    def offline(*args, **kwargs): raise error
+    def offline(*args, **kwargs):
+        raise error
+
     monkeypatch.setattr(open_clip, "create_model", offline)
     message = refused(r"load_vlp\(pretrained=PATH\)", load_vlp, name, tag)
     assert file in message and name in message and tag in message
 
 
 # ---- the embedded model
+
 
 @pytest.fixture(scope="module")
 def pocket():
@@ -375,15 +463,21 @@ def test_pocket(pocket):
     size = pocket.image_size
     tokens = pocket.image_tokens(torch.rand(2, 3, size, size))
     assert tokens.shape[1] - pocket.n_prefix >= 36 and tokens.shape[2] == pocket.width
-    assert tokens.isfinite().all() and pocket.text_features(["cat", "a photo of a bridge."]).shape == (2, pocket.embed_dim)
+    assert tokens.isfinite().all() and pocket.text_features(["cat", "a photo of a bridge."]).shape == (
+        2,
+        pocket.embed_dim,
+    )
 
 
 def test_a_large_batch_goes_through_the_tower_in_parts(pocket, monkeypatch):
     images = torch.rand(11, 3, pocket.image_size, pocket.image_size)
     expected = pocket.image_tokens(images)
-    monkeypatch.setattr(linear, "CPU_TOKENS", 4*pocket.n_tokens)
-    sizes, forward = [], pocket.model.visual.trunk.forward_features
-    monkeypatch.setattr(pocket.model.visual.trunk, "forward_features", lambda part: (sizes.append(len(part)), forward(part))[1])
+    monkeypatch.setattr(linear, "CPU_TOKENS", 4 * pocket.n_tokens)
+    sizes = []
+    forward = pocket.model.visual.trunk.forward_features
+    monkeypatch.setattr(
+        pocket.model.visual.trunk, "forward_features", lambda part: (sizes.append(len(part)), forward(part))[1]
+    )
     close(pocket.image_tokens(images), expected)
     assert sizes == [4, 4, 3] and pocket.n_tokens == expected.shape[1]
 
@@ -391,7 +485,8 @@ def test_a_large_batch_goes_through_the_tower_in_parts(pocket, monkeypatch):
 def test_pocket_is_what_open_clip_builds(pocket):
     model = open_clip.create_model(f"local-dir:{ASSETS / 'pocket_vlp'}").eval()
     images = torch.rand(2, 3, pocket.image_size, pocket.image_size)
-    with torch.no_grad(): expected = model.encode_image(images)
+    with torch.no_grad():
+        expected = model.encode_image(images)
     close(pocket.image_features(pocket.image_tokens(images)), expected)
 
 
@@ -417,23 +512,31 @@ def test_source_loads_it_again(golden_file, golden_vlp):
 def test_a_link_stays_a_link(golden_vlp, tmp_path):
     "As in a hub's cache: the link has the suffix that tells the format, the file behind it has none."
     (tmp_path / "blobs").mkdir()
-    save_file({name: tensor.contiguous() for name, tensor in golden_vlp.model.state_dict().items()}, tmp_path / "blobs" / "0a1b")
+    save_file(
+        {name: tensor.contiguous() for name, tensor in golden_vlp.model.state_dict().items()},
+        tmp_path / "blobs" / "0a1b",
+    )
     (tmp_path / "model.safetensors").symlink_to(tmp_path / "blobs" / "0a1b")
-    assert fingerprint(load_vlp(**load_vlp(pretrained=tmp_path / "model.safetensors").source)) == fingerprint(golden_vlp)
+    assert fingerprint(load_vlp(**load_vlp(pretrained=tmp_path / "model.safetensors").source)) == fingerprint(
+        golden_vlp
+    )
 
 
 def test_a_text_too_long_for_any_tokenizer(golden_vlp):
     "One that has no `encode`, pads with another number and takes the context as an argument, as those of SigLIP do."
+
     class Words:
         context_length = 6
 
         def __call__(self, texts, context_length=None):
             length = context_length or self.context_length
-            rows = [[5 + len(word) for word in text.split()][:length - 1] + [2] for text in texts]
-            return torch.tensor([row + [1]*(length - len(row)) for row in rows])
+            rows = [[5 + len(word) for word in text.split()][: length - 1] + [2] for text in texts]
+            return torch.tensor([row + [1] * (length - len(row)) for row in rows])
+
     vlp = SimpleNamespace(tokenizer=Words(), name="words")
     assert tokenize(vlp, ["a b c d e", "a"]).tolist() == [[6, 6, 6, 6, 6, 2], [6, 2, 1, 1, 1, 1]]
-    with pytest.raises(QKSError, match="text 'a b c d e f g' has 8 tokens, but the text tower of words reads 6"): tokenize(vlp, ["a", "a b c d e f g"])
+    with pytest.raises(QKSError, match="text 'a b c d e f g' has 8 tokens, but the text tower of words reads 6"):
+        tokenize(vlp, ["a", "a b c d e f g"])
 
 
 def test_weights_named_from_here_are_found_from_elsewhere(golden_file, golden_vlp, tmp_path, monkeypatch):
@@ -465,13 +568,20 @@ def test_ids_of_another_context(tiny_vlp, shape):
     refused(r"token ids have shape .* reads \[T, 24\]", tiny_vlp.text_features, torch.zeros(shape, dtype=torch.long))
 
 
-@pytest.mark.parametrize("known, size", [({}, "crop"), ({"resize_mode": "squash", "interpolation": "bilinear"}, "squash")], ids=["CLIP's own", "squashed"])
+@pytest.mark.parametrize(
+    "known, size",
+    [({}, "crop"), ({"resize_mode": "squash", "interpolation": "bilinear"}, "squash")],
+    ids=["CLIP's own", "squashed"],
+)
 def test_pictures_are_resized_as_the_weights_want_it(monkeypatch, make_clip, known, size):
     "A wide picture, white in the middle third: cropped it is white, squashed it keeps its black sides."
     model = make_clip()
     model.visual.preprocess_cfg = known
-    monkeypatch.setattr(vlp_module, "_from_open_clip", lambda name, pretrained: (model, open_clip.SimpleTokenizer(context_length=24)))
-    vlp, picture = load_vlp("ViT-B-32", "some-tag", device="cpu"), np.zeros((32, 96, 3), np.uint8)
+    monkeypatch.setattr(
+        vlp_module, "_from_open_clip", lambda name, pretrained: (model, open_clip.SimpleTokenizer(context_length=24))
+    )
+    vlp = load_vlp("ViT-B-32", "some-tag", device="cpu")
+    picture = np.zeros((32, 96, 3), np.uint8)
     picture[:, 32:64] = 255
     found = preprocess_images(vlp, [Image.fromarray(picture)])[0, 0]
     assert (found[:, 0] > 0).all() == (size == "crop") and (found[:, 16] > 0).all()
@@ -479,15 +589,23 @@ def test_pictures_are_resized_as_the_weights_want_it(monkeypatch, make_clip, kno
 
 def test_a_tower_that_pools_otherwise_has_one_baseline(make_vlp):
     "Its head can be trained, and the report at the end does not fail for what such a tower cannot do."
-    for vlp, methods in ((make_vlp(vision={"pool_type": "avg"}), ["VLP best patch"]), (make_vlp(), ["VLP zero-shot, one prompt", "VLP zero-shot, prompt pool", "VLP best patch"])):
+    for vlp, methods in (
+        (make_vlp(vision={"pool_type": "avg"}), ["VLP best patch"]),
+        (make_vlp(), ["VLP zero-shot, one prompt", "VLP zero-shot, prompt pool", "VLP best patch"]),
+    ):
         found = baseline_methods(vlp, ["cat", "dog"], vlp.text_features(["cat", "dog"]))
-        assert list(found) == methods and all(score(vlp.image_tokens(IMAGES)).shape == (2, 2) for score in found.values())
+        assert list(found) == methods and all(
+            score(vlp.image_tokens(IMAGES)).shape == (2, 2) for score in found.values()
+        )
 
 
 def test_weights_are_hashed_once_unless_they_change(make_vlp, monkeypatch):
-    vlp, made, sha256 = make_vlp(), [], vlp_module.hashlib.sha256
+    vlp = make_vlp()
+    made = []
+    sha256 = vlp_module.hashlib.sha256
     monkeypatch.setattr(vlp_module.hashlib, "sha256", lambda *args: made.append(1) or sha256(*args))
     first = fingerprint(vlp)
     assert fingerprint(vlp) == first and len(made) == 1
-    with torch.no_grad(): vlp.model.visual.proj += 1
+    with torch.no_grad():
+        vlp.model.visual.proj += 1
     assert fingerprint(vlp) != first and len(made) == 2

@@ -24,162 +24,301 @@ from ..fetch.urls import SIZES, SOURCES
 
 # %% ../../nbs/commands/01_data.ipynb #561aa929
 def add_command(
-    parsers, # what `add_subparsers` gave
-    name: str, # the command
-    text: str, # what it does, a sentence
-    example: str, # a line that can be copied, without `qks data`
-    run, # function of the parsed arguments; returns the exit status
-) -> argparse.ArgumentParser: # to add arguments to
+    parsers,  # what `add_subparsers` gave
+    name: str,  # the command
+    text: str,  # what it does, a sentence
+    example: str,  # a line that can be copied, without `qks data`
+    run,  # function of the parsed arguments; returns the exit status
+) -> argparse.ArgumentParser:  # to add arguments to
     "Add one command."
-    parser = parsers.add_parser(name, help=text, description=textwrap.fill(text, 79), epilog=f"Example:\n  qks data {example}",
-                                formatter_class=argparse.RawDescriptionHelpFormatter) # an example is one line
+    parser = parsers.add_parser(
+        name,
+        help=text,
+        description=textwrap.fill(text, 79),
+        epilog=f"Example:\n  qks data {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # an example is one line
     parser.set_defaults(run=run)
     return parser
 
 # %% ../../nbs/commands/01_data.ipynb #66589010
 def answer(
-    report, # what to print
-    good: bool = True, # whether all is well
-) -> int: # the exit status: 0, or 1
+    report,  # what to print
+    good: bool = True,  # whether all is well
+) -> int:  # the exit status: 0, or 1
     "Print a command's answer."
     print(report)
     return 0 if good else 1
 
 # %% ../../nbs/commands/01_data.ipynb #d3996633
-POLITENESS = {"workers": "downloads at once", "per-host": "of them at one host", "delay": "seconds, at least, between two requests to one host",
-              "retries": "further requests after one that failed for the moment", "timeout": "seconds without a byte that count as a stall"}
+POLITENESS = {
+    "workers": "downloads at once",
+    "per-host": "of them at one host",
+    "delay": "seconds, at least, between two requests to one host",
+    "retries": "further requests after one that failed for the moment",
+    "timeout": "seconds without a byte that count as a stall",
+}
+
 
 def add_fetch_arguments(
-    parser, # of a command that fetches
-    dataset: str, # nuswide or openimages
+    parser,  # of a command that fetches
+    dataset: str,  # nuswide or openimages
 ):
     "Arguments of a fetch; the defaults of most are those of `FetchPolicy`."
     if dataset == "nuswide":
         parser.add_argument("--urls", type=Path, required=True, metavar="FILE", help="NUS-WIDE-urls.txt")
-        parser.add_argument("--size", choices=SIZES, default="middle", help="what to take where there is a choice; other sizes where it is missing (default: %(default)s)")
+        parser.add_argument(
+            "--size",
+            choices=SIZES,
+            default="middle",
+            help="what to take where there is a choice; other sizes where it is missing (default: %(default)s)",
+        )
     else:
-        parser.add_argument("--images", type=Path, required=True, metavar="CSV", help="an official image list, or lines SUBSET/IMAGEID")
-        parser.add_argument("--source", choices=SOURCES, default="thumbnail", help="of about 300,000 pixels, the original, or the CVDF foundation's copy (default: %(default)s)")
-        parser.add_argument("--only", type=Path, metavar="FILE", help="fetch these ImageIDs only, one a line (default: all of the list)")
+        parser.add_argument(
+            "--images", type=Path, required=True, metavar="CSV", help="an official image list, or lines SUBSET/IMAGEID"
+        )
+        parser.add_argument(
+            "--source",
+            choices=SOURCES,
+            default="thumbnail",
+            help="of about 300,000 pixels, the original, or the CVDF foundation's copy (default: %(default)s)",
+        )
+        parser.add_argument(
+            "--only", type=Path, metavar="FILE", help="fetch these ImageIDs only, one a line (default: all of the list)"
+        )
     for name, text in POLITENESS.items():
         default = getattr(FetchPolicy, name.replace("-", "_"))
-        parser.add_argument(f"--{name}", type=type(default), default=default, metavar="N", help=f"{text} (default: %(default)s)")
-    parser.add_argument("--retry-dead", action="store_true", help="ask again for what an earlier run found dead or a placeholder")
+        parser.add_argument(
+            f"--{name}", type=type(default), default=default, metavar="N", help=f"{text} (default: %(default)s)"
+        )
+    parser.add_argument(
+        "--retry-dead", action="store_true", help="ask again for what an earlier run found dead or a placeholder"
+    )
 
 # %% ../../nbs/commands/01_data.ipynb #8a3df3e5
 def run_fetch(
-    args, # parsed arguments of `qks data nuswide fetch` or `qks data openimages fetch`
-) -> int: # 0 where all listed images are there, 1 where some are not
+    args,  # parsed arguments of `qks data nuswide fetch` or `qks data openimages fetch`
+) -> int:  # 0 where all listed images are there, 1 where some are not
     "Fetch what is missing of a data set's images."
     options = {name: getattr(args, name) for name in (name.replace("-", "_") for name in (*POLITENESS, "retry-dead"))}
-    if "urls" in args: report = fetch_nuswide(args.root, args.urls, args.size, **options)
-    else: report = fetch_openimages(args.root, args.images, args.source, set(read_names(args.only)) if args.only else None, **options)
+    if "urls" in args:
+        report = fetch_nuswide(args.root, args.urls, args.size, **options)
+    else:
+        report = fetch_openimages(
+            args.root, args.images, args.source, set(read_names(args.only)) if args.only else None, **options
+        )
     return answer(report, report.complete)
 
 # %% ../../nbs/commands/01_data.ipynb #9e3173d3
 def add_check_arguments(
-    parser, # of a command that checks
-    dataset: str, # nuswide, openimages, coco, voc or folder
+    parser,  # of a command that checks
+    dataset: str,  # nuswide, openimages, coco, voc or folder
 ):
     "Arguments of a check."
     parser.set_defaults(dataset=dataset)
-    if dataset == "openimages": parser.add_argument("--unseen", default=UNSEEN, metavar="FILE", help="list of the unseen MIDs, relative to ROOT (default: %(default)s)")
+    if dataset == "openimages":
+        parser.add_argument(
+            "--unseen",
+            default=UNSEEN,
+            metavar="FILE",
+            help="list of the unseen MIDs, relative to ROOT (default: %(default)s)",
+        )
     parser.add_argument("--decode", action="store_true", help="decode every image too, which takes much longer")
-    parser.add_argument("--workers", type=int, metavar="N", help="threads that look at images (default: one a processor)")
-    parser.add_argument("--min-bytes", type=int, default=4001 if dataset in ("nuswide", "openimages") else 1, metavar="N", help="smaller files count as placeholders, not as images (default: %(default)s)")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="threads that look at images (default: one a processor)"
+    )
+    parser.add_argument(
+        "--min-bytes",
+        type=int,
+        default=4001 if dataset in ("nuswide", "openimages") else 1,
+        metavar="N",
+        help="smaller files count as placeholders, not as images (default: %(default)s)",
+    )
 
 # %% ../../nbs/commands/01_data.ipynb #e261cea5
 def run_check(
-    args, # parsed arguments of one of the five `check`
-) -> int: # 0 where nothing has to be repaired, 1 where something has
+    args,  # parsed arguments of one of the five `check`
+) -> int:  # 0 where nothing has to be repaired, 1 where something has
     "Check a data set's folder from end to end."
-    recognise(args.root) # there is such a folder
+    recognise(args.root)  # there is such a folder
     options = dict(decode=args.decode, workers=args.workers, min_bytes=args.min_bytes)
-    if args.dataset == "openimages": report = check_openimages(args.root, args.unseen, **options)
-    else: report = (check_nuswide if args.dataset == "nuswide" else check_prepared)(args.root, **options)
+    if args.dataset == "openimages":
+        report = check_openimages(args.root, args.unseen, **options)
+    else:
+        report = (check_nuswide if args.dataset == "nuswide" else check_prepared)(args.root, **options)
     return answer(report, report.ok)
 
 # %% ../../nbs/commands/01_data.ipynb #e0a5f0b5
 def add_prepare_arguments(
-    parser, # of a command that prepares
-    dataset: str, # nuswide, openimages, coco, voc or folder
+    parser,  # of a command that prepares
+    dataset: str,  # nuswide, openimages, coco, voc or folder
 ):
     "Arguments of every preparation; all but the first are the options of `prepare`, by their names."
-    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS), help="which splits (default: both)")
-    parser.add_argument("--leave-out-missing", action="store_true", help="leave out images whose files are not there (default: they stay, and training asks for them)")
-    parser.add_argument("--min-bytes", type=int, metavar="N", help="leave out smaller files as well; 4001 finds NUS-WIDE's placeholders (default: 1)")
+    parser.add_argument(
+        "--splits", nargs="+", choices=SPLITS, default=list(SPLITS), help="which splits (default: both)"
+    )
+    parser.add_argument(
+        "--leave-out-missing",
+        action="store_true",
+        help="leave out images whose files are not there (default: they stay, and training asks for them)",
+    )
+    parser.add_argument(
+        "--min-bytes",
+        type=int,
+        metavar="N",
+        help="leave out smaller files as well; 4001 finds NUS-WIDE's placeholders (default: 1)",
+    )
     parser.set_defaults(dataset=dataset)
-    def option(name, default, text, **kwargs): parser.add_argument(f"--{name}", default=default, help=f"{text} (default: {default or 'none'})", **kwargs)
-    if dataset == "openimages": option("unseen", UNSEEN, "list of the unseen MIDs, one a line, relative to ROOT", metavar="FILE")
+
+    def option(name, default, text, **kwargs):
+        parser.add_argument(f"--{name}", default=default, help=f"{text} (default: {default or 'none'})", **kwargs)
+
+    if dataset == "openimages":
+        option("unseen", UNSEEN, "list of the unseen MIDs, one a line, relative to ROOT", metavar="FILE")
     if dataset == "coco":
-        option("division", "48/17", "seen and unseen classes of zero-shot detection; all: every class is seen", choices=[*COCO_DIVISIONS, "all"])
-        option("train", "train2014", "the images to train on: their folder, and the name of their annotation file", metavar="NAME")
+        option(
+            "division",
+            "48/17",
+            "seen and unseen classes of zero-shot detection; all: every class is seen",
+            choices=[*COCO_DIVISIONS, "all"],
+        )
+        option(
+            "train",
+            "train2014",
+            "the images to train on: their folder, and the name of their annotation file",
+            metavar="NAME",
+        )
         option("test", "val2014", "the images to test on", metavar="NAME")
-    if dataset == "voc": option("unseen", None, "list of the unseen classes, one a line, relative to ROOT", metavar="FILE")
+    if dataset == "voc":
+        option("unseen", None, "list of the unseen classes, one a line, relative to ROOT", metavar="FILE")
     if dataset == "folder":
-        option("train", "train.csv", "table of the training images, relative to ROOT: a header image,labels and '|' between labels", metavar="CSV")
+        option(
+            "train",
+            "train.csv",
+            "table of the training images, relative to ROOT: a header image,labels and '|' between labels",
+            metavar="CSV",
+        )
         option("test", "test.csv", "table of the test images, relative to ROOT", metavar="CSV")
-        option("test-part", None, "part of the first table's images to test on, drawn at random, instead of a second table, such as 0.2", type=float, metavar="P")
+        option(
+            "test-part",
+            None,
+            "part of the first table's images to test on, drawn at random, instead of a second table, such as 0.2",
+            type=float,
+            metavar="P",
+        )
         option("unseen", None, "list of the unseen labels, one a line, relative to ROOT", metavar="FILE")
-        parser.add_argument("--seen", metavar="FILE", help="list of the seen labels, likewise (default: the training table's labels, less the unseen ones)")
+        parser.add_argument(
+            "--seen",
+            metavar="FILE",
+            help="list of the seen labels, likewise (default: the training table's labels, less the unseen ones)",
+        )
         option("image-folder", "", "where below ROOT the images lie", metavar="FOLDER")
 
 # %% ../../nbs/commands/01_data.ipynb #aa755e3e
 def run_prepare(
-    args, # parsed arguments of one of the five `prepare`
-) -> int: # 0
+    args,  # parsed arguments of one of the five `prepare`
+) -> int:  # 0
     "Write the index of a data set's splits."
-    options = {name: value for name, value in vars(args).items() if name in ("unseen", "seen", "division", "train", "test", "test_part", "image_folder")}
-    if options.get("division") == "all": options["division"] = None
+    options = {
+        name: value
+        for name, value in vars(args).items()
+        if name in ("unseen", "seen", "division", "train", "test", "test_part", "image_folder")
+    }
+    if options.get("division") == "all":
+        options["division"] = None
     min_bytes = 1 if args.leave_out_missing and args.min_bytes is None else args.min_bytes
     return answer(prepare(args.root, args.dataset, args.splits, min_bytes, **options))
 
 # %% ../../nbs/commands/01_data.ipynb #c7bd0dc9
 def run_data_pocket(args) -> int:
     "Write Pocket-WIDE to a folder."
-    root = write_pocket(args.dir, PocketConfig(n_train=args.n_train, n_test=args.n_test, seed=args.seed), force=args.force)
+    root = write_pocket(
+        args.dir, PocketConfig(n_train=args.n_train, n_test=args.n_test, seed=args.seed), force=args.force
+    )
     return answer(f"{root}: {args.n_train} training and {args.n_test} test scenes in NUS-WIDE's layout")
 
 # %% ../../nbs/commands/01_data.ipynb #0625c088
 def add_pocket_command(
-    parsers, # what `add_subparsers` gave
+    parsers,  # what `add_subparsers` gave
 ):
     "Add `qks data pocket`."
-    parser = add_command(parsers, "pocket", "Write Pocket-WIDE, the embedded benchmark, in NUS-WIDE's layout.", "pocket data/pocket", run_data_pocket)
+    parser = add_command(
+        parsers,
+        "pocket",
+        "Write Pocket-WIDE, the embedded benchmark, in NUS-WIDE's layout.",
+        "pocket data/pocket",
+        run_data_pocket,
+    )
     parser.add_argument("dir", type=Path, metavar="DIR", help="new folder")
-    for name, default, text in (("n-train", PocketConfig.n_train, "training scenes"), ("n-test", PocketConfig.n_test, "test scenes"), ("seed", 0, "one seed, one benchmark")):
+    for name, default, text in (
+        ("n-train", PocketConfig.n_train, "training scenes"),
+        ("n-test", PocketConfig.n_test, "test scenes"),
+        ("seed", 0, "one seed, one benchmark"),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default: %(default)s)")
     parser.add_argument("--force", action="store_true", help="replace what an earlier run wrote there")
 
 # %% ../../nbs/commands/01_data.ipynb #898df507
-NAMES = {"nuswide": "NUS-WIDE", "openimages": "Open Images V4", "coco": "MS-COCO", "voc": "PASCAL VOC 2007", "folder": "a folder of your own with a CSV of image,labels for each split"}
+NAMES = {
+    "nuswide": "NUS-WIDE",
+    "openimages": "Open Images V4",
+    "coco": "MS-COCO",
+    "voc": "PASCAL VOC 2007",
+    "folder": "a folder of your own with a CSV of image,labels for each split",
+}
 ARGUMENTS = {"fetch": add_fetch_arguments, "check": add_check_arguments, "prepare": add_prepare_arguments}
-EXAMPLES = {"nuswide": "", "openimages": "", "coco": " --division 65/15", "voc": " --unseen unseen.txt", "folder": " --unseen unseen.txt"} # options of `prepare`
+EXAMPLES = {
+    "nuswide": "",
+    "openimages": "",
+    "coco": " --division 65/15",
+    "voc": " --unseen unseen.txt",
+    "folder": " --unseen unseen.txt",
+}  # options of `prepare`
+
 
 def add_dataset(
-    parsers, # what `add_subparsers` gave
-    dataset: str, # nuswide, openimages, coco, voc or folder
+    parsers,  # what `add_subparsers` gave
+    dataset: str,  # nuswide, openimages, coco, voc or folder
 ):
     "Add the commands of one data set."
-    name, root = NAMES[dataset], f"data/{dataset}"
+    name = NAMES[dataset]
+    root = f"data/{dataset}"
     parser = parsers.add_parser(dataset, help=f"{name}.", description=f"{name}.")
-    commands, made = parser.add_subparsers(title="commands", required=True, metavar="COMMAND"), {}
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    made = {}
     if dataset in ("nuswide", "openimages"):
         lists = "--urls NUS-WIDE-urls.txt" if dataset == "nuswide" else "--images test-images-with-rotation.csv"
-        made["fetch"] = add_command(commands, "fetch", "Fetch what is missing of the images; exit status 1 where some could not be had. Run it again to go on.",
-                                    f"{dataset} fetch {root} {lists}", run_fetch)
-    made["check"] = add_command(commands, "check", "Tell what is there, what is missing and what disagrees; exit status 1 where something has to be repaired.",
-                                f"{dataset} check {root} --decode", run_check)
-    made["prepare"] = add_command(commands, "prepare", "Write the index that training and evaluation read.", f"{dataset} prepare {root}{EXAMPLES[dataset]}", run_prepare)
+        made["fetch"] = add_command(
+            commands,
+            "fetch",
+            "Fetch what is missing of the images; exit status 1 where some could not be had. Run it again to go on.",
+            f"{dataset} fetch {root} {lists}",
+            run_fetch,
+        )
+    made["check"] = add_command(
+        commands,
+        "check",
+        "Tell what is there, what is missing and what disagrees; exit status 1 where something has to be repaired.",
+        f"{dataset} check {root} --decode",
+        run_check,
+    )
+    made["prepare"] = add_command(
+        commands,
+        "prepare",
+        "Write the index that training and evaluation read.",
+        f"{dataset} prepare {root}{EXAMPLES[dataset]}",
+        run_prepare,
+    )
     for command, parser in made.items():
         parser.add_argument("root", type=Path, metavar="ROOT", help="the data set's folder (see data/README.md)")
         ARGUMENTS[command](parser, dataset)
 
 # %% ../../nbs/commands/01_data.ipynb #97495bcf
 def add_data_commands(
-    parser, # of `qks data`
+    parser,  # of `qks data`
 ):
     "Add every command of the data sets."
     parsers = parser.add_subparsers(title="data sets", required=True, metavar="DATASET")
-    for dataset in NAMES: add_dataset(parsers, dataset)
+    for dataset in NAMES:
+        add_dataset(parsers, dataset)
     add_pocket_command(parsers)

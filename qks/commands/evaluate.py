@@ -48,19 +48,31 @@ def load_model(
     quick_gelu: bool = True,  # of a VLP from a weight file
 ) -> QKS:
     "Load what is to be evaluated; QKSError for what is no model."
-    if precision not in PRECISIONS: raise QKSError(f"unknown precision {precision!r}: give one of {', '.join(PRECISIONS)}")
+    if precision not in PRECISIONS:
+        raise QKSError(f"unknown precision {precision!r}: give one of {', '.join(PRECISIONS)}")
     is_file = Path(model).is_file()
     if pretrained and not vlp:
-        try: # the model's own, from another place
-            source = json.loads((model_folder(model)/"config.json").read_text(encoding="utf-8"))["vlp"]
-            vlp, quick_gelu = source["name"], quick_gelu and source["quick_gelu"]
+        try:  # the model's own, from another place
+            source = json.loads((model_folder(model) / "config.json").read_text(encoding="utf-8"))["vlp"]
+            vlp = source["name"]
+            quick_gelu = quick_gelu and source["quick_gelu"]
         except (OSError, ValueError, KeyError, TypeError):
-            raise QKSError(f"pretrained={pretrained!r} are weights of a VLP that is not named: pass --vlp as well, such as --vlp ViT-B-16") from None
-    if is_file and not vlp: raise QKSError(f"{model} is a checkpoint file, which holds no VLP to run: pass --vlp and --pretrained, such as --vlp ViT-B-16 --pretrained openai")
-    if n_heads is not None and not is_file: raise QKSError(f"heads are read from the configuration of {model}: leave --heads out, it is for a checkpoint file")
-    if not (vlp or quick_gelu): raise QKSError(f"{model} knows its VLP and how its weights were trained: leave --gelu out")
+            raise QKSError(
+                f"pretrained={pretrained!r} are weights of a VLP that is not named: pass --vlp as well, such as --vlp ViT-B-16"
+            ) from None
+    if is_file and not vlp:
+        raise QKSError(
+            f"{model} is a checkpoint file, which holds no VLP to run: pass --vlp and --pretrained, such as --vlp ViT-B-16 --pretrained openai"
+        )
+    if n_heads is not None and not is_file:
+        raise QKSError(
+            f"heads are read from the configuration of {model}: leave --heads out, it is for a checkpoint file"
+        )
+    if not (vlp or quick_gelu):
+        raise QKSError(f"{model} knows its VLP and how its weights were trained: leave --gelu out")
     tower = load_vlp(vlp, pretrained, device, precision, quick_gelu=quick_gelu) if vlp else None
-    if is_file: return QKS(tower, QKSHead.from_official(model, n_heads))
+    if is_file:
+        return QKS(tower, QKSHead.from_official(model, n_heads))
     loaded = QKS.from_pretrained(model, tower, device)
     loaded.vlp.precision = precision
     return loaded
@@ -71,8 +83,9 @@ def training_facts(
 ) -> dict:  # "selection" and "seed", each "unknown" where nobody wrote it down
     "How the model's epoch was chosen, and the seed of its training, from the run's configuration."
     try:
-        if not (model_folder(model)/"head.safetensors").is_file(): raise FileNotFoundError(model)  # "pocket", a checkpoint: no run's
-        config = json.loads((model_folder(model).resolve().parent/"config.json").read_text(encoding="utf-8"))
+        if not (model_folder(model) / "head.safetensors").is_file():
+            raise FileNotFoundError(model)  # "pocket", a checkpoint: no run's
+        config = json.loads((model_folder(model).resolve().parent / "config.json").read_text(encoding="utf-8"))
         train = config["train"]
         return {"selection": str(train["selection"]), "seed": config.get("seed", train["seed"])}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -94,7 +107,8 @@ def token_batches(
     else:
         rows = [list(batch) for batch in batches]  # named one by one: read by the thread that reads ahead
         tokens = read_ahead(cache_tokens(vlp, data, batch_size, workers, cache, dtype), rows, vlp.device)
-    for batch, _ in zip(tokens, progress(batches, "Evaluating")): yield batch.float()
+    for batch, _ in zip(tokens, progress(batches, "Evaluating")):
+        yield batch.float()
 
 # %% ../../nbs/commands/03_evaluate.ipynb #9b72aeff
 def make_scorers(
@@ -110,12 +124,14 @@ def make_scorers(
 # %% ../../nbs/commands/03_evaluate.ipynb #b5960795
 class ScoreMatrix:
     "Scores [n, C] that come in batches, for labels that are measured all at once."
+
     def __init__(self, n: int, n_labels: int):
-        self.scores, self.done = np.empty((n, n_labels), np.float32), 0
+        self.scores = np.empty((n, n_labels), np.float32)
+        self.done = 0
 
     def update(self, scores):  # [B, C] of the next B images
         batch = to_array(scores)
-        self.scores[self.done:self.done + len(batch)] = batch
+        self.scores[self.done : self.done + len(batch)] = batch
         self.done += len(batch)
 
 # %% ../../nbs/commands/03_evaluate.ipynb #fa758cb8
@@ -133,19 +149,36 @@ def evaluate_model(
     "Score a model on a split and report; QKSError, before the first image, for what cannot be measured."
     streamed = index.absent == 0 if streamed is None else streamed
     if streamed and index.absent != 0:
-        raise QKSError("only labels that are not annotated where nothing is stored can be streamed: leave streamed=True out")
-    names, n_seen, shape = index.label_names, index.n_seen, (len(index), len(index.label_ids))
+        raise QKSError(
+            "only labels that are not annotated where nothing is stored can be streamed: leave streamed=True out"
+        )
+    names = index.label_names
+    n_seen = index.n_seen
+    shape = (len(index), len(index.label_ids))
     labels = None if streamed else index.dense().labels  # [n, C]
-    for protocol in config.protocols: plan(SparseLabels(index, shape[1]) if streamed else DenseLabels(labels), n_seen, config.topk, protocol, names)
+    for protocol in config.protocols:
+        plan(SparseLabels(index, shape[1]) if streamed else DenseLabels(labels), n_seen, config.topk, protocol, names)
     require_images(index, "test")
     scorers = make_scorers(qks, names, baselines)
-    sinks = {method: open_streams(index, n_seen, config, names) if streamed else {"matrix": ScoreMatrix(*shape)} for method in scorers}
+    sinks = {
+        method: open_streams(index, n_seen, config, names) if streamed else {"matrix": ScoreMatrix(*shape)}
+        for method in scorers
+    }
     for tokens in token_batches(qks.vlp, index, workers=workers, cache=cache, dtype=dtype):
         for method, scorer in scorers.items():
             scores = scorer(tokens)  # [B, C]
-            for sink in sinks[method].values(): sink.update(scores)
-    if streamed: return report_streams(sinks, config, names, index.label_ids)
-    return report({method: sink["matrix"].scores for method, sink in sinks.items()}, labels, n_seen, config, names, index.label_ids)
+            for sink in sinks[method].values():
+                sink.update(scores)
+    if streamed:
+        return report_streams(sinks, config, names, index.label_ids)
+    return report(
+        {method: sink["matrix"].scores for method, sink in sinks.items()},
+        labels,
+        n_seen,
+        config,
+        names,
+        index.label_ids,
+    )
 
 # %% ../../nbs/commands/03_evaluate.ipynb #d95c8d58
 def read_protocols(
@@ -160,45 +193,100 @@ def print_report(
     report: dict,  # of `evaluate_model`
 ):
     "Print tables and what must be said beside them."
-    method, protocol = next(iter(report["rows"])), next(iter(report["protocols"]))
-    print(report_table(report), "", *report_notes(report), "", f"Mean AP by kind of label, {method}, protocol {protocol!r}:", "",
-          report_breakdown(report, method, protocol), sep="\n")
+    method = next(iter(report["rows"]))
+    protocol = next(iter(report["protocols"]))
+    print(
+        report_table(report),
+        "",
+        *report_notes(report),
+        "",
+        f"Mean AP by kind of label, {method}, protocol {protocol!r}:",
+        "",
+        report_breakdown(report, method, protocol),
+        sep="\n",
+    )
 
 # %% ../../nbs/commands/03_evaluate.ipynb #e0091333
 def run_evaluate(args):
     "Score a model on the test split of a folder, print the report, and write it where asked."
-    index, trained = open_split(args.root, "test"), training_facts(args.model)
-    config = ReportConfig(read_protocols(args.protocol), tuple(args.topk or usual_topk(len(index.label_ids), index.n_seen)), args.bootstrap, args.seed)
+    index = open_split(args.root, "test")
+    trained = training_facts(args.model)
+    config = ReportConfig(
+        read_protocols(args.protocol),
+        tuple(args.topk or usual_topk(len(index.label_ids), index.n_seen)),
+        args.bootstrap,
+        args.seed,
+    )
     files = [check_new_file(path, args.force) for path in (args.json, args.per_label) if path]
-    if len({path.resolve() for path in files}) < len(files): raise QKSError(f"--json and --per-label both name {files[0]}: give each a file of its own")
+    if len({path.resolve() for path in files}) < len(files):
+        raise QKSError(f"--json and --per-label both name {files[0]}: give each a file of its own")
     model = load_model(args.model, args.vlp, args.pretrained, args.heads, args.precision, args.device, not args.gelu)
     dtype = read_dtype(args.cache_dtype, args.cache)
-    found = {"model": str(args.model), "head": asdict(model.head.config), **trained, "prompts": pool_facts(model.pool), "code": code_version(),
-             "tokens": f"{DTYPES[dtype]}, from a cache" if args.cache else "float32", **provenance(model.vlp)}
+    found = {
+        "model": str(args.model),
+        "head": asdict(model.head.config),
+        **trained,
+        "prompts": pool_facts(model.pool),
+        "code": code_version(),
+        "tokens": f"{DTYPES[dtype]}, from a cache" if args.cache else "float32",
+        **provenance(model.vlp),
+    }
     found |= evaluate_model(model, index, config, args.baselines, args.workers, args.cache, dtype=dtype)
-    try: # first the files: a pipe may break
-        if args.json: save_report(args.json, found, args.force)
-        if args.per_label: save_labels(args.per_label, found, args.force)
-    finally: print_report(found)
-    print(f"\n{len(index):,} test images, {index.n_seen:,} seen and {len(index.label_ids) - index.n_seen:,} unseen labels; epoch of the model chosen by: {trained['selection']}")
+    try:  # first the files: a pipe may break
+        if args.json:
+            save_report(args.json, found, args.force)
+        if args.per_label:
+            save_labels(args.per_label, found, args.force)
+    finally:
+        print_report(found)
+    print(
+        f"\n{len(index):,} test images, {index.n_seen:,} seen and {len(index.label_ids) - index.n_seen:,} unseen labels; epoch of the model chosen by: {trained['selection']}"
+    )
 
 # %% ../../nbs/commands/03_evaluate.ipynb #582b980e
 def add_evaluate_arguments(parser):
     "Arguments of `qks evaluate`, without those that other commands share."
     add = parser.add_argument
-    add("model", help="'pocket', the model folder of a run, or the authors' checkpoint file (with --vlp and --pretrained)")
+    add(
+        "model",
+        help="'pocket', the model folder of a run, or the authors' checkpoint file (with --vlp and --pretrained)",
+    )
     add("root", type=Path, help="the data set's folder")
-    add("--protocol", action="append", metavar="NAME", help=f"whose rules: {', '.join(PROTOCOLS)}, or all; may be repeated, or a list with commas (default: official, the authors')")
-    add("--topk", type=int, nargs="+", metavar="K", help="k of precision, recall and F1 (default: 3 5, the authors' for NUS-WIDE, as far as there are labels; give 10 20 for Open Images)")
-    add("--bootstrap", type=int, default=0, metavar="R", help="95%% intervals over images from so many resamples, such as 1000 (default: none)")
+    add(
+        "--protocol",
+        action="append",
+        metavar="NAME",
+        help=f"whose rules: {', '.join(PROTOCOLS)}, or all; may be repeated, or a list with commas (default: official, the authors')",
+    )
+    add(
+        "--topk",
+        type=int,
+        nargs="+",
+        metavar="K",
+        help="k of precision, recall and F1 (default: 3 5, the authors' for NUS-WIDE, as far as there are labels; give 10 20 for Open Images)",
+    )
+    add(
+        "--bootstrap",
+        type=int,
+        default=0,
+        metavar="R",
+        help="95%% intervals over images from so many resamples, such as 1000 (default: none)",
+    )
     add("--seed", type=int, default=0, help="of the resamples (default: %(default)s)")
     add("--baselines", action="store_true", help="score the frozen VLP alone, too: zero-shot and best patch")
     add("--json", metavar="FILE", help="write the report to a file")
     add("--per-label", metavar="FILE.csv", help="write AP label by label to a table")
-    add("--vlp", help="name of the VLP: pocket, or a model of open_clip's such as ViT-B-16; a model folder knows its own")
+    add(
+        "--vlp",
+        help="name of the VLP: pocket, or a model of open_clip's such as ViT-B-16; a model folder knows its own",
+    )
     add("--pretrained", help="weights of the VLP: a tag such as openai, or a file")
     add("--heads", type=int, metavar="N", help="attention heads of a checkpoint file (default: one per 64 channels)")
     add("--precision", choices=PRECISIONS, default="fp32", help="of the VLP (default: %(default)s)")
     add("--cache", type=Path, metavar="DIR", help="keep image tokens there, in half precision, for the next evaluation")
-    add("--cache-dtype", choices=PRECISIONS, help="of the numbers in that folder; bf16 for a VLP whose tokens are too large for fp16 (default: fp16)")
+    add(
+        "--cache-dtype",
+        choices=PRECISIONS,
+        help="of the numbers in that folder; bf16 for a VLP whose tokens are too large for fp16 (default: fp16)",
+    )
     parser.set_defaults(run=run_evaluate)

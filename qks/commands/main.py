@@ -27,81 +27,124 @@ from ..data.pocket import PocketConfig
 from ..experiment.reproduction import ReproduceConfig, reproduce
 from ..model.tagger import find_pictures, read_labels
 from ..tokens.augment import check_workers
-from ..train.devices import Elsewhere
-
+from ..train.devices import OtherProcessFailed
 
 # %% ../../nbs/commands/04_main.ipynb #51efb66c
 def read_label_arguments(
-    labels: str, # labels separated by commas, or None
-    labels_file: str, # path of a file with one label a line, or None
-) -> list: # label names
+    labels: str,  # labels separated by commas, or None
+    labels_file: str,  # path of a file with one label a line, or None
+) -> list:  # label names
     "The labels that the user gave; raises `QKSError` where the file cannot be read."
-    if labels is not None: return read_labels(labels)
-    try: lines = Path(labels_file).read_text(encoding="utf-8-sig").splitlines()
+    if labels is not None:
+        return read_labels(labels)
+    try:
+        lines = Path(labels_file).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise QKSError(f"label file {labels_file} cannot be read ({type(error).__name__}): give a UTF-8 text file with one label a line") from error
+        raise QKSError(
+            f"label file {labels_file} cannot be read ({type(error).__name__}): give a UTF-8 text file with one label a line"
+        ) from error
     labels = [line.strip() for line in lines if line.strip()]
-    if len(labels) == 1 and "," in labels[0]: raise QKSError(f"label file {labels_file} has one line, with commas in it: give one label a line, or the same line as --labels")
+    if len(labels) == 1 and "," in labels[0]:
+        raise QKSError(
+            f"label file {labels_file} has one line, with commas in it: give one label a line, or the same line as --labels"
+        )
     return labels
 
 # %% ../../nbs/commands/04_main.ipynb #0016cf1c
 def print_tags(
-    found, # (image, its tags), one after another
-    as_json: bool = False, # one object, a line an image
+    found,  # (image, its tags), one after another
+    as_json: bool = False,  # one object, a line an image
 ):
     "Print the tags of images as they come: probability, label, and the token that the label chose."
     if not as_json:
         for image, tags in found:
             print(image + ("" if tags else "  (no label reaches the threshold)"), flush=not tags)
-            for place, (label, probability, token) in enumerate(tags, 1): print(f"  {100*probability:5.1f} %  {label}  (token {token})", flush=place == len(tags))
+            for place, (label, probability, token) in enumerate(tags, 1):
+                print(f"  {100 * probability:5.1f} %  {label}  (token {token})", flush=place == len(tags))
         return
     start = "{"
     try:
         for image, tags in found:
-            print(f"{start}\n {json.dumps(image)}: {json.dumps([dict(zip(('label', 'probability', 'token'), tag)) for tag in tags])}", end="", flush=True)
+            print(
+                f"{start}\n {json.dumps(image)}: {json.dumps([dict(zip(('label', 'probability', 'token'), tag)) for tag in tags])}",
+                end="",
+                flush=True,
+            )
             start = ","
-    finally: print("{}" if start == "{" else "\n}")
+    finally:
+        print("{}" if start == "{" else "\n}")
 
 # %% ../../nbs/commands/04_main.ipynb #0016cf1e
 def run_tag(args):
     "Print the tags of each picture; 1 where one could not be read."
     pictures, others = find_pictures(args.images)
-    if others: print(f"qks: {len(others):,} files in these folders are no pictures by their names and are left out, such as {others[0]}", file=sys.stderr)
+    if others:
+        print(
+            f"qks: {len(others):,} files in these folders are no pictures by their names and are left out, such as {others[0]}",
+            file=sys.stderr,
+        )
     labels = None if args.labels is args.labels_file is None else read_label_arguments(args.labels, args.labels_file)
-    model, unreadable = load_model(args.model, args.vlp, args.pretrained, device=args.device, quick_gelu=not args.gelu), []
-    if labels is None and not (labels := list(model.labels)): raise QKSError(f"{args.model} does not say which labels it was trained on: pass --labels or --labels-file")
-    top_k = min(args.top_k, len(labels)) if args.top_k is not None else None if args.threshold is not None else min(5, len(labels))
+    model = load_model(args.model, args.vlp, args.pretrained, device=args.device, quick_gelu=not args.gelu)
+    unreadable = []
+    if labels is None and not (labels := list(model.labels)):
+        raise QKSError(f"{args.model} does not say which labels it was trained on: pass --labels or --labels-file")
+    top_k = (
+        min(args.top_k, len(labels))
+        if args.top_k is not None
+        else None
+        if args.threshold is not None
+        else min(5, len(labels))
+    )
+
     def tell(image, error):
         unreadable.append(image)
         print(f"qks: {error}", file=sys.stderr, flush=True)
+
     looked_at = pictures if sys.stdout.isatty() else progress(pictures, "Tagging")
     print_tags(model.tag_each(looked_at, labels, top_k, args.threshold, unreadable=tell), args.json)
-    if unreadable and len(pictures) > 1: print(f"qks: {len(unreadable):,} of {len(pictures):,} pictures could not be read and have no tags", file=sys.stderr)
+    if unreadable and len(pictures) > 1:
+        print(
+            f"qks: {len(unreadable):,} of {len(pictures):,} pictures could not be read and have no tags",
+            file=sys.stderr,
+        )
     return int(bool(unreadable))
 
 # %% ../../nbs/commands/04_main.ipynb #ec89e384
 def run_reproduce(args):
     "Run the whole method on Pocket-WIDE."
     config = ReproduceConfig(seed=args.seed, seeds=args.seeds)
-    if args.quick: # a smoke test of the whole path, in under a minute
+    if args.quick:  # a smoke test of the whole path, in under a minute
         config = replace(config, data=PocketConfig(n_train=400, n_test=200), train=replace(config.train, epochs=2))
     out = args.out or f"runs/pocket-seed{args.seed}"
     print(reproduce(out, config, args.force, args.workers))
-    print(f"Table, results.json, figures and the trained model are in {out}. Next, any labels in a scene of the test:\n"
-          f"  qks tag {out}/pocket-wide/Flickr/test00/000000.jpg --labels 'animal,bird,food,vehicle' --model {out}\n"
-          "This model knows emoji only. For photographs, train on CLIP: qks train --help, and the README.")
+    print(
+        f"Table, results.json, figures and the trained model are in {out}. Next, any labels in a scene of the test:\n"
+        f"  qks tag {out}/pocket-wide/Flickr/test00/000000.jpg --labels 'animal,bird,food,vehicle' --model {out}\n"
+        "This model knows emoji only. For photographs, train on CLIP: qks train --help, and the README."
+    )
 
 # %% ../../nbs/commands/04_main.ipynb #d1515781
 def add_tag_arguments(parser):
     "Arguments of `qks tag`."
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files, and folders of pictures")
     labels = parser.add_mutually_exclusive_group()
-    labels.add_argument("--labels", help="label names, any, separated by commas: cat,bridge,sunset (default: those that the model was trained on)")
+    labels.add_argument(
+        "--labels",
+        help="label names, any, separated by commas: cat,bridge,sunset (default: those that the model was trained on)",
+    )
     labels.add_argument("--labels-file", metavar="FILE", help="text file with one label a line")
-    parser.add_argument("--model", default="pocket", help="'pocket', the folder of a run or of its model, or the authors' checkpoint file with --vlp and --pretrained (default: %(default)s)")
-    parser.add_argument("--vlp", help="name of the VLP: pocket, or a model of open_clip's such as ViT-B-16 (default: the model's own)")
+    parser.add_argument(
+        "--model",
+        default="pocket",
+        help="'pocket', the folder of a run or of its model, or the authors' checkpoint file with --vlp and --pretrained (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--vlp", help="name of the VLP: pocket, or a model of open_clip's such as ViT-B-16 (default: the model's own)"
+    )
     parser.add_argument("--pretrained", help="weights of that VLP: a tag such as openai, or a file")
-    parser.add_argument("--top-k", type=int, help="labels shown per picture, at most (default: 5, or all over the threshold)")
+    parser.add_argument(
+        "--top-k", type=int, help="labels shown per picture, at most (default: 5, or all over the threshold)"
+    )
     parser.add_argument("--threshold", type=float, help="show only labels at least this probable, 0 to 1")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run_tag)
@@ -109,78 +152,127 @@ def add_tag_arguments(parser):
 # %% ../../nbs/commands/04_main.ipynb #d3701a78
 def build_parser() -> argparse.ArgumentParser:
     "The parser of the `qks` command."
-    parser = argparse.ArgumentParser("qks", description="Query-Based Knowledge Sharing: tag pictures with any labels, and reproduce the paper.")
+    parser = argparse.ArgumentParser(
+        "qks", description="Query-Based Knowledge Sharing: tag pictures with any labels, and reproduce the paper."
+    )
     parser.add_argument("--version", action="version", version=f"qks {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
-    def command(name, text): return commands.add_parser(name, help=text, description=text)
-    whole = command("reproduce", "Write Pocket-WIDE, train, evaluate and draw: the whole method, offline, about ten minutes on two cores.")
+
+    def command(name, text):
+        return commands.add_parser(name, help=text, description=text)
+
+    whole = command(
+        "reproduce",
+        "Write Pocket-WIDE, train, evaluate and draw: the whole method, offline, about ten minutes on two cores.",
+    )
     whole.add_argument("--out", type=Path, help="folder for the results (default: runs/pocket-seedN)")
     whole.add_argument("--seed", type=int, default=0, help="seed of data and training (default: %(default)s)")
-    whole.add_argument("--seeds", type=int, default=1, help="training runs, for mean ± standard deviation (default: %(default)s)")
-    whole.add_argument("--quick", action="store_true", help="tiny data and two epochs: only to see that everything works")
+    whole.add_argument(
+        "--seeds", type=int, default=1, help="training runs, for mean ± standard deviation (default: %(default)s)"
+    )
+    whole.add_argument(
+        "--quick", action="store_true", help="tiny data and two epochs: only to see that everything works"
+    )
     whole.set_defaults(run=run_reproduce)
     add_tag_arguments(tag := command("tag", "Tag pictures with your own labels."))
     add_training_arguments(train := command("train", "Train a head on a data set, then evaluate it."))
-    add_evaluate_arguments(evaluate := command("evaluate", "Score a model on the test split of a data set, under named protocols."))
+    add_evaluate_arguments(
+        evaluate := command("evaluate", "Score a model on the test split of a data set, under named protocols.")
+    )
     add_data_commands(command("data", "Fetch, check and prepare data sets; write Pocket-WIDE."))
     for sub in (tag, train, evaluate):
         sub.add_argument("--device", help="cpu, cuda, cuda:1 … (default: CUDA where there is one)")
-        sub.add_argument("--gelu", action="store_true", help="the VLP's weight file was trained with GELU, as LAION's and DataComp's (default: QuickGELU, as OpenAI's)")
-    for sub in (whole, train, evaluate): sub.add_argument("--workers", type=int, default=0, help="processes that read images (default: %(default)s)")
-    for sub in (whole, train, evaluate): sub.add_argument("--force", action="store_true", help="replace what an earlier run wrote there")
+        sub.add_argument(
+            "--gelu",
+            action="store_true",
+            help="the VLP's weight file was trained with GELU, as LAION's and DataComp's (default: QuickGELU, as OpenAI's)",
+        )
+    for sub in (whole, train, evaluate):
+        sub.add_argument("--workers", type=int, default=0, help="processes that read images (default: %(default)s)")
+    for sub in (whole, train, evaluate):
+        sub.add_argument("--force", action="store_true", help="replace what an earlier run wrote there")
     return parser
 
 # %% ../../nbs/commands/04_main.ipynb #6e0b9d02
 def suit_processor(
-    args, # as parsed
+    args,  # as parsed
 ):
     "Before a long command: keep freed memory; on a CPU, tell where half precision costs time."
-    if args.command not in ("reproduce", "train", "evaluate"): return
+    if args.command not in ("reproduce", "train", "evaluate"):
+        return
     keep_freed_memory()
     device = getattr(args, "device", None) or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device != "cpu" or getattr(args, "precision", "fp32") != "bf16" or os.environ.get("RANK", "0") != "0": return
-    pays = product_rate(torch.bfloat16)/product_rate(torch.float32)
-    if pays < 1: print(f"qks: on this processor bf16 matrix products run at {pays:.1f} times the rate of fp32 ones: --precision fp32 is faster here", file=sys.stderr)
+    if device != "cpu" or getattr(args, "precision", "fp32") != "bf16" or os.environ.get("RANK", "0") != "0":
+        return
+    pays = product_rate(torch.bfloat16) / product_rate(torch.float32)
+    if pays < 1:
+        print(
+            f"qks: on this processor bf16 matrix products run at {pays:.1f} times the rate of fp32 ones: --precision fp32 is faster here",
+            file=sys.stderr,
+        )
 
 # %% ../../nbs/commands/04_main.ipynb #b75fa7c7
 def forget_output():
     "Let what is still to be written to standard output go nowhere: Python would try once more when it ends, and fail."
-    with suppress(OSError): os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 # %% ../../nbs/commands/04_main.ipynb #b75fa7c9
-def main(argv=None) -> int: # 0; 1 where a command found something wrong; 2 after a user's mistake; 130 after Ctrl-C
+def main(argv=None) -> int:  # 0; 1 where a command found something wrong; 2 after a user's mistake; 130 after Ctrl-C
     "Entry point of the `qks` command: a user's mistake ends in one sentence and a non-zero status."
-    if hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show costs no result
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show costs no result
     args = build_parser().parse_args(argv)
-    processes, first = int(os.environ.get("WORLD_SIZE", 1)), os.environ.get("RANK", "0") == "0"  # as a launcher says
-    if processes > 1 and args.command != "train": # each would do all of it, into the same files
-        if first: print(f"qks: only qks train shares its work out, and a launcher started {processes} processes: start this command without a launcher", file=sys.stderr)
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    first = os.environ.get("RANK", "0") == "0"  # as a launcher says
+    if processes > 1 and args.command != "train":  # each would do all of it, into the same files
+        if first:
+            print(
+                f"qks: only qks train shares its work out, and a launcher started {processes} processes: start this command without a launcher",
+                file=sys.stderr,
+            )
         return 2
     try:
         check_workers(getattr(args, "workers", None) or 0)
         suit_processor(args)
         status = args.run(args) or 0
-        sys.stdout.flush()                                                                        # what cannot be written shows here, not when Python ends
+        sys.stdout.flush()  # what cannot be written shows here, not when Python ends
         return status
-    except Elsewhere: return 2 # the process that failed tells it
+    except OtherProcessFailed:
+        return 2  # the process that failed tells it
     except QKSError as error:
         print(f"qks: {error}", file=sys.stderr)
         return 2
     except torch.OutOfMemoryError:
-        print("qks: the GPU's memory is full: " + ("pass a smaller --batch-size, or --accumulate 2 or more, which computes a batch in parts" if args.command == "train" else "see what else uses it, or pass --device cpu"), file=sys.stderr)
+        print(
+            "qks: the GPU's memory is full: "
+            + (
+                "pass a smaller --batch-size, or --accumulate 2 or more, which computes a batch in parts"
+                if args.command == "train"
+                else "see what else uses it, or pass --device cpu"
+            ),
+            file=sys.stderr,
+        )
         return 2
-    except BrokenPipeError: # whoever read the output, such as head, has enough
+    except BrokenPipeError:  # whoever read the output, such as head, has enough
         forget_output()
-        return 0 if args.command in ("tag", "evaluate") else 1 # whose answer is all they make
-    except OSError as error: # a place that cannot be written, a full disk
-        try: sys.stdout.flush()
-        except OSError: forget_output()
-        print(f"qks: {error.filename or 'a file'} cannot be used ({error.strerror or error}): check the path, its permissions and free space", file=sys.stderr)
+        return 0 if args.command in ("tag", "evaluate") else 1  # whose answer is all they make
+    except OSError as error:  # a place that cannot be written, a full disk
+        try:
+            sys.stdout.flush()
+        except OSError:
+            forget_output()
+        print(
+            f"qks: {error.filename or 'a file'} cannot be used ({error.strerror or error}): check the path, its permissions and free space",
+            file=sys.stderr,
+        )
         return 2
-    except KeyboardInterrupt as stopped: # training says what it kept; all processes stop, and one tells
-        if first: print(f"qks: {str(stopped) or 'stopped by the user'}", file=sys.stderr)
+    except KeyboardInterrupt as stopped:  # training says what it kept; all processes stop, and one tells
+        if first:
+            print(f"qks: {str(stopped) or 'stopped by the user'}", file=sys.stderr)
         return 130
 
 # %% ../../nbs/commands/04_main.ipynb #52a90f73
 #| eval: false
-if __name__ == "__main__": sys.exit(main()) # python -m qks.commands.main
+if __name__ == "__main__":
+    sys.exit(main())  # python -m qks.commands.main

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECIPE', 'CHOSEN', 'Begun', 'read_dtype', 'add_training_arguments', 'read_recipe', 'training_tokens', 'token_place',
-           'flat', 'check_claim', 'claim_folder', 'ask_first', 'first_head', 'begin', 'run_train']
+           'flat', 'check_run_folder', 'claim_run_folder', 'preflight', 'first_head', 'begin', 'run_train']
 
 # %% ../../nbs/commands/02_train.ipynb #3f5b4516
 import json
@@ -17,17 +17,24 @@ from pathlib import Path
 
 import torch
 
-from ..core import QKSError, check_count, write_whole
+from ..core import QKSError, check_count, write_atomic
 from ..core.arithmetic import PRECISIONS
 from ..data.nuswide import require_images
 from ..data.splits import open_splits
 from ..evaluate.protocols import usual_topk
-from ..experiment.reproduction import RUN_MARK, closing_words, prepare_run, run_files, save_run, train_and_score
+from qks.experiment.reproduction import (
+    RUN_MARK,
+    closing_words,
+    create_run_folder,
+    run_entries,
+    save_run,
+    train_and_score,
+)
 from qks.experiment.training_data import (
-    benchmark_splits,
+    training_splits,
     check_measurable,
     check_scores_fit,
-    load_benchmark,
+    load_training_data,
     token_bytes,
 )
 from ..model.config import HeadConfig
@@ -38,212 +45,370 @@ from ..tokens.cache import cache_tokens, check_room
 from ..tokens.stream import ViewSampler
 from ..train.checkpoint import state_digest
 from ..train.config import CHOICES, RunConfig, TrainConfig
-from ..train.devices import in_turns, process_state, together
-from ..train.loop import alone_in, check_identity
+from ..train.devices import rank_by_rank, process_state, collective_call
+from ..train.loop import lock_run_folder, check_identity
 from ..train.steps import Interrupted
 from ..vlp.frozen import fingerprint
 from ..vlp.loading import load_vlp
 
 # %% ../../nbs/commands/02_train.ipynb #a4214e1a
 def read_dtype(
-    name: str, # one of PRECISIONS; None: fp16
-    folder, # the token cache that the user named; None: none
-) -> torch.dtype: # of the numbers on disk
+    name: str,  # one of PRECISIONS; None: fp16
+    folder,  # the token cache that the user named; None: none
+) -> torch.dtype:  # of the numbers on disk
     "What `--cache-dtype` means; raises `QKSError` where there is no cache for it."
-    if name and folder is None: raise QKSError(f"--cache-dtype {name} is how tokens lie in a cache: name its folder with --cache, or leave it out")
+    if name and folder is None:
+        raise QKSError(
+            f"--cache-dtype {name} is how tokens lie in a cache: name its folder with --cache, or leave it out"
+        )
     return PRECISIONS[name or "fp16"]
 
 # %% ../../nbs/commands/02_train.ipynb #db2e78a5
-RECIPE = {"epochs": "passes over the training images", "batch_size": "images a step, over all devices", "lr": "learning rate",
-          "accumulate": "parts that a device computes its share of a batch in", "clip": "longest gradient; 0: as long as it is",
-          "ema": "decay of the averaged weights, such as 0.999; 0: no average"}
-CHOSEN = {"loss": "training loss", "schedule": "learning-rate schedule", "precision": "arithmetic of the head in training",
-          "selection": "best epoch by seen labels of a held-out split, or by the authors' rule: unseen test labels"}
+RECIPE = {
+    "epochs": "passes over the training images",
+    "batch_size": "images a step, over all devices",
+    "lr": "learning rate",
+    "accumulate": "parts that a device computes its share of a batch in",
+    "clip": "longest gradient; 0: as long as it is",
+    "ema": "decay of the averaged weights, such as 0.999; 0: no average",
+}
+CHOSEN = {
+    "loss": "training loss",
+    "schedule": "learning-rate schedule",
+    "precision": "arithmetic of the head in training",
+    "selection": "best epoch by seen labels of a held-out split, or by the authors' rule: unseen test labels",
+}
+
 
 def add_training_arguments(parser):
     "Arguments of `qks train`; the defaults are the paper's for NUS-WIDE, but for `--selection`."
-    parser.add_argument("root", type=Path, help="a data set's folder: prepared, or in NUS-WIDE's layout (see data/README.md)")
+    parser.add_argument(
+        "root", type=Path, help="a data set's folder: prepared, or in NUS-WIDE's layout (see data/README.md)"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the run's results")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in that folder, interrupted at whatever moment")
-    parser.add_argument("--vlp", default="pocket", help="'pocket' or an open_clip model name, such as ViT-B-16 (default: %(default)s)")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the run in that folder, interrupted at whatever moment"
+    )
+    parser.add_argument(
+        "--vlp", default="pocket", help="'pocket' or an open_clip model name, such as ViT-B-16 (default: %(default)s)"
+    )
     parser.add_argument("--pretrained", help="open_clip weight tag, such as openai, or the path of a weight file")
-    parser.add_argument("--init", metavar="MODEL", help="begin with this model's head instead of a new one: the folder of a run or of its model, or the authors' checkpoint file; --queries and --layers are its own")
+    parser.add_argument(
+        "--init",
+        metavar="MODEL",
+        help="begin with this model's head instead of a new one: the folder of a run or of its model, or the authors' checkpoint file; --queries and --layers are its own",
+    )
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep the images' tokens on disk in this folder")
-    parser.add_argument("--cache-dtype", choices=PRECISIONS, help="of the numbers in that folder; bf16 for a VLP whose tokens are too large for fp16 (default: fp16)")
-    parser.add_argument("--views", type=int, default=1, metavar="V", help="augmented views of each training image (default: 1, the plain image)")
-    parser.add_argument("--no-cache", action="store_true", help="the paper's pipeline: augment training images and run the image tower in every step")
-    recipe, sizes = TrainConfig(), HeadConfig()
+    parser.add_argument(
+        "--cache-dtype",
+        choices=PRECISIONS,
+        help="of the numbers in that folder; bf16 for a VLP whose tokens are too large for fp16 (default: fp16)",
+    )
+    parser.add_argument(
+        "--views",
+        type=int,
+        default=1,
+        metavar="V",
+        help="augmented views of each training image (default: 1, the plain image)",
+    )
+    parser.add_argument(
+        "--no-cache",
+        action="store_true",
+        help="the paper's pipeline: augment training images and run the image tower in every step",
+    )
+    recipe = TrainConfig()
+    sizes = HeadConfig()
     numbers = {name: (getattr(recipe, name), text) for name, text in RECIPE.items()}
-    numbers |= {"queries": (sizes.n_queries, "query tokens K"), "layers": (sizes.n_layers, "blocks L"),
-                "seed": (0, "first seed"), "seeds": (1, "training runs, for mean ± deviation"),
-                "keep": (RunConfig.keep, "last checkpoints that stay"), "log_steps": (RunConfig.log_steps, "steps between lines of the log; on a GPU at least 50")}
+    numbers |= {
+        "queries": (sizes.n_queries, "query tokens K"),
+        "layers": (sizes.n_layers, "blocks L"),
+        "seed": (0, "first seed"),
+        "seeds": (1, "training runs, for mean ± deviation"),
+        "keep": (RunConfig.keep, "last checkpoints that stay"),
+        "log_steps": (RunConfig.log_steps, "steps between lines of the log; on a GPU at least 50"),
+    }
     for name, (default, text) in numbers.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"{text} (default: %(default)s)")
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"{text} (default: %(default)s)"
+        )
     for name, text in CHOSEN.items():
-        parser.add_argument(f"--{name}", choices=CHOICES[name], default=getattr(recipe, name), help=f"{text} (default: %(default)s)")
-    parser.add_argument("--warmup", type=int, metavar="STEPS", help="steps that the cosine rises (default: one epoch, at most 100)")
-    parser.add_argument("--save-steps", type=int, metavar="STEPS", help="a checkpoint every so many steps, besides one an epoch; on a GPU at least 50")
-    parser.add_argument("--topk", type=int, nargs="+", metavar="K", help="k of F1 (default: 3 5, the authors' for NUS-WIDE, as far as there are labels; give 10 20 for Open Images)")
+        parser.add_argument(
+            f"--{name}", choices=CHOICES[name], default=getattr(recipe, name), help=f"{text} (default: %(default)s)"
+        )
+    parser.add_argument(
+        "--warmup", type=int, metavar="STEPS", help="steps that the cosine rises (default: one epoch, at most 100)"
+    )
+    parser.add_argument(
+        "--save-steps",
+        type=int,
+        metavar="STEPS",
+        help="a checkpoint every so many steps, besides one an epoch; on a GPU at least 50",
+    )
+    parser.add_argument(
+        "--topk",
+        type=int,
+        nargs="+",
+        metavar="K",
+        help="k of F1 (default: 3 5, the authors' for NUS-WIDE, as far as there are labels; give 10 20 for Open Images)",
+    )
     parser.add_argument("--fused", action="store_true", help="AdamW in one kernel")
     parser.add_argument("--compile", action="store_true", help="torch.compile")
-    parser.add_argument("--log-with", nargs="+", default=[], metavar="TRACKER", help="tensorboard, wandb, …, besides CSV")
+    parser.add_argument(
+        "--log-with", nargs="+", default=[], metavar="TRACKER", help="tensorboard, wandb, …, besides CSV"
+    )
     parser.set_defaults(run=run_train)
 
 # %% ../../nbs/commands/02_train.ipynb #bb588720
 def read_recipe(
-    args, # of `add_training_arguments`
-    topk: tuple = TrainConfig.topk, # where the user named none
+    args,  # of `add_training_arguments`
+    topk: tuple = TrainConfig.topk,  # where the user named none
 ) -> TrainConfig:
     "The recipe that the user gave; raises `QKSError` for a value that is none."
-    return TrainConfig(**{name: getattr(args, name) for name in (*RECIPE, *CHOSEN, "seed", "warmup", "fused", "compile")}, topk=tuple(args.topk or topk))
+    return TrainConfig(
+        **{name: getattr(args, name) for name in (*RECIPE, *CHOSEN, "seed", "warmup", "fused", "compile")},
+        topk=tuple(args.topk or topk),
+    )
 
 # %% ../../nbs/commands/02_train.ipynb #e4ee65bd
 def training_tokens(
-    vlp, # a frozen VLP
-    data, # the training images
-    workers: int = 0, # processes that read images
-    cache=None, # a folder; None: in memory
-    views: int = 1, # augmented views of each image
-    live: bool = False, # no cache: augmented and through the tower in every step
-    dtype: torch.dtype = torch.float16, # of the tokens in the cache
-): # what `fit` takes as tokens
+    vlp,  # a frozen VLP
+    data,  # the training images
+    workers: int = 0,  # processes that read images
+    cache=None,  # a folder; None: in memory
+    views: int = 1,  # augmented views of each image
+    live: bool = False,  # no cache: augmented and through the tower in every step
+    dtype: torch.dtype = torch.float16,  # of the tokens in the cache
+):  # what `fit` takes as tokens
     "Tokens of the training images from one of the three places."
-    if live: return LiveTokens(vlp, data, Augmentation(vlp.preprocess), workers)
+    if live:
+        return LiveTokens(vlp, data, Augmentation(vlp.preprocess), workers)
     tokens = cache_tokens(vlp, data, workers=workers, folder=cache, dtype=dtype, views=views)
     return ViewSampler(tokens) if views > 1 else tokens
 
 # %% ../../nbs/commands/02_train.ipynb #065f1aa1
 def token_place(
-    args, # of `add_training_arguments`
-    many: bool, # more than one process
-) -> tuple: # the cache's folder, the numbers' type in it, and both in a word, for the configuration
+    args,  # of `add_training_arguments`
+    many: bool,  # more than one process
+) -> tuple:  # the cache's folder, the numbers' type in it, and both in a word, for the configuration
     "Where a run's image tokens will be; raises `QKSError` for options that do not go together."
     if args.no_cache and args.views > 1:
-        raise QKSError(f"--views {args.views} are kept in a cache, and --no-cache draws a new view in every epoch: leave one of them out")
-    cache = args.cache or (args.out/"tokens" if many else None)
+        raise QKSError(
+            f"--views {args.views} are kept in a cache, and --no-cache draws a new view in every epoch: leave one of them out"
+        )
+    cache = args.cache or (args.out / "tokens" if many else None)
     dtype = read_dtype(args.cache_dtype, cache)
-    if args.no_cache: return cache, dtype, "every step"
-    return cache, dtype, "memory" if cache is None else "disk" if dtype == torch.float16 else f"disk, {args.cache_dtype}"
+    if args.no_cache:
+        return cache, dtype, "every step"
+    return (
+        cache,
+        dtype,
+        "memory" if cache is None else "disk" if dtype == torch.float16 else f"disk, {args.cache_dtype}",
+    )
 
 # %% ../../nbs/commands/02_train.ipynb #62b87d63
 def flat(
-    config: dict, # with dictionaries inside
-) -> dict: # without
+    config: dict,  # with dictionaries inside
+) -> dict:  # without
     "The settings of a nested dictionary under their own names, for a comparison: without the place of weights, which are known by their fingerprint."
-    return {name: value for key, item in config.items() for name, value in (flat(item) if isinstance(item, dict) else {key: item}).items() if name != "pretrained"}
+    return {
+        name: value
+        for key, item in config.items()
+        for name, value in (flat(item) if isinstance(item, dict) else {key: item}).items()
+        if name != "pretrained"
+    }
 
 # %% ../../nbs/commands/02_train.ipynb #d15734a0
-def check_claim(
-    out, # the run's folder
-    force: bool = False, # replace an earlier run
-    resume: bool = False, # go on with it
-    cache=None, # folder of its image tokens
+def check_run_folder(
+    out,  # the run's folder
+    force: bool = False,  # replace an earlier run
+    resume: bool = False,  # go on with it
+    cache=None,  # folder of its image tokens
 ):
     "Raise `QKSError` where a run's folder is not to be had: it holds another run, a finished one, or something else."
-    if force and resume: raise QKSError("--resume goes on with a run, and --force deletes it: pass one of the two")
-    folder, begun = Path(out), (Path(out)/RUN_MARK).is_file()
-    if cache is not None and any(Path(cache).resolve().is_relative_to((folder/part).resolve()) for part in ("training", "model", "figures")):
-        raise QKSError(f"the cache {cache} lies among what --force deletes of a run: name a folder elsewhere, such as {folder/'tokens'}")
-    finished = (folder/"results.json").exists()
-    if begun and resume and finished: raise QKSError(f"the run in {folder} is finished: its table is in table.md, its model in model/; name another folder for a new run")
-    if begun and not (force or resume or finished): raise QKSError(f"{folder} holds a run that was not finished: pass --resume to go on, or --force to replace it")
-    if not (begun and resume): run_files(folder, force)
+    if force and resume:
+        raise QKSError("--resume goes on with a run, and --force deletes it: pass one of the two")
+    folder = Path(out)
+    begun = (Path(out) / RUN_MARK).is_file()
+    if cache is not None and any(
+        Path(cache).resolve().is_relative_to((folder / part).resolve()) for part in ("training", "model", "figures")
+    ):
+        raise QKSError(
+            f"the cache {cache} lies among what --force deletes of a run: name a folder elsewhere, such as {folder / 'tokens'}"
+        )
+    finished = (folder / "results.json").exists()
+    if begun and resume and finished:
+        raise QKSError(
+            f"the run in {folder} is finished: its table is in table.md, its model in model/; name another folder for a new run"
+        )
+    if begun and not (force or resume or finished):
+        raise QKSError(f"{folder} holds a run that was not finished: pass --resume to go on, or --force to replace it")
+    if not (begun and resume):
+        run_entries(folder, force)
 
 # %% ../../nbs/commands/02_train.ipynb #d15734a6
-def claim_folder(
-    out, # the run's folder
-    config: dict, # what is asked for
-    force: bool = False, # replace an earlier run
-    resume: bool = False, # go on with it
-    cache=None, # folder of its image tokens, which no `force` deletes
-) -> Path: # the folder
+def claim_run_folder(
+    out,  # the run's folder
+    config: dict,  # what is asked for
+    force: bool = False,  # replace an earlier run
+    resume: bool = False,  # go on with it
+    cache=None,  # folder of its image tokens, which no `force` deletes
+) -> Path:  # the folder
     "Make a run's folder, or find it again; raises `QKSError` where it holds another run, or a finished one."
-    check_claim(out, force, resume, cache)
-    folder, config = Path(out), json.loads(json.dumps(config))
-    mark = folder/RUN_MARK
-    if force or not mark.is_file(): return prepare_run(folder, force, config, cache)
-    try: found = json.loads(mark.read_text(encoding="utf-8").strip() or "{}")
-    except ValueError as error: raise QKSError(f"{mark} is damaged: pass --force to begin again") from error
-    if found and any(folder.glob("training/*/step-*")): check_identity(flat(found), flat(config), folder)
-    else: write_whole(mark, json.dumps(config, indent=1) + "\n")                               # nothing is trained yet, so nothing can disagree
-    for part in (*folder.glob(".*.part"), *folder.glob("model/.*.part")): part.unlink()            # what a kill left of a file
+    check_run_folder(out, force, resume, cache)
+    folder = Path(out)
+    config = json.loads(json.dumps(config))
+    mark = folder / RUN_MARK
+    if force or not mark.is_file():
+        return create_run_folder(folder, force, config, cache)
+    try:
+        found = json.loads(mark.read_text(encoding="utf-8").strip() or "{}")
+    except ValueError as error:
+        raise QKSError(f"{mark} is damaged: pass --force to begin again") from error
+    if found and any(folder.glob("training/*/step-*")):
+        check_identity(flat(found), flat(config), folder)
+    else:
+        write_atomic(mark, json.dumps(config, indent=1) + "\n")  # nothing is trained yet, so nothing can disagree
+    for part in (*folder.glob(".*.part"), *folder.glob("model/.*.part")):
+        part.unlink()  # what a kill left of a file
     return folder
 
 # %% ../../nbs/commands/02_train.ipynb #9af238c7
-def ask_first(
-    args, # of `add_training_arguments`
-    vlp, # a frozen VLP
-    cache, # folder of the token cache; None: in memory
-    dtype: torch.dtype, # of the tokens in the cache
-    splits: dict, # from `open_splits`
-    topk: tuple, # k of precision, recall and F1
-) -> dict: # what `benchmark_splits` gave
+def preflight(
+    args,  # of `add_training_arguments`
+    vlp,  # a frozen VLP
+    cache,  # folder of the token cache; None: in memory
+    dtype: torch.dtype,  # of the tokens in the cache
+    splits: dict,  # from `open_splits`
+    topk: tuple,  # k of precision, recall and F1
+) -> dict:  # what `training_splits` gave
     "Raise `QKSError` for what would stop a run later: images, labels, disk and memory."
-    parts, views = benchmark_splits(splits, args.selection), 0 if args.no_cache else args.views
+    parts = training_splits(splits, args.selection)
+    views = 0 if args.no_cache else args.views
     check_measurable(parts, topk)
     if process_state().is_local_main_process:
-        for name, data in parts.items(): require_images(data, name)
+        for name, data in parts.items():
+            require_images(data, name)
     check_room(cache, need := token_bytes(vlp, parts, cache, dtype, views))
     check_scores_fit(parts, args.seeds, int(os.environ.get("LOCAL_WORLD_SIZE", 1)), need if cache is None else 0)
     return parts
 
 # %% ../../nbs/commands/02_train.ipynb #9af238e1
 def first_head(
-    model, # the folder of a run or of its model, or the authors' checkpoint file; None: none
-    vlp, # a frozen VLP, the one that the head was trained with
-) -> QKSHead: # None where none is asked for
+    model,  # the folder of a run or of its model, or the authors' checkpoint file; None: none
+    vlp,  # a frozen VLP, the one that the head was trained with
+) -> QKSHead:  # None where none is asked for
     "The head that a training begins with; raises `QKSError` for what is none, or belongs to another VLP."
-    if model is None: return None
-    return QKS(vlp, QKSHead.from_official(model)).head if Path(model).is_file() else QKS.from_pretrained(model, vlp).head
+    if model is None:
+        return None
+    return (
+        QKS(vlp, QKSHead.from_official(model)).head if Path(model).is_file() else QKS.from_pretrained(model, vlp).head
+    )
 
 # %% ../../nbs/commands/02_train.ipynb #9af238e3
 Begun = namedtuple("Begun", "recipe sizes first logs place replaces vlp parts")
-Begun.__doc__ = "TrainConfig; HeadConfig; weights to begin with, or None; folder -> RunConfig; what `token_place` gave; whether an earlier run is to be replaced; VLP; what `ask_first` gave."
+Begun.__doc__ = "TrainConfig; HeadConfig; weights to begin with, or None; folder -> RunConfig; what `token_place` gave; whether an earlier run is to be replaced; VLP; what `preflight` gave."
 
 # %% ../../nbs/commands/02_train.ipynb #9af238ca
 def begin(
-    args, # of `add_training_arguments`
-    many: bool, # more than one process
-    device=None, # where the VLP runs; None: as it chooses
+    args,  # of `add_training_arguments`
+    many: bool,  # more than one process
+    device=None,  # where the VLP runs; None: as it chooses
 ) -> Begun:
     "Everything that can be a mistake of the user's, before anything is written; raises `QKSError`."
-    read_recipe(args)                                                                    # what is wrong in any case shows first
+    read_recipe(args)  # what is wrong in any case shows first
     test = (splits := open_splits(args.root))["test"]
-    recipe, sizes = read_recipe(args, usual_topk(len(test.label_ids), test.n_seen)), HeadConfig(args.queries, args.layers)
-    logs = partial(RunConfig, keep=args.keep, save_steps=args.save_steps, log_steps=args.log_steps, log_with=tuple(args.log_with))
+    recipe = read_recipe(args, usual_topk(len(test.label_ids), test.n_seen))
+    sizes = HeadConfig(args.queries, args.layers)
+    logs = partial(
+        RunConfig, keep=args.keep, save_steps=args.save_steps, log_steps=args.log_steps, log_with=tuple(args.log_with)
+    )
     logs(args.out), check_count("seeds", args.seeds), check_count("views", args.views)
-    if many and args.device: raise QKSError(f"each of the processes has a device of its own: leave out --device {args.device}")
-    place, replaces = token_place(args, many), args.force and (args.out/RUN_MARK).is_file()
-    check_claim(args.out, args.force, args.resume, place[0])
+    if many and args.device:
+        raise QKSError(f"each of the processes has a device of its own: leave out --device {args.device}")
+    place = token_place(args, many)
+    replaces = args.force and (args.out / RUN_MARK).is_file()
+    check_run_folder(args.out, args.force, args.resume, place[0])
     vlp = load_vlp(args.vlp, args.pretrained, args.device or device, quick_gelu=not args.gelu)
-    if first := first_head(args.init, vlp): sizes = first.config
-    return Begun(recipe, sizes, first and first.state_dict(), logs, place, replaces, vlp, ask_first(args, vlp, *place[:2], splits, recipe.topk))
+    if first := first_head(args.init, vlp):
+        sizes = first.config
+    return Begun(
+        recipe,
+        sizes,
+        first and first.state_dict(),
+        logs,
+        place,
+        replaces,
+        vlp,
+        preflight(args, vlp, *place[:2], splits, recipe.topk),
+    )
 
 # %% ../../nbs/commands/02_train.ipynb #9af238cd
 def run_train(args):
     "Train a head on a data set and evaluate it on its test split."
-    clock, state = time.time(), process_state()
+    clock = time.time()
+    state = process_state()
     many = state.num_processes > 1
-    recipe, sizes, first, logs, (cache, dtype, place), replaces, vlp, parts = together(lambda: begin(args, many, str(state.device) if many else None))
+    recipe, sizes, first, logs, (cache, dtype, place), replaces, vlp, parts = collective_call(
+        lambda: begin(args, many, str(state.device) if many else None)
+    )
     seeds = range(args.seed, args.seed + args.seeds)
-    config = {"root": str(args.root.resolve()), "vlp": vlp.source | {"fingerprint": fingerprint(vlp)}, "head": asdict(sizes), "init": first and state_digest({name: tensor.cpu() for name, tensor in first.items()}, ""), "train": asdict(recipe), "seeds": args.seeds, "tokens": place, "views": args.views}
-    with alone_in(args.out, state.is_main_process):                                      # no other command may take the folder meanwhile
-        def claim(): return state.is_main_process and claim_folder(args.out, config, args.force, args.resume, cache)
-        if not replaces: together(claim)                                                 # an earlier run stays until every image was read
-        tokens = partial(training_tokens, workers=args.workers, cache=cache, dtype=dtype, views=args.views, live=args.no_cache)
-        try: benchmark = in_turns(lambda: load_benchmark(args.root, vlp, workers=args.workers, parts=parts, cache=cache, dtype=dtype, train_tokens=tokens))
+    config = {
+        "root": str(args.root.resolve()),
+        "vlp": vlp.source | {"fingerprint": fingerprint(vlp)},
+        "head": asdict(sizes),
+        "init": first and state_digest({name: tensor.cpu() for name, tensor in first.items()}, ""),
+        "train": asdict(recipe),
+        "seeds": args.seeds,
+        "tokens": place,
+        "views": args.views,
+    }
+    with lock_run_folder(args.out, state.is_main_process):  # no other command may take the folder meanwhile
+
+        def claim():
+            return state.is_main_process and claim_run_folder(args.out, config, args.force, args.resume, cache)
+
+        if not replaces:
+            collective_call(claim)  # an earlier run stays until every image was read
+        tokens = partial(
+            training_tokens, workers=args.workers, cache=cache, dtype=dtype, views=args.views, live=args.no_cache
+        )
+        try:
+            benchmark = rank_by_rank(
+                lambda: load_training_data(
+                    args.root, vlp, workers=args.workers, parts=parts, cache=cache, dtype=dtype, train_tokens=tokens
+                )
+            )
         except KeyboardInterrupt as stopped:
             kept = f"{cache} keeps what is finished" if cache else "none of them is kept without --cache"
-            raise Interrupted(f"stopped while image tokens were computed, and {kept}: run the same {'again' if replaces else 'with --resume to go on'}") from stopped
-        if replaces: together(claim)
+            raise Interrupted(
+                f"stopped while image tokens were computed, and {kept}: run the same {'again' if replaces else 'with --resume to go on'}"
+            ) from stopped
+        if replaces:
+            collective_call(claim)
         try:
-            runs = train_and_score(benchmark, sizes, recipe, seeds, lambda seed: logs(args.out/"training"/f"seed{seed}"), first)
-            table = together(lambda: state.is_main_process and save_run(args.out, config, benchmark, runs, recipe.topk, {"all": round(time.time() - clock, 1)}))
-        except Interrupted: raise
-        except KeyboardInterrupt as stopped:                                             # between the steps of training, or after them
-            raise Interrupted(f"stopped, and {args.out/'training'} keeps what is trained: run the same with --resume to go on") from stopped
+            runs = train_and_score(
+                benchmark, sizes, recipe, seeds, lambda seed: logs(args.out / "training" / f"seed{seed}"), first
+            )
+            table = collective_call(
+                lambda: (
+                    state.is_main_process
+                    and save_run(args.out, config, benchmark, runs, recipe.topk, {"all": round(time.time() - clock, 1)})
+                )
+            )
+        except Interrupted:
+            raise
+        except KeyboardInterrupt as stopped:  # between the steps of training, or after them
+            raise Interrupted(
+                f"stopped, and {args.out / 'training'} keeps what is trained: run the same with --resume to go on"
+            ) from stopped
         if state.is_main_process:
-            words = closing_words(json.loads((args.out/"results.json").read_text(encoding="utf-8")), recipe)
-            print(table, *words, f"Model and figures are in {args.out}; next: qks tag PICTURE.jpg --model {args.out}", sep="\n")
+            words = closing_words(json.loads((args.out / "results.json").read_text(encoding="utf-8")), recipe)
+            print(
+                table,
+                *words,
+                f"Model and figures are in {args.out}; next: qks tag PICTURE.jpg --model {args.out}",
+                sep="\n",
+            )
     state.wait_for_everyone()
-    if many: state.destroy_process_group()
+    if many:
+        state.destroy_process_group()

@@ -1,15 +1,16 @@
-from .errors import QKSError as QKSError
-from .errors import check_count as check_count
-from .errors import check_labels as check_labels
-from .images import MAX_PIXELS as MAX_PIXELS
-from .images import UnreadableImage as UnreadableImage
-from .images import check_there as check_there
-from .images import load_image as load_image
-from .files import ASSETS as ASSETS
-from .files import cache_folder as cache_folder
-from .files import project_folder as project_folder
-from .files import read_tensors as read_tensors
-from .files import whole_file as whole_file
-from .files import write_whole as write_whole
-from .system import available_memory as available_memory
-from .system import progress as progress
+from .errors import QKSError as QKSError, check_count as check_count, check_labels as check_labels
+from .files import (
+    ASSETS as ASSETS,
+    cache_folder as cache_folder,
+    project_folder as project_folder,
+    read_tensors as read_tensors,
+    atomic_file as atomic_file,
+    write_atomic as write_atomic,
+)
+from .images import (
+    MAX_PIXELS as MAX_PIXELS,
+    UnreadableImage as UnreadableImage,
+    check_image_exists as check_image_exists,
+    load_image as load_image,
+)
+from .system import available_memory as available_memory, progress as progress

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PLAIN_CALL', 'PRECISIONS', 'ARITHMETIC', 'LARGE_WIDTH', 'CPU_TOKENS', 'MALLOC_SETTINGS', 'onednn_agrees',
-           'mkl_is_at_home', 'can_use_onednn', 'OneDNNLinear', 'linear', 'direct_attention', 'DirectAttention',
-           'FastLinears', 'full_convolutions', 'tower_arithmetic', 'product_rate', 'in_parts', 'keep_freed_memory']
+           'mkl_suits_processor', 'can_use_onednn', 'OneDNNLinear', 'linear', 'direct_attention', 'DirectAttention',
+           'FastLinears', 'full_convolutions', 'tower_arithmetic', 'product_rate', 'in_chunks', 'keep_freed_memory']
 
 # %% ../../nbs/core/05_arithmetic.ipynb #cee865f2
 import ctypes
@@ -27,87 +27,118 @@ from torch.utils._python_dispatch import TorchDispatchMode
 # %% ../../nbs/core/05_arithmetic.ipynb #34db6b28
 def _product(x, weight, bias=None):
     "`x weightᵀ + bias` by oneDNN, or by torch's usual product where oneDNN refuses."
-    try: return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    except (AttributeError, NotImplementedError, RuntimeError, TypeError): return F.linear(x, weight, bias)
+    try:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
+        return F.linear(x, weight, bias)
 
 # %% ../../nbs/core/05_arithmetic.ipynb #2718bf60
 @cache
 def onednn_agrees() -> bool:
     "Whether oneDNN's product exists here and gives torch's numbers."
-    x, weight, bias = torch.arange(12.).view(3, 4), torch.arange(8.).view(2, 4) - 3, torch.tensor([1., -2.])
+    x = torch.arange(12.0).view(3, 4)
+    weight = torch.arange(8.0).view(2, 4) - 3
+    bias = torch.tensor([1.0, -2.0])
     try:
-        with torch.no_grad(): found = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    except (AttributeError, NotImplementedError, RuntimeError, TypeError): return False
-    return torch.equal(found, x @ weight.T + bias)                         # small whole numbers: no rounding
+        with torch.no_grad():
+            found = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
+        return False
+    return torch.equal(found, x @ weight.T + bias)  # small whole numbers: no rounding
 
 # %% ../../nbs/core/05_arithmetic.ipynb #5d1c7a02
 @cache
-def mkl_is_at_home() -> bool:
+def mkl_suits_processor() -> bool:
     "Whether torch has MKL and the processor is Intel's."
-    try: described = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")[:4096]    # Linux
-    except OSError: described = platform.processor()
+    try:
+        described = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")[:4096]  # Linux
+    except OSError:
+        described = platform.processor()
     return torch.backends.mkl.is_available() and "GenuineIntel" in described
 
 # %% ../../nbs/core/05_arithmetic.ipynb #3fd95726
 def can_use_onednn(
-    x: torch.Tensor, # what comes in
-    weight: torch.Tensor, # of the linear map
+    x: torch.Tensor,  # what comes in
+    weight: torch.Tensor,  # of the linear map
 ) -> bool:
     "Whether oneDNN computes this product: plain fp32 on a CPU that is not Intel's, in a torch that has it."
-    return (not torch.compiler.is_compiling() and x.device.type == weight.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.numel() > 0
-            and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
-            and not torch.is_autocast_enabled("cpu") and not mkl_is_at_home() and onednn_agrees())
+    return (
+        not torch.compiler.is_compiling()
+        and x.device.type == weight.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and x.numel() > 0
+        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.enabled
+        and not torch.is_autocast_enabled("cpu")
+        and not mkl_suits_processor()
+        and onednn_agrees()
+    )
 
 # %% ../../nbs/core/05_arithmetic.ipynb #d854d76b
 class OneDNNLinear(torch.autograd.Function):
     "A linear map and its gradients by oneDNN."
+
     @staticmethod
-    def forward(ctx, x, weight, bias):                                     # [..., I], [O, I], [O] or None
+    def forward(ctx, x, weight, bias):  # [..., I], [O, I], [O] or None
         ctx.save_for_backward(x, weight)
-        return _product(x, weight, bias)                                   # [..., O]
+        return _product(x, weight, bias)  # [..., O]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):                                               # [..., O]
+    def backward(ctx, grad):  # [..., O]
         x, weight = ctx.saved_tensors
-        rows = grad.flatten(0, -2)                                         # [M, O]
+        rows = grad.flatten(0, -2)  # [M, O]
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        return (_product(rows, weight.T).view(x.shape) if needs_x else None,                # [..., I]
-                _product(rows.T, x.flatten(0, -2).T) if needs_weight else None,             # [O, I]
-                rows.sum(0) if needs_bias else None)                                        # [O]
+        return (
+            _product(rows, weight.T).view(x.shape) if needs_x else None,  # [..., I]
+            _product(rows.T, x.flatten(0, -2).T) if needs_weight else None,  # [O, I]
+            rows.sum(0) if needs_bias else None,
+        )  # [O]
 
 # %% ../../nbs/core/05_arithmetic.ipynb #7e78f713
 def linear(
-    x: torch.Tensor, # [..., I]
-    weight: torch.Tensor, # [O, I]
-    bias: torch.Tensor = None, # [O]
-) -> torch.Tensor: # [..., O]
+    x: torch.Tensor,  # [..., I]
+    weight: torch.Tensor,  # [O, I]
+    bias: torch.Tensor = None,  # [O]
+) -> torch.Tensor:  # [..., O]
     "`F.linear`, by oneDNN where it can be used."
-    if x.ndim < 2 or not can_use_onednn(x, weight): return F.linear(x, weight, bias)
-    if torch.is_grad_enabled(): return OneDNNLinear.apply(x, weight, bias)
+    if x.ndim < 2 or not can_use_onednn(x, weight):
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled():
+        return OneDNNLinear.apply(x, weight, bias)
     return _product(x, weight, bias)
 
 # %% ../../nbs/core/05_arithmetic.ipynb #5d1c7a20
 def direct_attention(
-    tokens, # [B, N, D]
-    n_heads: int, # h
-    weight, # of queries, keys and values [3D, D]
-    bias, # [3D], or None
-    output_weight, # [D, D]
-    output_bias, # [D], or None
-    mask=None, # added to the scores [N, N]
-) -> torch.Tensor: # [B, N, D]
+    tokens,  # [B, N, D]
+    n_heads: int,  # h
+    weight,  # of queries, keys and values [3D, D]
+    bias,  # [3D], or None
+    output_weight,  # [D, D]
+    output_bias,  # [D], or None
+    mask=None,  # added to the scores [N, N]
+) -> torch.Tensor:  # [B, N, D]
     "Self-attention with the weights of a torch layer, without its map and without a copy of the tokens."
-    qkv = F.linear(tokens, weight, bias).unflatten(-1, (3, n_heads, -1)).permute(2, 0, 3, 1, 4)           # [3, B, h, N, d]
-    gathered = F.scaled_dot_product_attention(*qkv, attn_mask=mask)                                       # [B, h, N, d]
+    qkv = F.linear(tokens, weight, bias).unflatten(-1, (3, n_heads, -1)).permute(2, 0, 3, 1, 4)  # [3, B, h, N, d]
+    gathered = F.scaled_dot_product_attention(*qkv, attn_mask=mask)  # [B, h, N, d]
     return F.linear(gathered.transpose(1, 2).flatten(2), output_weight, output_bias)
 
 # %% ../../nbs/core/05_arithmetic.ipynb #090925e5
-PLAIN_CALL = {"bias_k": None, "bias_v": None, "add_zero_attn": False, "key_padding_mask": None, "need_weights": False, "use_separate_proj_weight": False,
-              "static_k": None, "static_v": None} # what `direct_attention` gives
+PLAIN_CALL = {
+    "bias_k": None,
+    "bias_v": None,
+    "add_zero_attn": False,
+    "key_padding_mask": None,
+    "need_weights": False,
+    "use_separate_proj_weight": False,
+    "static_k": None,
+    "static_v": None,
+}  # what `direct_attention` gives
+
 
 class DirectAttention(TorchFunctionMode):
     "Inside `with DirectAttention():` torch's attention layers in eval mode take `direct_attention` where it gives what they are asked for."
+
     arguments = inspect.signature(F.multi_head_attention_forward)
 
     def __enter__(self):
@@ -124,20 +155,35 @@ class DirectAttention(TorchFunctionMode):
             bound = self.arguments.bind(*args, **(kwargs or {}))
             bound.apply_defaults()
             call = bound.arguments
-            tokens, mask = call["query"], call["attn_mask"]                # [N, B, D]
-            if (tokens is call["key"] is call["value"] and tokens.ndim == 3 and all(call[name] is value for name, value in PLAIN_CALL.items())
-                    and not (call["training"] and call["dropout_p"]) and (mask is None or (mask.ndim == 2 and mask.is_floating_point()))):
-                found = direct_attention(tokens.transpose(0, 1).contiguous(), call["num_heads"], call["in_proj_weight"], call["in_proj_bias"],
-                                         call["out_proj_weight"], call["out_proj_bias"], mask)            # [B, N, D]
+            tokens = call["query"]
+            mask = call["attn_mask"]  # [N, B, D]
+            if (
+                tokens is call["key"] is call["value"]
+                and tokens.ndim == 3
+                and all(call[name] is value for name, value in PLAIN_CALL.items())
+                and not (call["training"] and call["dropout_p"])
+                and (mask is None or (mask.ndim == 2 and mask.is_floating_point()))
+            ):
+                found = direct_attention(
+                    tokens.transpose(0, 1).contiguous(),
+                    call["num_heads"],
+                    call["in_proj_weight"],
+                    call["in_proj_bias"],
+                    call["out_proj_weight"],
+                    call["out_proj_bias"],
+                    mask,
+                )  # [B, N, D]
                 return found.transpose(0, 1), None
         return func(*args, **(kwargs or {}))
 
 # %% ../../nbs/core/05_arithmetic.ipynb #6fafe667
 class FastLinears(TorchDispatchMode):
     "Inside `with FastLinears():` every linear map without gradients is by oneDNN where it can be used."
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func in (torch.ops.aten.addmm.default, torch.ops.aten.mm.default) and not kwargs:
-            bias, (rows, weight) = None if len(args) == 2 else args[0], args[-2:]             # [O], [M, I], [I, O]
+            bias = None if len(args) == 2 else args[0]
+            (rows, weight) = args[-2:]  # [O], [M, I], [I, O]
             if (bias is None or bias.ndim == 1) and weight.T.is_contiguous() and can_use_onednn(rows, weight):
                 return _product(rows, weight.T, bias)
         return func(*args, **(kwargs or {}))
@@ -150,56 +196,74 @@ def full_convolutions():
 
 # %% ../../nbs/core/05_arithmetic.ipynb #1a86a195
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-ARITHMETIC = threading.RLock() # the contexts change settings of the whole process: one thread at a time
-LARGE_WIDTH = 512 # ours: below it the contexts cost more time than they save in full precision
+ARITHMETIC = threading.RLock()  # the contexts change settings of the whole process: one thread at a time
+LARGE_WIDTH = 512  # ours: below it the contexts cost more time than they save in full precision
+
 
 def tower_arithmetic(
-    device, # a torch.device
-    precision: str, # one of PRECISIONS
-    width: int, # of the tower
-) -> ExitStack: # to be used by `with`
+    device,  # a torch.device
+    precision: str,  # one of PRECISIONS
+    width: int,  # of the tower
+) -> ExitStack:  # to be used by `with`
     "The context in which a frozen tower computes: autocast for half precision, no TF32 for full; on a CPU direct attention, and for a large tower the faster library."
-    stack, on_cpu, half = ExitStack(), device.type == "cpu", precision != "fp32"
+    stack = ExitStack()
+    on_cpu = device.type == "cpu"
+    half = precision != "fp32"
     stack.enter_context(ARITHMETIC)
-    if half: stack.enter_context(torch.autocast(device.type, PRECISIONS[precision]))
-    else: stack.enter_context(full_convolutions())
-    if on_cpu and (half or width >= LARGE_WIDTH): stack.enter_context(DirectAttention())
-    if on_cpu and not half and width >= LARGE_WIDTH and not mkl_is_at_home(): stack.enter_context(FastLinears())
+    if half:
+        stack.enter_context(torch.autocast(device.type, PRECISIONS[precision]))
+    else:
+        stack.enter_context(full_convolutions())
+    if on_cpu and (half or width >= LARGE_WIDTH):
+        stack.enter_context(DirectAttention())
+    if on_cpu and not half and width >= LARGE_WIDTH and not mkl_suits_processor():
+        stack.enter_context(FastLinears())
     return stack
 
 # %% ../../nbs/core/05_arithmetic.ipynb #5d1c7a11
 def product_rate(
-    dtype: torch.dtype, # of the numbers
-    side: int = 768, # of the matrices
-    repeats: int = 10, # of which the best counts
-) -> float: # operations a second
+    dtype: torch.dtype,  # of the numbers
+    side: int = 768,  # of the matrices
+    repeats: int = 10,  # of which the best counts
+) -> float:  # operations a second
     "The rate of a product of two square matrices on this CPU."
-    matrix, best = torch.ones(side, side, dtype=dtype), float("inf")
+    matrix = torch.ones(side, side, dtype=dtype)
+    best = float("inf")
     for _ in range(repeats):
         start = perf_counter()
         matrix @ matrix
         best = min(best, perf_counter() - start)
-    return 2*side**3/best
+    return 2 * side**3 / best
 
 # %% ../../nbs/core/05_arithmetic.ipynb #b2107879
-CPU_TOKENS = 1600 # ours: image tokens that go through a tower at once on a CPU, 8 images of ViT-B/16
+CPU_TOKENS = 1600  # ours: image tokens that go through a tower at once on a CPU, 8 images of ViT-B/16
 
-def in_parts(
-    function, # of images; what it gives for one image does not depend on the others
-    images: torch.Tensor, # [B, ...]
-    n_tokens: int, # tokens an image
-) -> torch.Tensor: # what `function(images)` gives [B, ...]
+
+def in_chunks(
+    function,  # of images; what it gives for one image does not depend on the others
+    images: torch.Tensor,  # [B, ...]
+    n_tokens: int,  # tokens an image
+) -> torch.Tensor:  # what `function(images)` gives [B, ...]
     "`function(images)`, on a CPU a few images at a time."
-    if images.device.type != "cpu": return function(images)
-    parts = [function(part) for part in images.split(max(1, CPU_TOKENS//n_tokens))]
+    if images.device.type != "cpu":
+        return function(images)
+    parts = [function(part) for part in images.split(max(1, CPU_TOKENS // n_tokens))]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 # %% ../../nbs/core/05_arithmetic.ipynb #5d1c7a07
-MALLOC_SETTINGS = {-3: 2**30, -1: 2**31 - 1, -2: 2**26} # glibc's M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD, in bytes
+MALLOC_SETTINGS = {
+    -3: 2**30,
+    -1: 2**31 - 1,
+    -2: 2**26,
+}  # glibc's M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD, in bytes
+
 
 def keep_freed_memory() -> bool:
-    "Ask glibc to keep memory that is freed; returns whether it will. Elsewhere nothing happens."
-    if sys.platform != "linux": return False
-    try: mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError): return False                         # another C library
+    "Ask glibc to keep memory that is freed; returns whether it will. OtherProcessFailed nothing happens."
+    if sys.platform != "linux":
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return False  # another C library
     return all([mallopt(name, ctypes.c_int(value)) == 1 for name, value in MALLOC_SETTINGS.items()])

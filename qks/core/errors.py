@@ -14,17 +14,20 @@ class QKSError(ValueError):
 
 # %% ../../nbs/core/01_errors.ipynb #01ac37b7
 def check_labels(
-    labels, # label names: a list or tuple of distinct, non-empty strings
-) -> list: # the same names, as a list
+    labels,  # label names: a list or tuple of distinct, non-empty strings
+) -> list:  # the same names, as a list
     "Check a user's label list; raises `QKSError` where it is empty, not text, blank, or has a duplicate."
     if isinstance(labels, str) or not hasattr(labels, "__iter__"):
         raise QKSError(f"labels must be a list of strings, not {type(labels).__name__}: write ['cat', 'bridge']")
     labels = list(labels)
-    if not labels: raise QKSError("the label list is empty: give at least one label")
+    if not labels:
+        raise QKSError("the label list is empty: give at least one label")
     first_seen = {}
     for position, label in enumerate(labels):
         if not isinstance(label, str):
-            raise QKSError(f"label {position} is {label!r}, of type {type(label).__name__}: every label must be a string")
+            raise QKSError(
+                f"label {position} is {label!r}, of type {type(label).__name__}: every label must be a string"
+            )
         if not label.strip():
             raise QKSError(f"label {position} is blank: give every label at least one letter, or leave it out")
         if label in first_seen:
@@ -34,10 +37,10 @@ def check_labels(
 
 # %% ../../nbs/core/01_errors.ipynb #b092a8f2
 def check_count(
-    name: str, # what is counted, for the message
-    value, # what the user gave
-    least: int = 1, # the smallest that makes sense
-) -> int: # the same number
+    name: str,  # what is counted, for the message
+    value,  # what the user gave
+    least: int = 1,  # the smallest that makes sense
+) -> int:  # the same number
     "Check a number that counts something; raises `QKSError` where it is not whole or below the least."
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise QKSError(f"{name} is {value!r}: give a whole number, {least} or more")

@@ -13,29 +13,39 @@ import psutil
 from tqdm.auto import tqdm
 
 # %% ../../nbs/core/04_system.ipynb #1691ba1e
-MEMORY_FILES = (("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-                ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes")) # of a container, on Linux: limit, in use
+MEMORY_FILES = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)  # of a container, on Linux: limit, in use
 
-def available_memory() -> int: # bytes
+
+def available_memory() -> int:  # bytes
     "Memory that can be taken without swapping: what the system says is available, and in a container no more than is left of its limit."
     found = [psutil.virtual_memory().available]
     for pair in MEMORY_FILES:
         limit, used = map(Path, pair)
-        try: left = int(limit.read_text()) - int(used.read_text())
-        except (OSError, ValueError): continue                         # no container, or "max"
+        try:
+            left = int(limit.read_text()) - int(used.read_text())
+        except (OSError, ValueError):
+            continue  # no container, or "max"
         try:
             counts = dict(line.split() for line in used.with_name("memory.stat").read_text().splitlines())
-            left += int(counts["active_file"]) + int(counts["inactive_file"]) # copies of files, given up when memory runs short
-        except (OSError, ValueError, KeyError): pass
+            left += int(counts["active_file"]) + int(
+                counts["inactive_file"]
+            )  # copies of files, given up when memory runs short
+        except (OSError, ValueError, KeyError):
+            pass
         found.append(left)
     return max(0, min(found))
 
 # %% ../../nbs/core/04_system.ipynb #874b2ae7
 def progress(
-    iterable, # what to walk through
-    description: str = "", # what is being done, in a word or two
-    total: int = None, # number of items, where the iterable cannot tell
+    iterable,  # what to walk through
+    description: str = "",  # what is being done, in a word or two
+    total: int = None,  # number of items, where the iterable cannot tell
 ):
     "Walk through `iterable` behind a progress bar that appears only after two seconds."
-    hidden = os.environ.get("RANK", "0") != "0" # of many processes, the first one shows its progress
-    return tqdm(iterable, desc=description, total=total, delay=2, mininterval=1, leave=False, dynamic_ncols=True, disable=hidden)
+    hidden = os.environ.get("RANK", "0") != "0"  # of many processes, the first one shows its progress
+    return tqdm(
+        iterable, desc=description, total=total, delay=2, mininterval=1, leave=False, dynamic_ncols=True, disable=hidden
+    )

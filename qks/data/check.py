@@ -19,80 +19,104 @@ from .openimages import UNSEEN, index_openimages, label_files, read_openimages_l
 from .splits import SPLITS, check_splits, index_places, open_split
 
 # %% ../../nbs/data/09_check.ipynb #b911a8a1
-SHOWN = 12 # ours: problems on the screen; the report holds them all
+SHOWN = 12  # ours: problems on the screen; the report holds them all
+
 
 @dataclass
 class Report:
     "What a check found; `str(report)` is one screen of it."
-    title: str # data set and folder
-    facts: list = field(default_factory=list) # (what, value) pairs
-    problems: list = field(default_factory=list) # one sentence each
-    notes: list = field(default_factory=list) # one sentence each
+
+    title: str  # data set and folder
+    facts: list = field(default_factory=list)  # (what, value) pairs
+    problems: list = field(default_factory=list)  # one sentence each
+    notes: list = field(default_factory=list)  # one sentence each
 
     @property
-    def ok(self): return not self.problems
+    def ok(self):
+        return not self.problems
 
     def attempt(self, function, *arguments):
         "The function's result; None where it raises `QKSError`, whose sentence becomes a problem."
-        try: return function(*arguments)
-        except QKSError as error: self.problems.append(str(error))
+        try:
+            return function(*arguments)
+        except QKSError as error:
+            self.problems.append(str(error))
 
     def __str__(self):
         width = max((len(what) for what, _ in self.facts), default=0)
         lines = [self.title, *(f"  {what:{width}}  {value}" for what, value in self.facts)]
         for name, sentences in (("problem", self.problems), ("note", self.notes)):
-            if sentences: lines.append(f"{len(sentences)} {name}{'s'*(len(sentences) > 1)}:")
+            if sentences:
+                lines.append(f"{len(sentences)} {name}{'s' * (len(sentences) > 1)}:")
             lines += [f"  - {sentence}" for sentence in sentences[:SHOWN]]
-            if len(sentences) > SHOWN: lines.append(f"  … and {len(sentences) - SHOWN} more")
+            if len(sentences) > SHOWN:
+                lines.append(f"  … and {len(sentences) - SHOWN} more")
         return "\n".join(lines if self.problems else [*lines, "No problem found."])
 
 # %% ../../nbs/data/09_check.ipynb #823378bd
 def image_fault(
-    path, # an image
-    min_bytes: int, # smaller files are placeholders
-    decode: bool, # whether to decode it too
-): # "absent", "too small", "unreadable", or None
+    path,  # an image
+    min_bytes: int,  # smaller files are placeholders
+    decode: bool,  # whether to decode it too
+):  # "absent", "too small", "unreadable", or None
     "What is wrong with one image file."
-    if not os.path.isfile(path): return "absent"
-    if os.path.getsize(path) < min_bytes: return "too small"
+    if not os.path.isfile(path):
+        return "absent"
+    if os.path.getsize(path) < min_bytes:
+        return "too small"
     if decode:
-        try: load_image(path)
-        except QKSError: return "unreadable"
+        try:
+            load_image(path)
+        except QKSError:
+            return "unreadable"
 
 # %% ../../nbs/data/09_check.ipynb #0bbbd720
 def check_images(
-    report: Report, # gets a fact and the problems
-    folder, # where the images lie
-    images, # posix paths relative to it
-    decode: bool = False, # whether to decode every image
-    workers: int = None, # threads that look; None for one a processor
-    min_bytes: int = 4001, # smaller files are placeholders; LESA's rule for NUS-WIDE
-    name: str = None, # what to call them; None: as the folder is called
+    report: Report,  # gets a fact and the problems
+    folder,  # where the images lie
+    images,  # posix paths relative to it
+    decode: bool = False,  # whether to decode every image
+    workers: int = None,  # threads that look; None for one a processor
+    min_bytes: int = 4001,  # smaller files are placeholders; LESA's rule for NUS-WIDE
+    name: str = None,  # what to call them; None: as the folder is called
 ):
     "Look for every image."
     workers = os.cpu_count() if workers is None else check_count("workers", workers)
-    faults, bar = {}, progress(range(0, len(images), 1000), f"images of {Path(folder).name}")
+    faults = {}
+    bar = progress(range(0, len(images), 1000), f"images of {Path(folder).name}")
     with ThreadPoolExecutor(workers) as pool:
-        for first in bar: # a thousand at a time: a million futures would take more memory than the index
-            some = images[first:first + 1000]
-            found = pool.map(lambda image: image_fault(Path(folder)/image, min_bytes, decode), some)
+        for first in bar:  # a thousand at a time: a million futures would take more memory than the index
+            some = images[first : first + 1000]
+            found = pool.map(lambda image: image_fault(Path(folder) / image, min_bytes, decode), some)
             for image, fault in zip(some, found):
-                if fault: faults.setdefault(fault, []).append(image)
+                if fault:
+                    faults.setdefault(fault, []).append(image)
     good = len(images) - sum(map(len, faults.values()))
-    report.facts.append((name or f"{Path(folder).name}/", f"{good:,} of {len(images):,} images are there" + " and decode"*decode))
-    meaning = {"absent": "absent", "too small": f"smaller than {min_bytes:,} bytes, as placeholders are", "unreadable": "no images that can be decoded"}
-    without = {"absent": ", or go on without by preparing with --leave-out-missing", "too small": f", or go on without by preparing with --leave-out-missing --min-bytes {min_bytes}"}
+    report.facts.append(
+        (name or f"{Path(folder).name}/", f"{good:,} of {len(images):,} images are there" + " and decode" * decode)
+    )
+    meaning = {
+        "absent": "absent",
+        "too small": f"smaller than {min_bytes:,} bytes, as placeholders are",
+        "unreadable": "no images that can be decoded",
+    }
+    without = {
+        "absent": ", or go on without by preparing with --leave-out-missing",
+        "too small": f", or go on without by preparing with --leave-out-missing --min-bytes {min_bytes}",
+    }
     for fault, found in faults.items():
-        report.problems.append(f"{len(found):,} of {len(images):,} images in {folder} are {meaning[fault]}, the first: {', '.join(found[:3])}; "
-                               "fetch them again" + without.get(fault, ""))
+        report.problems.append(
+            f"{len(found):,} of {len(images):,} images in {folder} are {meaning[fault]}, the first: {', '.join(found[:3])}; "
+            "fetch them again" + without.get(fault, "")
+        )
 
 # %% ../../nbs/data/09_check.ipynb #de73e66b
 def check_table(
-    report: Report, # gets the problems
-    path, # a table of 0/1 values
-    columns: int, # values expected in each row
-    images, # the images of that side, or None where their list could not be read
-) -> bool: # whether it can be read and agrees
+    report: Report,  # gets the problems
+    path,  # a table of 0/1 values
+    columns: int,  # values expected in each row
+    images,  # the images of that side, or None where their list could not be read
+) -> bool:  # whether it can be read and agrees
     "Read one table, and compare its length with the image list's."
     rows = report.attempt(lambda: sum(rows for rows, _, _ in table_blocks(path, columns)))
     if rows is not None and images is not None and rows != len(images):
@@ -102,89 +126,137 @@ def check_table(
 
 # %% ../../nbs/data/09_check.ipynb #4971ab26
 def check_side(
-    report: Report, # gets facts and problems
-    root, # the data set's folder
-    side: str, # "Train" or "Test"
-    vocabulary, # (tags, seen, unseen), or None where the label lists could not be read
-): # the side's images; None where their list could not be read
+    report: Report,  # gets facts and problems
+    root,  # the data set's folder
+    side: str,  # "Train" or "Test"
+    vocabulary,  # (tags, seen, unseen), or None where the label lists could not be read
+):  # the side's images; None where their list could not be read
     "Check one side's image list, tag table and annotations."
     path = report.attempt(find_file, root, f"ImageList/{side}Imagelist.txt")
     images = report.attempt(read_image_list, path) if path else None
     table = report.attempt(find_file, root, f"NUS_WID_Tags/{side}_Tags1k.dat")
-    if not vocabulary: return images
+    if not vocabulary:
+        return images
     tags, _, unseen = vocabulary
     good = bool(table) and check_table(report, table, len(tags), images)
     paths = [report.attempt(find_file, root, f"{LABEL_FOLDER}/Labels_{concept}_{side}.txt") for concept in unseen]
     concepts = sum(check_table(report, path, 1, images) for path in paths if path)
     for name in unknown_concepts(root, unseen, side):
-        report.problems.append(f"{LABEL_FOLDER}/{name} is for a concept that is not in Concepts81.txt: add it there, or remove the file")
-    report.facts.append((side, f"{'no list of images' if images is None else f'{len(images):,} images listed'}, tag table {'agrees' if good else 'does not agree'}, "
-                               f"{concepts} of {len(unseen)} annotation files agree"))
+        report.problems.append(
+            f"{LABEL_FOLDER}/{name} is for a concept that is not in Concepts81.txt: add it there, or remove the file"
+        )
+    report.facts.append(
+        (
+            side,
+            f"{'no list of images' if images is None else f'{len(images):,} images listed'}, tag table {'agrees' if good else 'does not agree'}, "
+            f"{concepts} of {len(unseen)} annotation files agree",
+        )
+    )
     return images
 
 # %% ../../nbs/data/09_check.ipynb #e9019039
 def check_nuswide(
-    root, # a folder in NUS-WIDE's raw layout
-    decode: bool = False, # whether to decode every image
-    workers: int = None, # threads that look at images; None for one a processor
-    min_bytes: int = 4001, # smaller images are placeholders
-) -> Report: # print it; `ok` where nothing has to be repaired
+    root,  # a folder in NUS-WIDE's raw layout
+    decode: bool = False,  # whether to decode every image
+    workers: int = None,  # threads that look at images; None for one a processor
+    min_bytes: int = 4001,  # smaller images are placeholders
+) -> Report:  # print it; `ok` where nothing has to be repaired
     "Check a folder of NUS-WIDE: lists, tables, annotations, images."
-    if workers is not None: check_count("workers", workers)
-    report, listed = Report(f"NUS-WIDE in {root}"), {}
+    if workers is not None:
+        check_count("workers", workers)
+    report = Report(f"NUS-WIDE in {root}")
+    listed = {}
     if vocabulary := report.attempt(read_vocabulary, root):
-        report.facts.append(("labels", "{:,} tags, {:,} of them seen labels; {:,} unseen labels".format(*map(len, vocabulary))))
-    for side in ("Train", "Test"): listed[side] = check_side(report, root, side, vocabulary) or ()
+        report.facts.append(
+            ("labels", "{:,} tags, {:,} of them seen labels; {:,} unseen labels".format(*map(len, vocabulary)))
+        )
+    for side in ("Train", "Test"):
+        listed[side] = check_side(report, root, side, vocabulary) or ()
     if both := set(listed["Train"]) & set(listed["Test"]):
-        report.problems.append(f"{len(both):,} images stand in both image lists, among them {min(both)}: a test image must not be trained on")
+        report.problems.append(
+            f"{len(both):,} images stand in both image lists, among them {min(both)}: a test image must not be trained on"
+        )
     if images := list(dict.fromkeys([*listed["Train"], *listed["Test"]])):
-        check_images(report, Path(root)/"Flickr", images, decode, workers, min_bytes)
+        check_images(report, Path(root) / "Flickr", images, decode, workers, min_bytes)
     return report
 
 # %% ../../nbs/data/09_check.ipynb #a2d791a1
 def check_openimages(
-    root, # the data set's folder
-    unseen: str = UNSEEN, # the list of unseen MIDs, relative to root
-    decode: bool = False, # whether to decode every image
-    workers: int = None, # threads that look at images; None for one a processor
-    min_bytes: int = 4001, # smaller images are placeholders
-) -> Report: # print it; `ok` where nothing has to be repaired
+    root,  # the data set's folder
+    unseen: str = UNSEEN,  # the list of unseen MIDs, relative to root
+    decode: bool = False,  # whether to decode every image
+    workers: int = None,  # threads that look at images; None for one a processor
+    min_bytes: int = 4001,  # smaller images are placeholders
+) -> Report:  # print it; `ok` where nothing has to be repaired
     "Check a folder of Open Images: label lists, annotations, images."
-    if workers is not None: check_count("workers", workers)
+    if workers is not None:
+        check_count("workers", workers)
     report = Report(f"Open Images in {root}")
     labels = report.attempt(label_files, root, unseen) and report.attempt(read_openimages_labels, root, unseen)
     if labels:
         seen, others, names = labels
         shown = [names[mid] for mid in seen]
-        report.facts.append(("labels", f"{len(seen):,} seen and {len(others):,} unseen of {len(names):,} classes; {len(seen) - len(set(shown)):,} seen names repeat, "
-                                       f"{sum(names[mid] in set(shown) for mid in others):,} unseen labels have a seen one's name"))
+        report.facts.append(
+            (
+                "labels",
+                f"{len(seen):,} seen and {len(others):,} unseen of {len(names):,} classes; {len(seen) - len(set(shown)):,} seen names repeat, "
+                f"{sum(names[mid] in set(shown) for mid in others):,} unseen labels have a seen one's name",
+            )
+        )
     for split in ("train", "test"):
         name = f"{split}-annotations-human-imagelabels.csv"
-        index = report.attempt(index_openimages, root, split, unseen) if labels else report.attempt(find_file, root, f"{split}/{name}", name)
-        if index is None or not labels: continue
-        report.facts.append((split, f"{len(index):,} images, {(index.values == 1).sum():,} labels present, {(index.values == -1).sum():,} absent, the others not annotated"))
-        if index.conflicts: report.notes.append(f"{index.conflicts:,} entries of {split} are marked both ways and count as not annotated, the first: {index.first_conflict}")
-        check_images(report, Path(root)/index.image_folder, index.images, decode, workers, min_bytes)
+        index = (
+            report.attempt(index_openimages, root, split, unseen)
+            if labels
+            else report.attempt(find_file, root, f"{split}/{name}", name)
+        )
+        if index is None or not labels:
+            continue
+        report.facts.append(
+            (
+                split,
+                f"{len(index):,} images, {(index.values == 1).sum():,} labels present, {(index.values == -1).sum():,} absent, the others not annotated",
+            )
+        )
+        if index.conflicts:
+            report.notes.append(
+                f"{index.conflicts:,} entries of {split} are marked both ways and count as not annotated, the first: {index.first_conflict}"
+            )
+        check_images(report, Path(root) / index.image_folder, index.images, decode, workers, min_bytes)
     return report
 
 # %% ../../nbs/data/09_check.ipynb #08c00002
 def check_prepared(
-    root, # a prepared folder
-    decode: bool = False, # whether to decode every image
-    workers: int = None, # threads that look at images; None for one a processor
-    min_bytes: int = 1, # smaller images are placeholders
-) -> Report: # print it; `ok` where nothing has to be repaired
+    root,  # a prepared folder
+    decode: bool = False,  # whether to decode every image
+    workers: int = None,  # threads that look at images; None for one a processor
+    min_bytes: int = 1,  # smaller images are placeholders
+) -> Report:  # print it; `ok` where nothing has to be repaired
     "Check a folder that `qks.data.splits.prepare` has prepared: its splits, labels that look like slips of the pen, images."
-    if workers is not None: check_count("workers", workers)
-    report, splits = Report(f"prepared data in {root}"), {}
+    if workers is not None:
+        check_count("workers", workers)
+    report = Report(f"prepared data in {root}")
+    splits = {}
     prepared = [split for split in SPLITS if any(place.exists() for place in index_places(root, split))]
     report.notes += [f"the {split} split was not prepared" for split in SPLITS if prepared and split not in prepared]
     for split in prepared or SPLITS:
-        if (index := report.attempt(open_split, root, split)) is None: continue
-        if not len(index): report.problems.append(f"the {split} split has no image: look at its table and at the lists of labels, and prepare again")
+        if (index := report.attempt(open_split, root, split)) is None:
+            continue
+        if not len(index):
+            report.problems.append(
+                f"the {split} split has no image: look at its table and at the lists of labels, and prepare again"
+            )
         splits[split] = index
-        report.facts.append((split, f"{len(index):,} images, {index.n_seen:,} seen and {len(index.label_ids) - index.n_seen:,} unseen labels, {(index.values == 1).sum():,} labels present"))
-        if split == "test": report.notes += label_remarks(index)
-        check_images(report, Path(root)/index.image_folder, index.images, decode, workers, min_bytes, f"{split} images")
+        report.facts.append(
+            (
+                split,
+                f"{len(index):,} images, {index.n_seen:,} seen and {len(index.label_ids) - index.n_seen:,} unseen labels, {(index.values == 1).sum():,} labels present",
+            )
+        )
+        if split == "test":
+            report.notes += label_remarks(index)
+        check_images(
+            report, Path(root) / index.image_folder, index.images, decode, workers, min_bytes, f"{split} images"
+        )
     report.attempt(check_splits, splits)
     return report

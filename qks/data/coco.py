@@ -17,47 +17,154 @@ from .files import CONTROL, MAX_NAME, find_file, inside_path, opened
 from .index import Index, index_pairs, raw_digest
 
 # %% ../../nbs/data/05_coco.ipynb #20a85ca6
-COCO_SEEN_48 = ("person", "bicycle", "car", "motorcycle", "train", "truck", "boat", "bench", "bird", "horse", "sheep", "bear", "zebra",
-    "giraffe", "backpack", "handbag", "suitcase", "frisbee", "skis", "kite", "surfboard", "bottle", "fork", "spoon", "bowl", "banana",
-    "apple", "sandwich", "orange", "broccoli", "carrot", "pizza", "donut", "chair", "bed", "toilet", "tv", "laptop", "mouse", "remote",
-    "microwave", "oven", "toaster", "refrigerator", "book", "clock", "vase", "toothbrush") # Bansal et al., 2018
-COCO_UNSEEN_17 = ("airplane", "bus", "cat", "dog", "cow", "elephant", "umbrella", "tie", "snowboard", "skateboard", "cup", "knife",
-    "cake", "couch", "keyboard", "sink", "scissors") # Bansal et al., 2018
-COCO_UNSEEN_15 = ("airplane", "train", "parking meter", "cat", "bear", "suitcase", "frisbee", "snowboard", "fork", "sandwich",
-    "hot dog", "toilet", "mouse", "toaster", "hair drier") # Rahman et al., 2018
-COCO_DIVISIONS = {"48/17": (COCO_SEEN_48, COCO_UNSEEN_17), "65/15": (None, COCO_UNSEEN_15)} # None: every other class
+COCO_SEEN_48 = (
+    "person",
+    "bicycle",
+    "car",
+    "motorcycle",
+    "train",
+    "truck",
+    "boat",
+    "bench",
+    "bird",
+    "horse",
+    "sheep",
+    "bear",
+    "zebra",
+    "giraffe",
+    "backpack",
+    "handbag",
+    "suitcase",
+    "frisbee",
+    "skis",
+    "kite",
+    "surfboard",
+    "bottle",
+    "fork",
+    "spoon",
+    "bowl",
+    "banana",
+    "apple",
+    "sandwich",
+    "orange",
+    "broccoli",
+    "carrot",
+    "pizza",
+    "donut",
+    "chair",
+    "bed",
+    "toilet",
+    "tv",
+    "laptop",
+    "mouse",
+    "remote",
+    "microwave",
+    "oven",
+    "toaster",
+    "refrigerator",
+    "book",
+    "clock",
+    "vase",
+    "toothbrush",
+)  # Bansal et al., 2018
+COCO_UNSEEN_17 = (
+    "airplane",
+    "bus",
+    "cat",
+    "dog",
+    "cow",
+    "elephant",
+    "umbrella",
+    "tie",
+    "snowboard",
+    "skateboard",
+    "cup",
+    "knife",
+    "cake",
+    "couch",
+    "keyboard",
+    "sink",
+    "scissors",
+)  # Bansal et al., 2018
+COCO_UNSEEN_15 = (
+    "airplane",
+    "train",
+    "parking meter",
+    "cat",
+    "bear",
+    "suitcase",
+    "frisbee",
+    "snowboard",
+    "fork",
+    "sandwich",
+    "hot dog",
+    "toilet",
+    "mouse",
+    "toaster",
+    "hair drier",
+)  # Rahman et al., 2018
+COCO_DIVISIONS = {"48/17": (COCO_SEEN_48, COCO_UNSEEN_17), "65/15": (None, COCO_UNSEEN_15)}  # None: every other class
 
 # %% ../../nbs/data/05_coco.ipynb #a39b6719
-COCO_KEYS = {"images", "annotations", "categories", "id", "file_name", "name", "image_id", "category_id"} # all that is kept
+COCO_KEYS = {
+    "images",
+    "annotations",
+    "categories",
+    "id",
+    "file_name",
+    "name",
+    "image_id",
+    "category_id",
+}  # all that is kept
+
 
 def read_coco_json(
-    path, # instances_*.json
-) -> dict: # its images, annotations and categories, each a list of dictionaries
+    path,  # instances_*.json
+) -> dict:  # its images, annotations and categories, each a list of dictionaries
     "Read what an annotation file says about classes; raises `QKSError` with the line for what is not JSON, or not of this form."
+
     def thin(pairs):
         found = {key: value for key, value in pairs if key in COCO_KEYS}
-        if len(dict(pairs)) != len(pairs): raise QKSError(f"{path} has a key that stands twice in one object, {[k for k, _ in pairs][:8]}: fetch the file again")
+        if len(dict(pairs)) != len(pairs):
+            raise QKSError(
+                f"{path} has a key that stands twice in one object, {[k for k, _ in pairs][:8]}: fetch the file again"
+            )
         return found
+
     try:
-        with opened(path) as file: content = json.loads(file.read().decode("utf-8-sig"), object_pairs_hook=thin)
-    except QKSError: raise
-    except UnicodeDecodeError as error: raise QKSError(f"{path} is not UTF-8 text in line {error.object.count(10, 0, error.start) + 1}: fetch the file again") from error
-    except (ValueError, RecursionError) as error: # not JSON; a number of too many digits; brackets without end
-        raise QKSError(f"{path} line {getattr(error, 'lineno', 1)} is not JSON ({error}): fetch the file again") from error
-    for name, keys in (("images", {"id": int, "file_name": str}), ("categories", {"id": int, "name": str}), ("annotations", {"image_id": int, "category_id": int})):
+        with opened(path) as file:
+            content = json.loads(file.read().decode("utf-8-sig"), object_pairs_hook=thin)
+    except QKSError:
+        raise
+    except UnicodeDecodeError as error:
+        raise QKSError(
+            f"{path} is not UTF-8 text in line {error.object.count(10, 0, error.start) + 1}: fetch the file again"
+        ) from error
+    except (ValueError, RecursionError) as error:  # not JSON; a number of too many digits; brackets without end
+        raise QKSError(
+            f"{path} line {getattr(error, 'lineno', 1)} is not JSON ({error}): fetch the file again"
+        ) from error
+    for name, keys in (
+        ("images", {"id": int, "file_name": str}),
+        ("categories", {"id": int, "name": str}),
+        ("annotations", {"image_id": int, "category_id": int}),
+    ):
         entries = content.get(name) if isinstance(content, dict) else None
-        if not isinstance(entries, list): raise QKSError(f"{path} line 1: there is no list {name!r}: expected an instances_*.json of MS-COCO")
+        if not isinstance(entries, list):
+            raise QKSError(f"{path} line 1: there is no list {name!r}: expected an instances_*.json of MS-COCO")
         for number, entry in enumerate(entries):
             for key, kind in keys.items():
                 if not isinstance(entry, dict) or type(entry.get(key)) is not kind:
-                    raise QKSError(f"{path}: {name}[{number}] has no {key!r} of type {kind.__name__}: fetch the file again")
+                    raise QKSError(
+                        f"{path}: {name}[{number}] has no {key!r} of type {kind.__name__}: fetch the file again"
+                    )
     return content
 
 # %% ../../nbs/data/05_coco.ipynb #053b5483
 def places_of(
-    values, # the keys of a list's entries
-    where: str, # file and list, for the message
-) -> dict: # key -> its place
+    values,  # the keys of a list's entries
+    where: str,  # file and list, for the message
+) -> dict:  # key -> its place
     "The place of each key; raises `QKSError` where one stands twice."
     places = {}
     for number, value in enumerate(values):
@@ -67,57 +174,75 @@ def places_of(
 
 # %% ../../nbs/data/05_coco.ipynb #27f2b13c
 def coco_selection(
-    index: Index, # all images, labels S + U
-    split: str, # "train" or "test"
-) -> np.ndarray: # int64 [m], the images of the split
+    index: Index,  # all images, labels S + U
+    split: str,  # "train" or "test"
+) -> np.ndarray:  # int64 [m], the images of the split
     "Choose images as zero-shot detection does: training without any unseen object, testing with one."
-    per_image = lambda wanted: np.bincount(np.repeat(np.arange(len(index)), np.diff(index.offsets))[wanted], minlength=len(index)) # [n]
-    seen, unseen = per_image(index.columns < index.n_seen), per_image(index.columns >= index.n_seen)
+    per_image = lambda wanted: np.bincount(
+        np.repeat(np.arange(len(index)), np.diff(index.offsets))[wanted], minlength=len(index)
+    )  # [n]
+    seen = per_image(index.columns < index.n_seen)
+    unseen = per_image(index.columns >= index.n_seen)
     return np.flatnonzero((seen > 0) & (unseen == 0) if split == "train" else unseen > 0)
 
 # %% ../../nbs/data/05_coco.ipynb #0700221e
 def coco_labels(
-    path, # instances_*.json
-) -> tuple: # image files in order; class names in order; (image number, class name, 1) of every object
+    path,  # instances_*.json
+) -> tuple:  # image files in order; class names in order; (image number, class name, 1) of every object
     "Read images, classes and objects; raises `QKSError` for an entry that stands twice, or names an image or a class that is not there."
     content = read_coco_json(path)
     place = places_of((entry["id"] for entry in content["images"]), f"{path}: images")
-    files = places_of((inside_path(entry["file_name"], f"{path}: images[{i}]") for i, entry in enumerate(content["images"])), f"{path}: images")
+    files = places_of(
+        (inside_path(entry["file_name"], f"{path}: images[{i}]") for i, entry in enumerate(content["images"])),
+        f"{path}: images",
+    )
     for name in files:
-        if CONTROL.search(name): raise QKSError(f"{path}: images[{files[name]}] is called {name[:80]!r}: a file name holds no control character")
+        if CONTROL.search(name):
+            raise QKSError(
+                f"{path}: images[{files[name]}] is called {name[:80]!r}: a file name holds no control character"
+            )
     places_of((entry["id"] for entry in content["categories"]), f"{path}: categories")
     names = {entry["id"]: entry["name"].strip() for entry in content["categories"]}
     for number, name in enumerate(places_of(names.values(), f"{path}: categories")):
         if not name or len(name) > MAX_NAME or CONTROL.search(name):
-            raise QKSError(f"{path}: categories[{number}] has the name {name[:80]!r}: expected 1 to {MAX_NAME:,} characters, no control character")
+            raise QKSError(
+                f"{path}: categories[{number}] has the name {name[:80]!r}: expected 1 to {MAX_NAME:,} characters, no control character"
+            )
     pairs = []
     for number, entry in enumerate(content["annotations"]):
-        image, category = entry["image_id"], entry["category_id"]
+        image = entry["image_id"]
+        category = entry["category_id"]
         if image not in place or category not in names:
-            raise QKSError(f"{path}: annotations[{number}] is about image {image} and category {category}, which are not both in the file")
+            raise QKSError(
+                f"{path}: annotations[{number}] is about image {image} and category {category}, which are not both in the file"
+            )
         pairs.append((place[image], names[category], 1))
     return tuple(files), tuple(names.values()), pairs
 
 # %% ../../nbs/data/05_coco.ipynb #bdcb430c
 def index_coco(
-    root, # the data set's folder, which holds annotations/
-    images: str, # which images: "train2014", "val2017", …; the name of their folder, and of the annotation file
-    division: str = None, # "48/17", "65/15", or None: all classes seen
-    split: str = "test", # with a division: which images and labels, "train" (seen labels) or "test" (seen, then unseen)
-) -> Index: # keyed by class name
+    root,  # the data set's folder, which holds annotations/
+    images: str,  # which images: "train2014", "val2017", …; the name of their folder, and of the annotation file
+    division: str = None,  # "48/17", "65/15", or None: all classes seen
+    split: str = "test",  # with a division: which images and labels, "train" (seen labels) or "test" (seen, then unseen)
+) -> Index:  # keyed by class name
     "Index MS-COCO from an official annotation file; raises `QKSError` for anything amiss."
-    if division not in (None, *COCO_DIVISIONS): raise QKSError(f"division is {division!r}: expected {', '.join(COCO_DIVISIONS)} or None")
-    if split not in ("train", "test"): raise QKSError(f"split is {split!r}: expected 'train' or 'test'")
+    if division not in (None, *COCO_DIVISIONS):
+        raise QKSError(f"division is {division!r}: expected {', '.join(COCO_DIVISIONS)} or None")
+    if split not in ("train", "test"):
+        raise QKSError(f"split is {split!r}: expected 'train' or 'test'")
     folder = inside_path(images, "the name of the images' folder")
     source = f"annotations/instances_{folder}.json"
     path = find_file(root, source)
-    digest = raw_digest(root, [source]) # first: a change while reading shows later
+    digest = raw_digest(root, [source])  # first: a change while reading shows later
     files, names, pairs = coco_labels(path)
     seen, unseen = COCO_DIVISIONS[division] if division else (None, ())
     seen = [name for name in names if name not in unseen] if seen is None else seen
     if missing := [name for name in (*seen, *unseen) if name not in names]:
-        raise QKSError(f"{path}: there is no category {missing[0]!r}, which the division {division} needs: expected MS-COCO's 80")
+        raise QKSError(
+            f"{path}: there is no category {missing[0]!r}, which the division {division} needs: expected MS-COCO's 80"
+        )
     index = index_pairs(root, files, pairs, seen, unseen, image_folder=folder, sources=(source,), digest=digest)
     index = index.subset(coco_selection(index, split)) if division else index
-    labels = seen if split == "train" else [*seen, *unseen] # no unseen entry is left in training
+    labels = seen if split == "train" else [*seen, *unseen]  # no unseen entry is left in training
     return replace(index, label_ids=tuple(labels), label_names=tuple(labels))

@@ -19,173 +19,196 @@ from PIL import Image
 from ..core import ASSETS
 
 # %% ../../nbs/data/10_drawings.ipynb #8102de74
-FOLDER = ASSETS/"pocket_wide" # drawings, table and licences
-CELL, COLUMNS = 64, 20 # a sheet of drawings: cells of 64 x 64 pixels, 20 in a row, in the table's order
-VENDORS = ("noto", "twemoji", "fluent") # three artists' designs of the same concepts
+FOLDER = ASSETS / "pocket_wide"  # drawings, table and licences
+CELL = 64
+COLUMNS = 20  # a sheet of drawings: cells of 64 x 64 pixels, 20 in a row, in the table's order
+VENDORS = ("noto", "twemoji", "fluent")  # three artists' designs of the same concepts
+
 
 @dataclass(frozen=True)
 class Concept:
     "One thing that can stand in a scene."
-    label: str # the word used as label
-    cldr_name: str # Unicode's name of the emoji
-    codepoints: str # its code points in hex
-    split: str # "seen" or "unseen"
-    broader: tuple = () # more general labels, e.g. ("animal", "bird")
+
+    label: str  # the word used as label
+    cldr_name: str  # Unicode's name of the emoji
+    codepoints: str  # its code points in hex
+    split: str  # "seen" or "unseen"
+    broader: tuple = ()  # more general labels, e.g. ("animal", "bird")
 
     @property
-    def labels(self): return (self.label, *self.broader)
+    def labels(self):
+        return (self.label, *self.broader)
 
 # %% ../../nbs/data/10_drawings.ipynb #1fc50425
 def read_concepts(
-    folder=FOLDER, # folder that holds concepts.csv
-) -> list: # the concepts, in the order of the drawings on the sheets
+    folder=FOLDER,  # folder that holds concepts.csv
+) -> list:  # the concepts, in the order of the drawings on the sheets
     "Read the table of concepts."
-    with open(Path(folder)/"concepts.csv", newline="", encoding="utf-8") as file:
-        return [Concept(**{**row, "broader": tuple(filter(None, row["broader"].split("|")))}) for row in csv.DictReader(file)]
+    with open(Path(folder) / "concepts.csv", newline="", encoding="utf-8") as file:
+        return [
+            Concept(**{**row, "broader": tuple(filter(None, row["broader"].split("|")))})
+            for row in csv.DictReader(file)
+        ]
 
 # %% ../../nbs/data/10_drawings.ipynb #9a2293b4
 def label_vocabulary(
-    concepts: list, # of Concept
-) -> tuple: # (S seen labels, U unseen labels)
+    concepts: list,  # of Concept
+) -> tuple:  # (S seen labels, U unseen labels)
     "All labels in a fixed order: concepts as listed, then the broader words that are no concept themselves."
     split = {concept.label: concept.split for concept in concepts}
     for concept in concepts:
-        for word in concept.broader: split.setdefault(word, "seen")
+        for word in concept.broader:
+            split.setdefault(word, "seen")
     return [name for name in split if split[name] == "seen"], [name for name in split if split[name] == "unseen"]
 
 # %% ../../nbs/data/10_drawings.ipynb #6112546d
 class Drawings:
     "The drawings of all concepts in three designs, cut out and resized on demand."
-    def __init__(self, folder=FOLDER): # folder that holds the sheets
-        self.sheets = [Image.open(Path(folder)/f"drawings_{vendor}.webp").convert("RGBA") for vendor in VENDORS]
+
+    def __init__(self, folder=FOLDER):  # folder that holds the sheets
+        self.sheets = [Image.open(Path(folder) / f"drawings_{vendor}.webp").convert("RGBA") for vendor in VENDORS]
         self._cache = {}
 
-    def get(self,
-        concept: int, # position in the table of concepts
-        vendor: int, # position in VENDORS
-        size: int, # edge in pixels
-    ) -> np.ndarray: # float32 [size, size, 4] in 0..255, colours premultiplied by opacity
+    def get(
+        self,
+        concept: int,  # position in the table of concepts
+        vendor: int,  # position in VENDORS
+        size: int,  # edge in pixels
+    ) -> np.ndarray:  # float32 [size, size, 4] in 0..255, colours premultiplied by opacity
         "One drawing."
         key = concept, vendor, size
         if key not in self._cache:
             row, column = divmod(concept, COLUMNS)
-            cell = self.sheets[vendor].crop((column*CELL, row*CELL, (column + 1)*CELL, (row + 1)*CELL))
+            cell = self.sheets[vendor].crop((column * CELL, row * CELL, (column + 1) * CELL, (row + 1) * CELL))
             resized = cell.convert("RGBa").resize((size, size), Image.Resampling.BILINEAR)
-            self._cache[key] = np.asarray(resized) # kept as bytes: all drawings in all sizes are 150 MB, as floats 600
+            self._cache[key] = np.asarray(resized)  # kept as bytes: all drawings in all sizes are 150 MB, as floats 600
         return self._cache[key].astype(np.float32)
 
 # %% ../../nbs/data/10_drawings.ipynb #212aed33
 def held_out_vendor(
-    concept: int, # position in the table of concepts
-) -> int: # position in VENDORS
+    concept: int,  # position in the table of concepts
+) -> int:  # position in VENDORS
     "The design of a concept that only the test split shows."
     return concept % len(VENDORS)
 
 # %% ../../nbs/data/10_drawings.ipynb #52857400
 def choose_vendor(
-    rng: np.random.Generator, # the scene's own
-    concept: int, # position in the table of concepts
-    split: str, # "train" or "test"
-) -> int: # position in VENDORS
+    rng: np.random.Generator,  # the scene's own
+    concept: int,  # position in the table of concepts
+    split: str,  # "train" or "test"
+) -> int:  # position in VENDORS
     "The design a scene shows: the held-out one in the test, one of the other two in training."
     step = 0 if split == "test" else 1 + int(rng.integers(len(VENDORS) - 1))
     return (held_out_vendor(concept) + step) % len(VENDORS)
 
 # %% ../../nbs/data/10_drawings.ipynb #8411e027
 def background(
-    rng: np.random.Generator, # the scene's own
-    image_size: int = 96, # H = W, pixels
-) -> np.ndarray: # float32 [H, W, 3], about 0..255, not clipped
+    rng: np.random.Generator,  # the scene's own
+    image_size: int = 96,  # H = W, pixels
+) -> np.ndarray:  # float32 [H, W, 3], about 0..255, not clipped
     "A random colour ramp with a coarse pattern and fine noise."
     first, second = rng.uniform(40, 256, (2, 3)).astype(np.float32)
-    angle = rng.uniform(0, 2*math.pi)
+    angle = rng.uniform(0, 2 * math.pi)
     line = np.linspace(-1, 1, image_size, dtype=np.float32)
-    ramp = (math.cos(angle)*line[None] + math.sin(angle)*line[:, None])/2.83 + 0.5 # [H, W], within 0..1: 2.83 = 2 sqrt(2)
-    canvas = first + (second - first)*ramp[..., None] # [H, W, 3]
+    ramp = (
+        math.cos(angle) * line[None] + math.sin(angle) * line[:, None]
+    ) / 2.83 + 0.5  # [H, W], within 0..1: 2.83 = 2 sqrt(2)
+    canvas = first + (second - first) * ramp[..., None]  # [H, W, 3]
     patches = int(rng.integers(2, 9))
     coarse = rng.normal(0, rng.uniform(0, 22), (patches, patches, 3)).astype(np.float32)
-    if rng.random() < 0.5: # hard edges
-        nearest = np.minimum(np.arange(image_size)*patches//image_size, patches - 1)
+    if rng.random() < 0.5:  # hard edges
+        nearest = np.minimum(np.arange(image_size) * patches // image_size, patches - 1)
         canvas += coarse[nearest][:, nearest]
-    else: # soft edges
+    else:  # soft edges
         pixels = Image.fromarray((coarse + 128).clip(0, 255).astype(np.uint8))
         canvas += np.asarray(pixels.resize((image_size, image_size), Image.Resampling.BICUBIC), np.float32) - 128
-    return canvas + rng.uniform(1, 8)*rng.standard_normal((image_size, image_size, 1), np.float32)
+    return canvas + rng.uniform(1, 8) * rng.standard_normal((image_size, image_size, 1), np.float32)
 
 # %% ../../nbs/data/10_drawings.ipynb #18bdc411
 def overlap(
-    box, # x0, y0, x1, y1 in pixels
-    boxes, # n boxes
-) -> float: # in 0..1; 0 where there are no other boxes
+    box,  # x0, y0, x1, y1 in pixels
+    boxes,  # n boxes
+) -> float:  # in 0..1; 0 where there are no other boxes
     "The largest share that a box has in common with any other, relative to the smaller of the two."
     x0, y0, x1, y1 = box
     largest = 0.0
-    for left, top, right, bottom in boxes: # a handful: plain numbers are faster than arrays here
-        width, height = min(x1, right) - max(x0, left), min(y1, bottom) - max(y0, top)
+    for left, top, right, bottom in boxes:  # a handful: plain numbers are faster than arrays here
+        width = min(x1, right) - max(x0, left)
+        height = min(y1, bottom) - max(y0, top)
         if width > 0 and height > 0:
-            largest = max(largest, width*height/min((x1 - x0)*(y1 - y0), (right - left)*(bottom - top)))
+            largest = max(largest, width * height / min((x1 - x0) * (y1 - y0), (right - left) * (bottom - top)))
     return largest
 
 # %% ../../nbs/data/10_drawings.ipynb #2e04bd06
 def place(
-    rng: np.random.Generator, # the scene's own
-    boxes, # n boxes of the objects already there
-    image_size: int, # H = W, pixels
-    sizes: tuple, # smallest and largest edge of an object, pixels
-    max_overlap: float = 0.25, # largest overlap with any other object
-    tries: int = 40, # ours: after so many, the least overlapping place is taken
-) -> tuple: # x0, y0, x1, y1
+    rng: np.random.Generator,  # the scene's own
+    boxes,  # n boxes of the objects already there
+    image_size: int,  # H = W, pixels
+    sizes: tuple,  # smallest and largest edge of an object, pixels
+    max_overlap: float = 0.25,  # largest overlap with any other object
+    tries: int = 40,  # ours: after so many, the least overlapping place is taken
+) -> tuple:  # x0, y0, x1, y1
     "Find a place for one more object."
-    best, least = None, np.inf
+    best = None
+    least = np.inf
     for attempt in range(tries):
-        size = int(rng.integers(sizes[0], sizes[1] + 1)) if attempt < tries//2 else sizes[0]
+        size = int(rng.integers(sizes[0], sizes[1] + 1)) if attempt < tries // 2 else sizes[0]
         x, y = rng.integers(0, image_size - size + 1, 2).tolist()
         box = x, y, x + size, y + size
         shared = overlap(box, boxes)
-        if shared < least: best, least = box, shared
-        if shared <= max_overlap: break
+        if shared < least:
+            best = box
+            least = shared
+        if shared <= max_overlap:
+            break
     return best
 
 # %% ../../nbs/data/10_drawings.ipynb #9e9199f9
 def compose_scene(
     drawings: Drawings,
-    rng: np.random.Generator, # the scene's own
-    concepts, # n positions in the table of concepts
-    vendors, # n positions in VENDORS
-    image_size: int = 96, # H = W, pixels
-    sizes: tuple = (28, 52), # smallest and largest edge of an object, pixels
-    max_overlap: float = 0.25, # see `place`
-    canvas: np.ndarray = None, # float32 [H, W, 3] background, drawn over; None: a new one
-) -> tuple: # (uint8 [H, W, 3] image, int64 [n, 4] boxes: x0, y0, x1, y1)
+    rng: np.random.Generator,  # the scene's own
+    concepts,  # n positions in the table of concepts
+    vendors,  # n positions in VENDORS
+    image_size: int = 96,  # H = W, pixels
+    sizes: tuple = (28, 52),  # smallest and largest edge of an object, pixels
+    max_overlap: float = 0.25,  # see `place`
+    canvas: np.ndarray = None,  # float32 [H, W, 3] background, drawn over; None: a new one
+) -> tuple:  # (uint8 [H, W, 3] image, int64 [n, 4] boxes: x0, y0, x1, y1)
     "Paste drawings on a background."
-    if canvas is None: canvas = background(rng, image_size)
-    smallest, largest = sizes[0], max(sizes[0], sizes[1] - 3*max(0, len(concepts) - 3))
+    if canvas is None:
+        canvas = background(rng, image_size)
+    smallest = sizes[0]
+    largest = max(sizes[0], sizes[1] - 3 * max(0, len(concepts) - 3))
     boxes = []
     for concept, vendor in zip(concepts, vendors):
         x0, y0, x1, y1 = place(rng, boxes, image_size, (smallest, largest), max_overlap)
-        drawing = drawings.get(int(concept), int(vendor), x1 - x0) # [size, size, 4]
-        if rng.random() < 0.5: drawing = drawing[:, ::-1]
-        region = canvas[y0:y1, x0:x1] # [size, size, 3], a view
-        region *= 1 - drawing[..., 3:]/255
+        drawing = drawings.get(int(concept), int(vendor), x1 - x0)  # [size, size, 4]
+        if rng.random() < 0.5:
+            drawing = drawing[:, ::-1]
+        region = canvas[y0:y1, x0:x1]  # [size, size, 3], a view
+        region *= 1 - drawing[..., 3:] / 255
         region += drawing[..., :3]
         boxes.append((x0, y0, x1, y1))
     return canvas.clip(0, 255).astype(np.uint8), np.array(boxes, np.int64).reshape(-1, 4)
 
 # %% ../../nbs/data/10_drawings.ipynb #7ee316ca
 def show_scenes(
-    images, # uint8 [H, W, 3] each
-    boxes, # [n, 4] each
-    titles, # a line of text each
+    images,  # uint8 [H, W, 3] each
+    boxes,  # [n, 4] each
+    titles,  # a line of text each
     columns: int = 4,
 ):
     "A grid of scenes with the objects' boxes; returns the matplotlib figure."
-    rows = -(-len(images)//columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(2.3*columns, 2.55*rows), squeeze=False)
-    for axis in axes.flat: axis.axis("off")
+    rows = -(-len(images) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.3 * columns, 2.55 * rows), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
     for axis, image, scene_boxes, title in zip(axes.flat, images, boxes, titles):
         axis.imshow(image)
         axis.set_title(title, fontsize=7)
         for x0, y0, x1, y1 in scene_boxes:
-            axis.add_patch(plt.Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor="white", linewidth=1))
+            axis.add_patch(
+                plt.Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor="white", linewidth=1)
+            )
     figure.tight_layout()
     return figure

@@ -20,90 +20,113 @@ import numpy as np
 from ..core import QKSError
 
 # %% ../../nbs/data/01_files.ipynb #92691fce
-BLOCK = 1 << 20 # ours: bytes read at a time, 1 MB
-MAX_LINE = 1_000_000 # ours: bytes in a line; NUS-WIDE's longest has 2,001
-MAX_NAME = 1_000 # ours: characters in a label or in an image's path
+BLOCK = 1 << 20  # ours: bytes read at a time, 1 MB
+MAX_LINE = 1_000_000  # ours: bytes in a line; NUS-WIDE's longest has 2,001
+MAX_NAME = 1_000  # ours: characters in a label or in an image's path
 
 # %% ../../nbs/data/01_files.ipynb #a62c56ae
 def find_file(
-    root, # the data set's folder
-    *places: str, # where the file may lie, relative to root, the usual place first
-) -> Path: # the first place that holds it
+    root,  # the data set's folder
+    *places: str,  # where the file may lie, relative to root, the usual place first
+) -> Path:  # the first place that holds it
     "Locate one file of the data set; raises `QKSError` naming every place that was looked at."
     for place in places:
-        if os.path.isfile(Path(root)/place): return Path(root)/place
-    raise QKSError(f"{Path(places[0]).name} is missing: expected it at {' or '.join(str(Path(root)/p) for p in places)}; "
-                   "check that the folder is the data set's root and that its archives are unpacked")
+        if os.path.isfile(Path(root) / place):
+            return Path(root) / place
+    raise QKSError(
+        f"{Path(places[0]).name} is missing: expected it at {' or '.join(str(Path(root) / p) for p in places)}; "
+        "check that the folder is the data set's root and that its archives are unpacked"
+    )
 
 # %% ../../nbs/data/01_files.ipynb #e6494362
 @contextmanager
 def opened(
-    path, # a file
+    path,  # a file
 ):
     "Open a file to read bytes; a file that cannot be opened or read ends in one sentence."
     try:
-        with open(path, "rb") as file: yield file
+        with open(path, "rb") as file:
+            yield file
     except OSError as error:
-        raise QKSError(f"{path} cannot be read ({error.strerror or error}): check the path and its permissions") from error
+        raise QKSError(
+            f"{path} cannot be read ({error.strerror or error}): check the path and its permissions"
+        ) from error
 
 # %% ../../nbs/data/01_files.ipynb #948d5ae7
 def line_blocks(
-    path, # a text file
-    size: int = BLOCK, # bytes read at a time
-): # yields bytes, each block whole lines that end in "\n"
+    path,  # a text file
+    size: int = BLOCK,  # bytes read at a time
+):  # yields bytes, each block whole lines that end in "\n"
     "Read a file in blocks of whole lines; raises `QKSError` for a line over `MAX_LINE` bytes."
-    done, rest = 0, b""
+    done = 0
+    rest = b""
     with opened(path) as file:
         while raw := file.read(size):
             raw = rest + raw
             end = raw.rfind(b"\n") + 1
-            whole, rest = raw[:end], raw[end:]
-            if whole: yield whole
+            whole = raw[:end]
+            rest = raw[end:]
+            if whole:
+                yield whole
             done += end
             if len(rest) > MAX_LINE:
-                file.seek(0) # which line that is was not counted on the way
+                file.seek(0)  # which line that is was not counted on the way
                 line = sum(file.read(min(BLOCK, done - start)).count(b"\n") for start in range(0, done, BLOCK)) + 1
-                raise QKSError(f"{path} line {line} has more than {MAX_LINE:,} bytes: the file is damaged, or is no text; fetch it again")
-    if rest: yield rest + b"\n"
+                raise QKSError(
+                    f"{path} line {line} has more than {MAX_LINE:,} bytes: the file is damaged, or is no text; fetch it again"
+                )
+    if rest:
+        yield rest + b"\n"
 
 # %% ../../nbs/data/01_files.ipynb #38029165
 # no name holds these: control characters other than a tab, carriage returns in mid-line, Unicode's line ends, half letters
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]|\r(?!\n)")
 
+
 def raw_lines(
-    path, # a UTF-8 text file
-    strict: bool = True, # whether to refuse control characters
-): # yields its lines with their ends
+    path,  # a UTF-8 text file
+    strict: bool = True,  # whether to refuse control characters
+):  # yields its lines with their ends
     "Walk through a text file's lines as they are, but for a byte order mark; raises `QKSError` with the line for what is not UTF-8, or holds control characters."
-    line = 1 # the number of the block's first one
+    line = 1  # the number of the block's first one
     for raw in line_blocks(path):
-        try: text = (raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw).decode()
+        try:
+            text = (raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw).decode()
         except UnicodeDecodeError as error:
-            raise QKSError(f"{path} line {line + error.object.count(10, 0, error.start)} is not UTF-8 text: save the file as UTF-8") from error
+            raise QKSError(
+                f"{path} line {line + error.object.count(10, 0, error.start)} is not UTF-8 text: save the file as UTF-8"
+            ) from error
         if strict and (wrong := CONTROL.search(text)):
-            raise QKSError(f"{path} line {line + text.count(chr(10), 0, wrong.start())} holds the control character {wrong.group()!r}: "
-                           "the file is damaged, or is no text; fetch it again")
+            raise QKSError(
+                f"{path} line {line + text.count(chr(10), 0, wrong.start())} holds the control character {wrong.group()!r}: "
+                "the file is damaged, or is no text; fetch it again"
+            )
         yield from io.StringIO(text, newline="\n")
         line += raw.count(b"\n")
 
 # %% ../../nbs/data/01_files.ipynb #b5259fd8
 def text_lines(
-    path, # a UTF-8 text file
-): # yields its lines without surrounding blanks; blank lines at the end are dropped
+    path,  # a UTF-8 text file
+):  # yields its lines without surrounding blanks; blank lines at the end are dropped
     "Walk through the lines of a text file; raises `QKSError` for what is not UTF-8, not text, or a blank line before the end."
-    number, blank = 0, 0 # of the line, and of the first blank one: blank lines may end a file, and nothing else
+    number = 0
+    blank = 0  # of the line, and of the first blank one: blank lines may end a file, and nothing else
     for number, line in enumerate(raw_lines(path), 1):
         line = line.strip()
-        if not line: blank = blank or number
-        elif blank: raise QKSError(f"{path} line {blank} is blank: remove it, or fill it")
-        else: yield line
-    if number == 0 or blank == 1: raise QKSError(f"{path} is empty: expected one entry a line")
+        if not line:
+            blank = blank or number
+        elif blank:
+            raise QKSError(f"{path} line {blank} is blank: remove it, or fill it")
+        else:
+            yield line
+    if number == 0 or blank == 1:
+        raise QKSError(f"{path} is empty: expected one entry a line")
 
 # %% ../../nbs/data/01_files.ipynb #db4c4023
 def distinct(
-    names, # what the lines of a file hold
-    path, # the file, for the message
-) -> list: # the same names
+    names,  # what the lines of a file hold
+    path,  # the file, for the message
+) -> list:  # the same names
     "Check that no name stands twice; raises `QKSError` naming both lines."
     first_line = {}
     for number, name in enumerate(names, 1):
@@ -113,131 +136,165 @@ def distinct(
 
 # %% ../../nbs/data/01_files.ipynb #4bafc94c
 def read_names(
-    path, # a list, one name a line
-) -> list: # the names, in file order
+    path,  # a list, one name a line
+) -> list:  # the names, in file order
     "Read a list of distinct names; raises `QKSError` where a name stands twice, or is longer than a name can be."
     names = list(text_lines(path))
     for number, name in enumerate(names, 1):
-        if len(name) > MAX_NAME: raise QKSError(f"{path} line {number} has {len(name):,} characters: expected one name, of at most {MAX_NAME:,}")
+        if len(name) > MAX_NAME:
+            raise QKSError(
+                f"{path} line {number} has {len(name):,} characters: expected one name, of at most {MAX_NAME:,}"
+            )
     return distinct(names, path)
 
 # %% ../../nbs/data/01_files.ipynb #ce9f2164
 def inside_path(
-    name: str, # a path as a list gives it, with slashes or backslashes
-    where: str, # file and line, for the message
-) -> str: # the same path with slashes, relative to the image folder
+    name: str,  # a path as a list gives it, with slashes or backslashes
+    where: str,  # file and line, for the message
+) -> str:  # the same path with slashes, relative to the image folder
     "One image's path; raises `QKSError` where it is absolute, climbs out with '..', names nothing, or is too long."
     path = name.replace("\\", "/")
     parts = [part for part in path.split("/") if part not in ("", ".")]
     leaves = path.startswith("/") or path[1:2] == ":" or not all(part.strip(". ") for part in parts)
-    if leaves or not parts: raise QKSError(f"{where}: {path[:80]!r} leaves the image folder; paths must be relative, without '..'")
-    if len(path) > MAX_NAME: raise QKSError(f"{where}: {path[:40]!r} … has {len(path):,} characters: expected one path, of at most {MAX_NAME:,}")
+    if leaves or not parts:
+        raise QKSError(f"{where}: {path[:80]!r} leaves the image folder; paths must be relative, without '..'")
+    if len(path) > MAX_NAME:
+        raise QKSError(
+            f"{where}: {path[:40]!r} … has {len(path):,} characters: expected one path, of at most {MAX_NAME:,}"
+        )
     return "/".join(parts)
 
 # %% ../../nbs/data/01_files.ipynb #383392af
 def read_image_list(
-    path, # an image list, one path a line, with slashes or backslashes
-) -> tuple: # posix paths, relative to the image folder
+    path,  # an image list, one path a line, with slashes or backslashes
+) -> tuple:  # posix paths, relative to the image folder
     "Read an image list; raises `QKSError` for a path that is absolute or climbs out with '..', and for an image that stands twice."
     lines = list(text_lines(path))
     text = "\n".join(["", *lines, ""]).replace("\\", "/")
-    plain = not any(odd in text for odd in ("//", "/.", "\n/", "\n.", "/\n", "/ ", ":")) and max(map(len, lines)) <= MAX_NAME
-    images = text[1:-1].split("\n") if plain else [inside_path(line, f"{path} line {number}") for number, line in enumerate(lines, 1)]
-    if len(set(images)) < len(images): distinct(images, path)
+    plain = (
+        not any(odd in text for odd in ("//", "/.", "\n/", "\n.", "/\n", "/ ", ":"))
+        and max(map(len, lines)) <= MAX_NAME
+    )
+    images = (
+        text[1:-1].split("\n")
+        if plain
+        else [inside_path(line, f"{path} line {number}") for number, line in enumerate(lines, 1)]
+    )
+    if len(set(images)) < len(images):
+        distinct(images, path)
     return tuple(images)
 
 # %% ../../nbs/data/01_files.ipynb #5c3c0259
 def regular_ones(
-    raw: bytes, # whole lines
-    columns: int, # C, values expected in each row
-): # (rows, row of each one, column of each one); None where the rows are not perfectly regular
+    raw: bytes,  # whole lines
+    columns: int,  # C, values expected in each row
+):  # (rows, row of each one, column of each one); None where the rows are not perfectly regular
     "Find the ones of a 0/1 table whose rows all have the same bytes between values."
     width = raw.find(b"\n") + 1
-    if width < 2*columns or len(raw) % width: return None
-    row = np.frombuffer(raw, np.uint8, width).copy() # [width]
-    digits = row[:2*columns:2].copy() # [C]
-    row[:2*columns:2] = ord(" ")
-    if row.tobytes().strip() or (digits >> 1 != ord("0") >> 1).any(): return None # digits, and blanks between them
-    row[:2*columns:2] = ord("0")
-    pattern = np.tile(row, 1 + 4096//width) # a row of few bytes is compared many at a time
-    table, whole = np.frombuffer(raw, np.uint8), len(raw) - len(raw) % len(pattern)
+    if width < 2 * columns or len(raw) % width:
+        return None
+    row = np.frombuffer(raw, np.uint8, width).copy()  # [width]
+    digits = row[: 2 * columns : 2].copy()  # [C]
+    row[: 2 * columns : 2] = ord(" ")
+    if row.tobytes().strip() or (digits >> 1 != ord("0") >> 1).any():
+        return None  # digits, and blanks between them
+    row[: 2 * columns : 2] = ord("0")
+    pattern = np.tile(row, 1 + 4096 // width)  # a row of few bytes is compared many at a time
+    table = np.frombuffer(raw, np.uint8)
+    whole = len(raw) - len(raw) % len(pattern)
     differs = np.empty(len(raw), np.uint8)
     np.bitwise_xor(table[:whole].reshape(-1, len(pattern)), pattern, out=differs[:whole].reshape(-1, len(pattern)))
-    np.bitwise_xor(table[whole:], pattern[:len(raw) - whole], out=differs[whole:])
-    if differs.max() > 1: return None # a digit over 1, or another blank than in the first row
+    np.bitwise_xor(table[whole:], pattern[: len(raw) - whole], out=differs[whole:])
+    if differs.max() > 1:
+        return None  # a digit over 1, or another blank than in the first row
     rows, places = np.divmod(np.flatnonzero(differs.view(bool)), width)
-    if (places % 2).any() or (places >= 2*columns).any(): return None # another blank than in the first row
-    return len(raw)//width, rows, places//2
+    if (places % 2).any() or (places >= 2 * columns).any():
+        return None  # another blank than in the first row
+    return len(raw) // width, rows, places // 2
 
 # %% ../../nbs/data/01_files.ipynb #70529fdc
 def irregular_ones(
-    raw: bytes, # lines, the last without its end
-    columns: int, # C, values expected in each row
-    path, # where the lines come from, for messages
-    line: int, # number of the first one
-): # (rows, row of each one, column of each one)
+    raw: bytes,  # lines, the last without its end
+    columns: int,  # C, values expected in each row
+    path,  # where the lines come from, for messages
+    line: int,  # number of the first one
+):  # (rows, row of each one, column of each one)
     "Find the ones of a 0/1 table row by row; raises `QKSError` with the line for a row of another length or another value."
-    lines, ones = raw.split(b"\n"), []
+    lines = raw.split(b"\n")
+    ones = []
     for row, text in enumerate(lines):
         values = text.split()
         if len(values) != columns:
             raise QKSError(f"{path} line {line + row} has {len(values)} values: expected {columns}, one a label")
         wrong = next((value for value in values if value not in (b"0", b"1")), None)
-        if wrong is not None: raise QKSError(f"{path} line {line + row} holds {wrong[:40].decode(errors='replace')!r}: expected 0 or 1")
+        if wrong is not None:
+            raise QKSError(f"{path} line {line + row} holds {wrong[:40].decode(errors='replace')!r}: expected 0 or 1")
         ones += [(row, column) for column, value in enumerate(values) if value == b"1"]
     rows, places = np.array(ones, np.int64).reshape(-1, 2).T
     return len(lines), rows, places
 
 # %% ../../nbs/data/01_files.ipynb #c8fb8ab6
 def table_blocks(
-    path, # a file of 0/1 values, blank-separated, one image a row
-    columns: int, # C, values expected in each row
-    size: int = BLOCK, # bytes read at a time
-): # yields (rows, row of each one, column of each one), rows counted from the block's first
+    path,  # a file of 0/1 values, blank-separated, one image a row
+    columns: int,  # C, values expected in each row
+    size: int = BLOCK,  # bytes read at a time
+):  # yields (rows, row of each one, column of each one), rows counted from the block's first
     "Walk through a 0/1 table in blocks; raises `QKSError` with the line for a row of another length or another value."
-    line, blank = 1, 0 # the number of the block's first line, and of the first blank one
+    line = 1
+    blank = 0  # the number of the block's first line, and of the first blank one
     for raw in line_blocks(path, size):
         found = regular_ones(raw, columns)
-        body = None if found else raw.rstrip() # blank lines may end a file, and nothing else
-        if blank and (found or body): raise QKSError(f"{path} line {blank} is blank: expected {columns} values, one a label")
+        body = None if found else raw.rstrip()  # blank lines may end a file, and nothing else
+        if blank and (found or body):
+            raise QKSError(f"{path} line {blank} is blank: expected {columns} values, one a label")
         found = found or (irregular_ones(body, columns, path, line) if body else (0, None, None))
         lines = found[0] if body is None else raw.count(b"\n")
-        if lines > found[0]: blank = blank or line + found[0]
-        if found[0]: yield found
+        if lines > found[0]:
+            blank = blank or line + found[0]
+        if found[0]:
+            yield found
         line += lines
-    if line == 1 or blank == 1: raise QKSError(f"{path} is empty: expected one row of {columns} values an image")
+    if line == 1 or blank == 1:
+        raise QKSError(f"{path} is empty: expected one row of {columns} values an image")
 
 # %% ../../nbs/data/01_files.ipynb #1ff4d28e
 def read_table(
-    path, # a file of 0/1 values, blank-separated, one image a row
-    columns: int, # C, values expected in each row
-) -> np.ndarray: # uint8 [n, C] in {0, 1}
+    path,  # a file of 0/1 values, blank-separated, one image a row
+    columns: int,  # C, values expected in each row
+) -> np.ndarray:  # uint8 [n, C] in {0, 1}
     "Read a 0/1 table at once; for tables that fit."
     parts = []
     for rows, row, column in table_blocks(path, columns):
-        parts.append(np.zeros((rows, columns), np.uint8)) # [rows, C]
+        parts.append(np.zeros((rows, columns), np.uint8))  # [rows, C]
         parts[-1][row, column] = 1
-    return np.concatenate(parts) # [n, C]
+    return np.concatenate(parts)  # [n, C]
 
 # %% ../../nbs/data/01_files.ipynb #e27441cc
 def csv_rows(
-    path, # a UTF-8 file of comma-separated values
-    columns: tuple, # what the columns are called
-    header: bool = True, # whether the first line says so
-    delimiter: str = ",", # what stands between values
-): # yields (line number, values)
+    path,  # a UTF-8 file of comma-separated values
+    columns: tuple,  # what the columns are called
+    header: bool = True,  # whether the first line says so
+    delimiter: str = ",",  # what stands between values
+):  # yields (line number, values)
     "Walk through a CSV file; raises `QKSError` with the line for another header, a row of another length or a quote left open."
-    reader, width = csv.reader(text_lines(path), strict=True, delimiter=delimiter), len(columns)
-    expected, number = f"expected {width} values, {','.join(columns)}", 0
+    reader = csv.reader(text_lines(path), strict=True, delimiter=delimiter)
+    width = len(columns)
+    expected = f"expected {width} values, {','.join(columns)}"
+    number = 0
     try:
         for number, row in enumerate(reader, 1):
             if reader.line_num != number:
                 raise QKSError(f"{path} line {number} opens a quote that another line closes: expected one row a line")
             if number == 1 and header:
                 if tuple(value.strip() for value in row) != columns:
-                    raise QKSError(f"{path} line 1 is {','.join(row)[:80]!r}: expected the header {','.join(columns)!r}")
+                    raise QKSError(
+                        f"{path} line 1 is {','.join(row)[:80]!r}: expected the header {','.join(columns)!r}"
+                    )
                 continue
-            if len(row) != width: raise QKSError(f"{path} line {number} has {len(row)} values: {expected}; quote a value that holds a comma")
+            if len(row) != width:
+                raise QKSError(
+                    f"{path} line {number} has {len(row)} values: {expected}; quote a value that holds a comma"
+                )
             yield number, row
     except csv.Error as error:
         raise QKSError(f"{path} line {number + 1} is not comma-separated values ({error}): {expected}") from error

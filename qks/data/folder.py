@@ -14,49 +14,93 @@ from .index import Index, index_pairs, raw_digest
 
 # %% ../../nbs/data/07_folder.ipynb #921014d0
 def own_rows(
-    path, # a table with the columns image and labels, in any order, perhaps among others
-): # yields (line number, image, labels) for every row that is not blank
+    path,  # a table with the columns image and labels, in any order, perhaps among others
+):  # yields (line number, image, labels) for every row that is not blank
     "Walk through a table of one's own, as a spreadsheet saves it; raises `QKSError` with the line for what is no such table."
-    delimiter = ";" if ";" in (line := next(iter(text_lines(path)))) and "," not in line else ","   # of spreadsheets in countries with a decimal comma
-    try: header = [name.strip() for name in next(csv.reader([line], delimiter=delimiter))]
-    except csv.Error as error: raise QKSError(f"{path} line 1 is no header ({error}): expected 'image,labels'") from error
+    delimiter = (
+        ";" if ";" in (line := next(iter(text_lines(path)))) and "," not in line else ","
+    )  # of spreadsheets in countries with a decimal comma
+    try:
+        header = [name.strip() for name in next(csv.reader([line], delimiter=delimiter))]
+    except csv.Error as error:
+        raise QKSError(f"{path} line 1 is no header ({error}): expected 'image,labels'") from error
     names = [name.lower() for name in header]
-    if not names.count("image") == names.count("labels") == 1: raise QKSError(f"{path} line 1 is {line[:80]!r}: expected the header 'image,labels', with or without other columns")
-    places, rows = [names.index(name) for name in ("image", "labels")], csv_rows(path, tuple(header), delimiter=delimiter)
-    kept = [(number, *(row[place].strip() for place in places)) for number, row in rows if any(value.strip() for value in row)]
+    if not names.count("image") == names.count("labels") == 1:
+        raise QKSError(
+            f"{path} line 1 is {line[:80]!r}: expected the header 'image,labels', with or without other columns"
+        )
+    places = [names.index(name) for name in ("image", "labels")]
+    rows = csv_rows(path, tuple(header), delimiter=delimiter)
+    kept = [
+        (number, *(row[place].strip() for place in places))
+        for number, row in rows
+        if any(value.strip() for value in row)
+    ]
     cells = [(number, cell) for number, _, cell in kept if cell]
-    for other, share in ((";", 0.5), (",", 0.51)): # what stands between labels in other tools; a label may hold it, but hardly most of them do
+    for other, share in (
+        (";", 0.5),
+        (",", 0.51),
+    ):  # what stands between labels in other tools; a label may hold it, but hardly most of them do
         wrong = [(number, cell) for number, cell in cells if other in cell]
-        if wrong and len(wrong) >= share*len(cells) and not any("|" in cell for _, cell in cells):
-            raise QKSError(f"{path} line {wrong[0][0]}: {wrong[0][1][:60]!r} looks like several labels with {other!r} between them: put '|' there")
-    for number, image, cell in kept: yield number, image, [label.strip() for label in cell.split("|")] if cell else []
+        if wrong and len(wrong) >= share * len(cells) and not any("|" in cell for _, cell in cells):
+            raise QKSError(
+                f"{path} line {wrong[0][0]}: {wrong[0][1][:60]!r} looks like several labels with {other!r} between them: put '|' there"
+            )
+    for number, image, cell in kept:
+        yield number, image, [label.strip() for label in cell.split("|")] if cell else []
 
 # %% ../../nbs/data/07_folder.ipynb #921014df
 def index_folder(
-    root, # the folder
-    table: str = "labels.csv", # image,labels; relative to root
-    seen=None, # the seen labels; None for every label of the table that is not unseen
-    unseen=(), # labels never to be trained on
-    image_folder: str = "", # where below root the images lie
-    lists=(), # files that the labels came from, relative to root: the index is stale when one changes
-) -> Index: # keyed by label
+    root,  # the folder
+    table: str = "labels.csv",  # image,labels; relative to root
+    seen=None,  # the seen labels; None for every label of the table that is not unseen
+    unseen=(),  # labels never to be trained on
+    image_folder: str = "",  # where below root the images lie
+    lists=(),  # files that the labels came from, relative to root: the index is stale when one changes
+) -> Index:  # keyed by label
     "Index a folder of images with a CSV; raises `QKSError` with the line for an image or a label that stands twice, or a label in no list."
     path = find_file(root, inside_path(table, "the name of the table"))
     image_folder = inside_path(image_folder, "the folder of the images") if image_folder else ""
     sources = path.relative_to(root).as_posix(), *(inside_path(name, "the name of a list of labels") for name in lists)
-    digest, first_line, pairs = raw_digest(root, sources), {}, []
-    unseen, seen = check_labels(unseen) if len(unseen) else [], seen if seen is None else check_labels(seen)
-    never, known = set(unseen), None if seen is None else {*seen, *unseen}
+    digest = raw_digest(root, sources)
+    first_line = {}
+    pairs = []
+    unseen = check_labels(unseen) if len(unseen) else []
+    seen = seen if seen is None else check_labels(seen)
+    never = set(unseen)
+    known = None if seen is None else {*seen, *unseen}
     for line, image, labels in own_rows(path):
-        if not image: raise QKSError(f"{path} line {line} names no image: give its path, relative to the folder")
+        if not image:
+            raise QKSError(f"{path} line {line} names no image: give its path, relative to the folder")
         image = inside_path(image, f"{path} line {line}")
-        if first_line.setdefault(image, line) != line: raise QKSError(f"{path} line {line}: image {image!r} already stands in line {first_line[image]}; keep one")
+        if first_line.setdefault(image, line) != line:
+            raise QKSError(f"{path} line {line}: image {image!r} already stands in line {first_line[image]}; keep one")
         for label in labels:
-            wrong = "is empty" if not label else "is too long" if len(label) > MAX_NAME else "stands twice" if labels.count(label) > 1 else ""
-            if wrong: raise QKSError(f"{path} line {line}: label {label[:40]!r} {wrong}: expected distinct labels with '|' between")
-            if known is not None and label not in known: raise QKSError(f"{path} line {line}: label {label!r} is neither in seen nor in unseen: add it to one of the two lists (where none is given, the seen labels are those of the training table), or correct it")
+            wrong = (
+                "is empty"
+                if not label
+                else "is too long"
+                if len(label) > MAX_NAME
+                else "stands twice"
+                if labels.count(label) > 1
+                else ""
+            )
+            if wrong:
+                raise QKSError(
+                    f"{path} line {line}: label {label[:40]!r} {wrong}: expected distinct labels with '|' between"
+                )
+            if known is not None and label not in known:
+                raise QKSError(
+                    f"{path} line {line}: label {label!r} is neither in seen nor in unseen: add it to one of the two lists (where none is given, the seen labels are those of the training table), or correct it"
+                )
         pairs += [(len(first_line) - 1, label, 1) for label in labels]
-    if not first_line: raise QKSError(f"{path} has no row below its header: expected an image a row")
-    seen = [label for label in dict.fromkeys(label for _, label, _ in pairs) if label not in never] if seen is None else seen
-    if both := [label for label in seen if label in never]: raise QKSError(f"label {both[0]!r} is in seen and in unseen: a label is one or the other")
+    if not first_line:
+        raise QKSError(f"{path} has no row below its header: expected an image a row")
+    seen = (
+        [label for label in dict.fromkeys(label for _, label, _ in pairs) if label not in never]
+        if seen is None
+        else seen
+    )
+    if both := [label for label in seen if label in never]:
+        raise QKSError(f"label {both[0]!r} is in seen and in unseen: a label is one or the other")
     return index_pairs(root, first_line, pairs, seen, unseen, image_folder=image_folder, sources=sources, digest=digest)

@@ -15,70 +15,83 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import QKSError, whole_file
+from ..core import QKSError, atomic_file
 from .files import inside_path, opened
 
 # %% ../../nbs/data/02_index.ipynb #9a1122cd
-MAX_DENSE = 4_000_000_000 # ours: bytes of a label matrix that `dense` builds without being asked twice
+MAX_DENSE = 4_000_000_000  # ours: bytes of a label matrix that `dense` builds without being asked twice
 
 # %% ../../nbs/data/02_index.ipynb #f91a911e
 @dataclass(frozen=True, eq=False)
 class LabelledImages:
     "Images of one split and their labels; the first `n_seen` label columns are the seen ones."
-    root: Path # the data set's folder
-    images: tuple # n image files: posix paths relative to root/image_folder
-    labels: np.ndarray # int8 [n, C]: +1 present, -1 absent, 0 not annotated
-    label_names: tuple # C names, seen labels first
-    n_seen: int # S, the number of seen labels
-    image_folder: str = "Flickr" # where below root the images lie
-    label_ids: tuple = None # C distinct keys, where names may repeat; None: the names
+
+    root: Path  # the data set's folder
+    images: tuple  # n image files: posix paths relative to root/image_folder
+    labels: np.ndarray  # int8 [n, C]: +1 present, -1 absent, 0 not annotated
+    label_names: tuple  # C names, seen labels first
+    n_seen: int  # S, the number of seen labels
+    image_folder: str = "Flickr"  # where below root the images lie
+    label_ids: tuple = None  # C distinct keys, where names may repeat; None: the names
 
     def __post_init__(self):
         expected = (len(self.images), len(self.label_names))
         if self.labels.shape != expected or self.labels.dtype != np.int8:
-            raise QKSError(f"labels are {self.labels.dtype} {list(self.labels.shape)}: {expected[0]} images and "
-                           f"{expected[1]} label names need int8 {list(expected)}")
+            raise QKSError(
+                f"labels are {self.labels.dtype} {list(self.labels.shape)}: {expected[0]} images and "
+                f"{expected[1]} label names need int8 {list(expected)}"
+            )
         if not 0 <= self.n_seen <= expected[1]:
             raise QKSError(f"n_seen is {self.n_seen}: it must lie between 0 and the {expected[1]} labels")
 
-    def __len__(self): return len(self.images)
+    def __len__(self):
+        return len(self.images)
 
-    def path(self, index): return Path(self.root)/self.image_folder/self.images[index]
+    def path(self, index):
+        return Path(self.root) / self.image_folder / self.images[index]
 
-    def subset(self, indices): # indices: integers into the images
+    def subset(self, indices):  # indices: integers into the images
         "The same labels for some of the images."
         indices = np.asarray(indices, dtype=np.int64)
         return replace(self, images=tuple(self.images[i] for i in indices), labels=self.labels[indices])
 
 # %% ../../nbs/data/02_index.ipynb #62730f03
 def index_problem(
-    index, # anything with the fields of an Index
-): # what is wrong with it, in a few words; None where nothing is
+    index,  # anything with the fields of an Index
+):  # what is wrong with it, in a few words; None where nothing is
     "Check an index's arrays against each other."
-    n, C, E = len(index.images), len(index.label_ids), len(index.columns)
+    n = len(index.images)
+    C = len(index.label_ids)
+    E = len(index.columns)
     for name, dtype, length in (("offsets", np.int64, n + 1), ("columns", np.int32, E), ("values", np.int8, E)):
         array = getattr(index, name)
         if array.dtype != dtype or array.shape != (length,):
             return f"{name} are {array.dtype} {list(array.shape)}, expected {np.dtype(dtype)} [{length}]"
     if index.offsets[0] != 0 or index.offsets[-1] != E or (np.diff(index.offsets) < 0).any():
         return f"offsets must rise from 0 to the {E} entries"
-    if E and not (0 <= index.columns.min() and index.columns.max() < C): return f"columns must lie in 0 … {C - 1}"
-    rises = np.diff(index.columns) > 0 # [E - 1]
+    if E and not (0 <= index.columns.min() and index.columns.max() < C):
+        return f"columns must lie in 0 … {C - 1}"
+    rises = np.diff(index.columns) > 0  # [E - 1]
     starts = index.offsets[1:-1]
-    rises[starts[(starts > 0) & (starts < E)] - 1] = True # another image's entries begin
-    if not rises.all(): return "an image's columns must rise"
-    if E and not (-1 <= index.values.min() and index.values.max() <= 1): return "values must be +1, 0 or -1"
-    if len(index.label_names) != C or len(set(index.label_ids)) != C: return f"{C} labels need {C} distinct ids and {C} names"
-    if not 0 <= index.n_seen <= C: return f"n_seen is {index.n_seen}, it must lie between 0 and the {C} labels"
-    if index.absent not in (-1, 0): return f"absent is {index.absent}, expected -1 or 0"
+    rises[starts[(starts > 0) & (starts < E)] - 1] = True  # another image's entries begin
+    if not rises.all():
+        return "an image's columns must rise"
+    if E and not (-1 <= index.values.min() and index.values.max() <= 1):
+        return "values must be +1, 0 or -1"
+    if len(index.label_names) != C or len(set(index.label_ids)) != C:
+        return f"{C} labels need {C} distinct ids and {C} names"
+    if not 0 <= index.n_seen <= C:
+        return f"n_seen is {index.n_seen}, it must lie between 0 and the {C} labels"
+    if index.absent not in (-1, 0):
+        return f"absent is {index.absent}, expected -1 or 0"
 
 # %% ../../nbs/data/02_index.ipynb #b7056c8e
 def row_entries(
-    offsets: np.ndarray, # int64 [n + 1], where each image's entries begin
-    rows: np.ndarray, # int64 [m], some of the images
-): # entries per row [m]; the places of these entries, one row's after the other's
+    offsets: np.ndarray,  # int64 [n + 1], where each image's entries begin
+    rows: np.ndarray,  # int64 [m], some of the images
+):  # entries per row [m]; the places of these entries, one row's after the other's
     "Find the entries of some images."
-    counts = offsets[rows + 1] - offsets[rows] # [m]
+    counts = offsets[rows + 1] - offsets[rows]  # [m]
     ends = np.cumsum(counts)
     return counts, np.arange(counts.sum()) + np.repeat(offsets[rows] - (ends - counts), counts)
 
@@ -86,170 +99,240 @@ def row_entries(
 @dataclass(frozen=True, eq=False)
 class Index:
     "Sparse labels of one split; the first `n_seen` labels are the seen ones. Raises `QKSError` where the arrays disagree."
-    root: Path # the data set's folder
-    images: tuple # n image files: posix paths relative to root/image_folder
-    offsets: np.ndarray # int64 [n + 1]: image i has the entries offsets[i] … offsets[i + 1] - 1
-    columns: np.ndarray # int32 [E]: the label of each entry, rising within an image
-    values: np.ndarray # int8 [E]: +1 present, -1 absent, 0 not annotated
-    label_ids: tuple # C distinct keys, seen labels first: NUS-WIDE's names, Open Images' MIDs
-    label_names: tuple # C display names, which may repeat
-    n_seen: int # S, the number of seen labels
-    absent: int = -1 # the value of an entry that is not stored: -1 absent, 0 not annotated
-    image_folder: str = "Flickr" # where below root the images lie
-    sources: tuple = () # the raw files that were read, relative to root
-    digest: str = "" # their names, sizes and times when they were read
-    conflicts: int = 0 # pairs of an image and a label that are marked both ways; they count as not annotated
-    first_conflict: str = "" # file and lines of the first of them
+
+    root: Path  # the data set's folder
+    images: tuple  # n image files: posix paths relative to root/image_folder
+    offsets: np.ndarray  # int64 [n + 1]: image i has the entries offsets[i] … offsets[i + 1] - 1
+    columns: np.ndarray  # int32 [E]: the label of each entry, rising within an image
+    values: np.ndarray  # int8 [E]: +1 present, -1 absent, 0 not annotated
+    label_ids: tuple  # C distinct keys, seen labels first: NUS-WIDE's names, Open Images' MIDs
+    label_names: tuple  # C display names, which may repeat
+    n_seen: int  # S, the number of seen labels
+    absent: int = -1  # the value of an entry that is not stored: -1 absent, 0 not annotated
+    image_folder: str = "Flickr"  # where below root the images lie
+    sources: tuple = ()  # the raw files that were read, relative to root
+    digest: str = ""  # their names, sizes and times when they were read
+    conflicts: int = 0  # pairs of an image and a label that are marked both ways; they count as not annotated
+    first_conflict: str = ""  # file and lines of the first of them
 
     def __post_init__(self):
-        if problem := index_problem(self): raise QKSError(f"the index does not fit together: {problem}; build it again from the raw files")
+        if problem := index_problem(self):
+            raise QKSError(f"the index does not fit together: {problem}; build it again from the raw files")
 
-    def __len__(self): return len(self.images)
-    def path(self, index): return Path(self.root)/self.image_folder/self.images[index]
-    def positives(self): return np.bincount(self.columns[self.values == 1], minlength=len(self.label_ids)) # [C], images per label
-    def save(self, path): return save_index(self, path)
+    def __len__(self):
+        return len(self.images)
+
+    def path(self, index):
+        return Path(self.root) / self.image_folder / self.images[index]
+
+    def positives(self):
+        return np.bincount(self.columns[self.values == 1], minlength=len(self.label_ids))  # [C], images per label
+
+    def save(self, path):
+        return save_index(self, path)
+
     load = staticmethod(lambda path, root=None: load_index(path, root))
 
-    def subset(self, indices): # indices: integers into the images, in any order
+    def subset(self, indices):  # indices: integers into the images, in any order
         "The same labels for some of the images."
-        rows = np.arange(len(self))[np.asarray(indices, np.int64)] # [m]
+        rows = np.arange(len(self))[np.asarray(indices, np.int64)]  # [m]
         counts, places = row_entries(self.offsets, rows)
-        return replace(self, images=tuple(self.images[i] for i in rows.tolist()), offsets=np.append(0, np.cumsum(counts)),
-                       columns=self.columns[places], values=self.values[places])
+        return replace(
+            self,
+            images=tuple(self.images[i] for i in rows.tolist()),
+            offsets=np.append(0, np.cumsum(counts)),
+            columns=self.columns[places],
+            values=self.values[places],
+        )
 
-    def labels(self, rows=None): # rows: integers into the images, None for all
+    def labels(self, rows=None):  # rows: integers into the images, None for all
         "Labels as a matrix, int8 [m, C]."
-        rows = np.arange(len(self))[slice(None) if rows is None else np.asarray(rows, np.int64)] # [m]
+        rows = np.arange(len(self))[slice(None) if rows is None else np.asarray(rows, np.int64)]  # [m]
         counts, places = row_entries(self.offsets, rows)
-        labels = np.full((len(rows), len(self.label_ids)), self.absent, np.int8) # [m, C]
+        labels = np.full((len(rows), len(self.label_ids)), self.absent, np.int8)  # [m, C]
         labels[np.repeat(np.arange(len(rows)), counts), self.columns[places]] = self.values[places]
         return labels
 
-    def dense(self, max_bytes=MAX_DENSE): return dense_labels(self, max_bytes)
+    def dense(self, max_bytes=MAX_DENSE):
+        return dense_labels(self, max_bytes)
 
 # %% ../../nbs/data/02_index.ipynb #2f194811
 def dense_labels(
-    index: Index, # n images, C labels
-    max_bytes: int = MAX_DENSE, # refuse to build a larger matrix
-) -> LabelledImages: # the same images and labels
+    index: Index,  # n images, C labels
+    max_bytes: int = MAX_DENSE,  # refuse to build a larger matrix
+) -> LabelledImages:  # the same images and labels
     "An index with all its labels as one matrix; raises `QKSError` where that would be too large."
-    if (size := len(index)*len(index.label_ids)) > max_bytes:
-        raise QKSError(f"labels of {len(index):,} images x {len(index.label_ids):,} labels take {size/1e9:.1f} GB, over the limit of {max_bytes/1e9:.1f} GB: "
-                       "take them in batches with labels(rows), or raise max_bytes")
-    return LabelledImages(Path(index.root), index.images, index.labels(), index.label_names, index.n_seen, index.image_folder, index.label_ids)
+    if (size := len(index) * len(index.label_ids)) > max_bytes:
+        raise QKSError(
+            f"labels of {len(index):,} images x {len(index.label_ids):,} labels take {size / 1e9:.1f} GB, over the limit of {max_bytes / 1e9:.1f} GB: "
+            "take them in batches with labels(rows), or raise max_bytes"
+        )
+    return LabelledImages(
+        Path(index.root),
+        index.images,
+        index.labels(),
+        index.label_names,
+        index.n_seen,
+        index.image_folder,
+        index.label_ids,
+    )
 
 # %% ../../nbs/data/02_index.ipynb #d78f2e4d
 def sort_entries(
-    rows: np.ndarray, # int [m], the image of each entry
-    columns: np.ndarray, # int [m], its label
-    values: np.ndarray, # int [m], +1, 0 or -1
-    n: int, # images
-    C: int, # labels
-) -> dict: # offsets int64 [n + 1], columns int32 [E], values int8 [E]
+    rows: np.ndarray,  # int [m], the image of each entry
+    columns: np.ndarray,  # int [m], its label
+    values: np.ndarray,  # int [m], +1, 0 or -1
+    n: int,  # images
+    C: int,  # labels
+) -> dict:  # offsets int64 [n + 1], columns int32 [E], values int8 [E]
     "Bring entries into an index's order; of several for one image and label the largest value stays."
-    order = np.lexsort((-np.asarray(values, np.int8), np.asarray(rows, np.int64)*C + columns))
-    rows, columns, values = np.asarray(rows)[order], np.asarray(columns)[order], np.asarray(values)[order] # [m]
-    first = np.append(True, (np.diff(rows) != 0) | (np.diff(columns) != 0))[:len(order)] # [m], of an image and label
-    offsets = np.append(0, np.cumsum(np.bincount(rows[first].astype(np.int64), minlength=n))) # [n + 1]
-    return dict(offsets=offsets.astype(np.int64), columns=columns[first].astype(np.int32), values=values[first].astype(np.int8))
+    order = np.lexsort((-np.asarray(values, np.int8), np.asarray(rows, np.int64) * C + columns))
+    rows = np.asarray(rows)[order]
+    columns = np.asarray(columns)[order]
+    values = np.asarray(values)[order]  # [m]
+    first = np.append(True, (np.diff(rows) != 0) | (np.diff(columns) != 0))[: len(order)]  # [m], of an image and label
+    offsets = np.append(0, np.cumsum(np.bincount(rows[first].astype(np.int64), minlength=n)))  # [n + 1]
+    return dict(
+        offsets=offsets.astype(np.int64), columns=columns[first].astype(np.int32), values=values[first].astype(np.int8)
+    )
 
 # %% ../../nbs/data/02_index.ipynb #73b935c3
 def raw_digest(
-    root, # the data set's folder
-    sources, # raw files, posix paths relative to root
-) -> str: # 64 hexadecimal digits
+    root,  # the data set's folder
+    sources,  # raw files, posix paths relative to root
+) -> str:  # 64 hexadecimal digits
     "Digest of the names, sizes and modification times of raw files; raises `QKSError` where one is gone."
     digest = hashlib.sha256()
     for source in sorted(sources):
-        try: state = os.stat(Path(root)/source)
-        except OSError as error: raise QKSError(f"{Path(root)/source} cannot be read ({error.strerror}), but the index was made from it: put it back, or build the index again") from error
+        try:
+            state = os.stat(Path(root) / source)
+        except OSError as error:
+            raise QKSError(
+                f"{Path(root) / source} cannot be read ({error.strerror}), but the index was made from it: put it back, or build the index again"
+            ) from error
         digest.update(f"{source}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 # %% ../../nbs/data/02_index.ipynb #dab47027
 def pack_text(
-    texts, # strings
-) -> tuple: # uint8 [bytes], all of them in UTF-8; int64 [len(texts) + 1], where each begins
+    texts,  # strings
+) -> tuple:  # uint8 [bytes], all of them in UTF-8; int64 [len(texts) + 1], where each begins
     "Strings as two arrays."
     parts = [text.encode() for text in texts]
     return np.frombuffer(b"".join(parts), np.uint8), np.cumsum([0, *map(len, parts)])
 
 # %% ../../nbs/data/02_index.ipynb #1337ec06
 def unpack_text(
-    raw: np.ndarray, # uint8 [bytes]
-    ends: np.ndarray, # int64 [m + 1]
-) -> tuple: # m strings
+    raw: np.ndarray,  # uint8 [bytes]
+    ends: np.ndarray,  # int64 [m + 1]
+) -> tuple:  # m strings
     "Strings from two arrays; raises `ValueError` where they do not fit together."
-    raw, ends = raw.astype(np.uint8, casting="no").tobytes(), ends.tolist()
-    if ends[:1] != [0] or ends[-1] != len(raw) or ends != sorted(ends): raise ValueError("strings and their places disagree")
+    raw = raw.astype(np.uint8, casting="no").tobytes()
+    ends = ends.tolist()
+    if ends[:1] != [0] or ends[-1] != len(raw) or ends != sorted(ends):
+        raise ValueError("strings and their places disagree")
     return tuple(raw[a:b].decode() for a, b in zip(ends, ends[1:]))
 
 # %% ../../nbs/data/02_index.ipynb #f8012f0b
-FORMAT = 1 # rises when an older program could not read the file
-ARRAYS = ("offsets", "columns", "values") # kept as they are
-TEXTS = ("images", "label_ids", "label_names", "sources") # kept as bytes and places
-WORDS = ("image_folder", "digest", "first_conflict") # kept together, as bytes and places
-NUMBERS = ("n_seen", "absent", "conflicts") # kept together
+FORMAT = 1  # rises when an older program could not read the file
+ARRAYS = ("offsets", "columns", "values")  # kept as they are
+TEXTS = ("images", "label_ids", "label_names", "sources")  # kept as bytes and places
+WORDS = ("image_folder", "digest", "first_conflict")  # kept together, as bytes and places
+NUMBERS = ("n_seen", "absent", "conflicts")  # kept together
+
 
 def save_index(
-    index: Index, # any index
-    path, # the file to write; beside the raw files, in root, where it is to be found
-) -> Path: # path
+    index: Index,  # any index
+    path,  # the file to write; beside the raw files, in root, where it is to be found
+) -> Path:  # path
     "Save an index, whole or not at all; raises `QKSError` where it cannot be written."
-    path, arrays = Path(path), {name: getattr(index, name) for name in ARRAYS}
-    for name, texts in [*((name, getattr(index, name)) for name in TEXTS), ("words", [getattr(index, name) for name in WORDS])]:
+    path = Path(path)
+    arrays = {name: getattr(index, name) for name in ARRAYS}
+    for name, texts in [
+        *((name, getattr(index, name)) for name in TEXTS),
+        ("words", [getattr(index, name) for name in WORDS]),
+    ]:
         arrays[name], arrays[f"{name}_at"] = pack_text(texts)
     numbers = np.array([FORMAT, *(getattr(index, name) for name in NUMBERS)], np.int64)
     try:
-        with whole_file(path) as file: np.savez_compressed(file, numbers=numbers, **arrays)
-    except OSError as error: raise QKSError(f"{path} cannot be written ({error.strerror}): choose another place") from error
+        with atomic_file(path) as file:
+            np.savez_compressed(file, numbers=numbers, **arrays)
+    except OSError as error:
+        raise QKSError(f"{path} cannot be written ({error.strerror}): choose another place") from error
     return path
 
 # %% ../../nbs/data/02_index.ipynb #6e0d80e0
 def read_arrays(
-    path, # a .npz file
-) -> dict: # its arrays by name
+    path,  # a .npz file
+) -> dict:  # its arrays by name
     "Read the arrays of an index; raises `QKSError` for a file that is missing, damaged, or no index of this version."
     with opened(path) as file:
         try:
-            with np.load(file, allow_pickle=False) as archive: arrays = {name: archive[name] for name in archive.files}
+            with np.load(file, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
             version = arrays["numbers"].astype(np.int64, casting="safe").tolist()[0]
-        except Exception as error: # damaged archives fail in many ways inside zipfile, zlib and numpy
-            raise QKSError(f"index {path} is damaged, or is no index ({type(error).__name__}): build it again from the raw files") from error
-    if version != FORMAT: raise QKSError(f"index {path} has format {version}, this version of qks reads {FORMAT}: build it again from the raw files")
+        except Exception as error:  # damaged archives fail in many ways inside zipfile, zlib and numpy
+            raise QKSError(
+                f"index {path} is damaged, or is no index ({type(error).__name__}): build it again from the raw files"
+            ) from error
+    if version != FORMAT:
+        raise QKSError(
+            f"index {path} has format {version}, this version of qks reads {FORMAT}: build it again from the raw files"
+        )
     return arrays
 
 # %% ../../nbs/data/02_index.ipynb #b1803310
 def load_index(
-    path, # a file that `save_index` wrote
-    root=None, # the data set's folder; None for the folder that holds the index
-) -> Index: # the index, checked
+    path,  # a file that `save_index` wrote
+    root=None,  # the data set's folder; None for the folder that holds the index
+) -> Index:  # the index, checked
     "Load an index; raises `QKSError` where it is damaged, has a path outside root, or is older than the raw files."
-    arrays, root = read_arrays(path), Path(path).parent if root is None else Path(root)
+    arrays = read_arrays(path)
+    root = Path(path).parent if root is None else Path(root)
     try:
         texts = {name: unpack_text(arrays[name], arrays[f"{name}_at"]) for name in (*TEXTS, "words")}
-        fields = dict(zip(WORDS, texts.pop("words"), strict=True)) | dict(zip(NUMBERS, arrays["numbers"].tolist()[1:], strict=True))
+        fields = dict(zip(WORDS, texts.pop("words"), strict=True)) | dict(
+            zip(NUMBERS, arrays["numbers"].tolist()[1:], strict=True)
+        )
         index = Index(root, **texts, **fields, **{name: arrays[name] for name in ARRAYS})
-        if len(set(index.images)) != len(index): raise ValueError("an image stands twice")
-    except (KeyError, TypeError, ValueError) as error: # QKSError is a ValueError
+        if len(set(index.images)) != len(index):
+            raise ValueError("an image stands twice")
+    except (KeyError, TypeError, ValueError) as error:  # QKSError is a ValueError
         raise QKSError(f"index {path} is damaged ({error}): build it again from the raw files") from error
     for name in (*index.images, *index.sources, *filter(None, [index.image_folder])):
-        if inside_path(name, f"index {path}") != name or "\0" in name: raise QKSError(f"index {path} is damaged ({name[:80]!r} is no plain path): build it again from the raw files")
+        if inside_path(name, f"index {path}") != name or "\0" in name:
+            raise QKSError(
+                f"index {path} is damaged ({name[:80]!r} is no plain path): build it again from the raw files"
+            )
     if index.sources and raw_digest(root, index.sources) != index.digest:
-        raise QKSError(f"index {path} is stale: the raw files in {root} have changed since it was built; build it again")
+        raise QKSError(
+            f"index {path} is stale: the raw files in {root} have changed since it was built; build it again"
+        )
     return index
 
 # %% ../../nbs/data/02_index.ipynb #0e818c4a
 def index_pairs(
-    root, # the data set's folder
-    images, # n paths, relative to root/image_folder
-    pairs, # (image number, label, value), in any order; of several for one image and label the largest value stays
-    seen, # S labels
-    unseen, # U labels
-    **options, # the Index's other fields
-) -> Index: # n images, labels that are in neither list left out
+    root,  # the data set's folder
+    images,  # n paths, relative to root/image_folder
+    pairs,  # (image number, label, value), in any order; of several for one image and label the largest value stays
+    seen,  # S labels
+    unseen,  # U labels
+    **options,  # the Index's other fields
+) -> Index:  # n images, labels that are in neither list left out
     "Index images from pairs."
-    images, column_of = tuple(images), {label: column for column, label in enumerate([*seen, *unseen])}
-    entries = np.array([(row, column_of[label], value) for row, label, value in pairs if label in column_of], np.int64).reshape(-1, 3).T # [3, E]
-    return Index(Path(root), images, **sort_entries(*entries, len(images), len(column_of)),
-                 label_ids=tuple(column_of), label_names=tuple(column_of), n_seen=len(seen), **options)
+    images = tuple(images)
+    column_of = {label: column for column, label in enumerate([*seen, *unseen])}
+    entries = (
+        np.array([(row, column_of[label], value) for row, label, value in pairs if label in column_of], np.int64)
+        .reshape(-1, 3)
+        .T
+    )  # [3, E]
+    return Index(
+        Path(root),
+        images,
+        **sort_entries(*entries, len(images), len(column_of)),
+        label_ids=tuple(column_of),
+        label_names=tuple(column_of),
+        n_seen=len(seen),
+        **options,
+    )

@@ -21,69 +21,81 @@ from .files import find_file, read_image_list, read_names, read_table, table_blo
 from .index import Index, LabelledImages, raw_digest, sort_entries
 
 # %% ../../nbs/data/03_nuswide.ipynb #9c38833e
-TAG_LIST = "NUS_WID_Tags/TagList1k.txt", "TagList1k.txt" # where copies of the data set have it, the usual place first
+TAG_LIST = "NUS_WID_Tags/TagList1k.txt", "TagList1k.txt"  # where copies of the data set have it, the usual place first
 CONCEPT_LIST = "Concepts81.txt", "ConceptsList/Concepts81.txt"
 
+
 def read_vocabulary(
-    root, # the data set's folder
-) -> tuple: # (tags, seen, unseen): all columns of the tag table, the seen labels, the unseen labels
+    root,  # the data set's folder
+) -> tuple:  # (tags, seen, unseen): all columns of the tag table, the seen labels, the unseen labels
     "Read the two label lists and part seen from unseen; raises `QKSError` where no tag is left as seen."
     tags = read_names(find_file(root, *TAG_LIST))
     concept_file = find_file(root, *CONCEPT_LIST)
     unseen = read_names(concept_file)
-    for number, concept in enumerate(unseen, 1): # a concept is part of a file's name
-        if re.search(r'[\\/:*?"<>|]', concept) or len(concept) > 100: raise QKSError(f"{concept_file} line {number}: {concept[:80]!r} cannot be part of a file name: expected a word")
+    for number, concept in enumerate(unseen, 1):  # a concept is part of a file's name
+        if re.search(r'[\\/:*?"<>|]', concept) or len(concept) > 100:
+            raise QKSError(
+                f"{concept_file} line {number}: {concept[:80]!r} cannot be part of a file name: expected a word"
+            )
     seen = [tag for tag in tags if tag not in set(unseen)]
-    if not seen: raise QKSError(f"every tag of TagList1k.txt in {root} is also in Concepts81.txt: no seen label is left")
+    if not seen:
+        raise QKSError(f"every tag of TagList1k.txt in {root} is also in Concepts81.txt: no seen label is left")
     return tags, seen, unseen
 
 # %% ../../nbs/data/03_nuswide.ipynb #af218be6
 LABEL_FOLDER = "Groundtruth/TrainTestLabels"
 
+
 def unknown_concepts(
-    root, # the data set's folder
-    unseen: list, # U concepts
-    side: str, # "Train" or "Test"
-) -> list: # file names
+    root,  # the data set's folder
+    unseen: list,  # U concepts
+    side: str,  # "Train" or "Test"
+) -> list:  # file names
     "The annotation files of concepts that are not in the list."
     known = {f"Labels_{concept}_{side}.txt" for concept in unseen}
-    return sorted(path.name for path in (Path(root)/LABEL_FOLDER).glob(f"Labels_*_{side}.txt") if path.name not in known)
+    return sorted(
+        path.name for path in (Path(root) / LABEL_FOLDER).glob(f"Labels_*_{side}.txt") if path.name not in known
+    )
 
 # %% ../../nbs/data/03_nuswide.ipynb #b80f196f
 def concept_files(
-    root, # the data set's folder
-    unseen: list, # U concepts
-    side: str, # "Train" or "Test"
-) -> list: # U paths
+    root,  # the data set's folder
+    unseen: list,  # U concepts
+    side: str,  # "Train" or "Test"
+) -> list:  # U paths
     "Locate the human annotations; raises `QKSError` for a missing or unknown concept."
     if unknown := unknown_concepts(root, unseen, side):
-        raise QKSError(f"{LABEL_FOLDER}/{unknown[0]} is for a concept that is not in Concepts81.txt: add it there, or remove the file")
+        raise QKSError(
+            f"{LABEL_FOLDER}/{unknown[0]} is for a concept that is not in Concepts81.txt: add it there, or remove the file"
+        )
     return [find_file(root, f"{LABEL_FOLDER}/Labels_{concept}_{side}.txt") for concept in unseen]
 
 # %% ../../nbs/data/03_nuswide.ipynb #a82c3c1e
 def read_concept_labels(
-    root, # the data set's folder
-    unseen: list, # U concepts
-    side: str, # "Train" or "Test"
-) -> np.ndarray: # uint8 [n, U] in {0, 1}
+    root,  # the data set's folder
+    unseen: list,  # U concepts
+    side: str,  # "Train" or "Test"
+) -> np.ndarray:  # uint8 [n, U] in {0, 1}
     "Read the human annotations; raises `QKSError` for a missing or unknown concept, or files of different lengths."
     paths = concept_files(root, unseen, side)
-    columns = [read_table(path, columns=1)[:, 0] for path in paths] # U times [n]
+    columns = [read_table(path, columns=1)[:, 0] for path in paths]  # U times [n]
     for path, column in zip(paths, columns):
         if len(column) != len(columns[0]):
             raise QKSError(f"{path} has {len(column)} rows but {paths[0].name} has {len(columns[0])}: they must agree")
-    return np.stack(columns, axis=1) # [n, U]
+    return np.stack(columns, axis=1)  # [n, U]
 
 # %% ../../nbs/data/03_nuswide.ipynb #334f11e1
 def read_tag_entries(
-    path, # a tag table
-    tags: list, # what its columns are
-    seen: list, # S of the tags
-) -> tuple: # n; row of each one [m]; its seen label [m]
+    path,  # a tag table
+    tags: list,  # what its columns are
+    seen: list,  # S of the tags
+) -> tuple:  # n; row of each one [m]; its seen label [m]
     "Read the ones of a tag table."
     places = {label: place for place, label in enumerate(seen)}
-    column_of = np.array([places.get(tag, -1) for tag in tags]) # [1000], -1: not a seen label
-    rows, columns, n = [], [], 0
+    column_of = np.array([places.get(tag, -1) for tag in tags])  # [1000], -1: not a seen label
+    rows = []
+    columns = []
+    n = 0
     for count, row, column in table_blocks(path, len(tags)):
         kept = column_of[column] >= 0
         rows.append((row[kept] + n).astype(np.int32))
@@ -93,108 +105,145 @@ def read_tag_entries(
 
 # %% ../../nbs/data/03_nuswide.ipynb #dfa7ea78
 def index_nuswide(
-    root, # a folder in NUS-WIDE's raw layout
-    split: str, # "train": labels are the S seen tags; "test": the S seen tags, then the U concepts
-) -> Index: # the images with at least one of those labels
+    root,  # a folder in NUS-WIDE's raw layout
+    split: str,  # "train": labels are the S seen tags; "test": the S seen tags, then the U concepts
+) -> Index:  # the images with at least one of those labels
     "Index one split of the raw files, with the authors' choice of images; raises `QKSError` for anything amiss."
-    if split not in ("train", "test"): raise QKSError(f"split is {split!r}: expected 'train' or 'test'")
-    root, side = Path(root), split.title()
+    if split not in ("train", "test"):
+        raise QKSError(f"split is {split!r}: expected 'train' or 'test'")
+    root = Path(root)
+    side = split.title()
     tags, seen, unseen = read_vocabulary(root)
-    image_file, tag_file = find_file(root, f"ImageList/{side}Imagelist.txt"), find_file(root, f"NUS_WID_Tags/{side}_Tags1k.dat")
+    image_file = find_file(root, f"ImageList/{side}Imagelist.txt")
+    tag_file = find_file(root, f"NUS_WID_Tags/{side}_Tags1k.dat")
     concepts = concept_files(root, unseen, side) if split == "test" else []
     lists = [find_file(root, *TAG_LIST), find_file(root, *CONCEPT_LIST)]
     sources = tuple(path.relative_to(root).as_posix() for path in (image_file, tag_file, *lists, *concepts))
-    digest, images = raw_digest(root, sources), read_image_list(image_file) # the digest first: a change while reading shows later
+    digest = raw_digest(root, sources)
+    images = read_image_list(image_file)  # the digest first: a change while reading shows later
     n, rows, columns = read_tag_entries(tag_file, tags, seen)
     lengths = {tag_file: n}
     if concepts:
-        labels = read_concept_labels(root, unseen, side) # [n, U]
-        lengths[root/LABEL_FOLDER] = len(labels)
+        labels = read_concept_labels(root, unseen, side)  # [n, U]
+        lengths[root / LABEL_FOLDER] = len(labels)
         more, label = np.nonzero(labels)
-        rows, columns = np.append(rows, more), np.append(columns, label + len(seen))
+        rows = np.append(rows, more)
+        columns = np.append(columns, label + len(seen))
     for source, length in lengths.items():
         if length != len(images):
             raise QKSError(f"{source} has {length} rows but {image_file} lists {len(images)} images: they must agree")
     names = tuple(seen + unseen if concepts else seen)
     entries = sort_entries(rows, columns, np.ones(len(rows), np.int8), n, len(names))
-    index = Index(root, images, **entries, label_ids=names, label_names=names, n_seen=len(seen), sources=sources, digest=digest)
+    index = Index(
+        root, images, **entries, label_ids=names, label_names=names, n_seen=len(seen), sources=sources, digest=digest
+    )
     return index.subset(np.flatnonzero(np.diff(index.offsets)))
 
 # %% ../../nbs/data/03_nuswide.ipynb #569ab3c7
 def read_nuswide(
-    root, # a folder in NUS-WIDE's raw layout
-    split: str, # "train": labels are the S seen tags; "test": the S seen tags, then the U concepts
-) -> LabelledImages: # the images with at least one of those labels
+    root,  # a folder in NUS-WIDE's raw layout
+    split: str,  # "train": labels are the S seen tags; "test": the S seen tags, then the U concepts
+) -> LabelledImages:  # the images with at least one of those labels
     "Read one split from the raw files, with the authors' choice of images; raises `QKSError` for anything amiss."
     return index_nuswide(root, split).dense()
 
 # %% ../../nbs/data/03_nuswide.ipynb #970b4549
 def missing_images(
-    data, # a split: LabelledImages or an Index
-    min_bytes: int = 1, # smaller files count as missing; 4,001 finds NUS-WIDE's placeholders
-) -> list: # the images that are not there, as written in data.images
+    data,  # a split: LabelledImages or an Index
+    min_bytes: int = 1,  # smaller files count as missing; 4,001 finds NUS-WIDE's placeholders
+) -> list:  # the images that are not there, as written in data.images
     "List the images whose file is absent or too small."
-    def size(path): # of a file; -1 for whatever else is there, or nothing
-        try: found = os.stat(path)
-        except OSError: return -1
+
+    def size(path):  # of a file; -1 for whatever else is there, or nothing
+        try:
+            found = os.stat(path)
+        except OSError:
+            return -1
         return found.st_size if stat.S_ISREG(found.st_mode) else -1
+
     return [image for i, image in enumerate(data.images) if size(data.path(i)) < min_bytes]
 
 # %% ../../nbs/data/03_nuswide.ipynb #7f65a291
 def require_images(
-    data, # a split: LabelledImages or an Index
-    split: str, # its name, for the message
+    data,  # a split: LabelledImages or an Index
+    split: str,  # its name, for the message
 ):
     "Raise `QKSError` where the file of an image is missing or empty."
     if missing := missing_images(data):
-        raise QKSError(f"{len(missing):,} of {len(data):,} {split} images are missing or empty in {Path(data.root)/data.image_folder}, "
-                       f"the first is {missing[0]}: fetch them, or leave them out with `qks data … prepare … --leave-out-missing`")
+        raise QKSError(
+            f"{len(missing):,} of {len(data):,} {split} images are missing or empty in {Path(data.root) / data.image_folder}, "
+            f"the first is {missing[0]}: fetch them, or leave them out with `qks data … prepare … --leave-out-missing`"
+        )
 
 # %% ../../nbs/data/03_nuswide.ipynb #08d00002
 def label_remarks(
-    index, # a test split: an Index
-) -> list: # sentences
+    index,  # a test split: an Index
+) -> list:  # sentences
     "What may be a slip of the pen: an unseen label that no image shows, and names that differ in capitals only."
-    names, S = index.label_names, index.n_seen
-    plain, remarks = {name.casefold(): name for name in names[:S]}, []
+    names = index.label_names
+    S = index.n_seen
+    plain = {name.casefold(): name for name in names[:S]}
+    remarks = []
     for column in np.flatnonzero(index.positives()[S:] == 0).tolist():
         near = difflib.get_close_matches(names[S + column].casefold(), plain, 1, 0.7)
-        remarks.append(f"no test image shows the unseen label {names[S + column]!r}" + (f": is it {plain[near[0]]!r}?" if near else ""))
+        remarks.append(
+            f"no test image shows the unseen label {names[S + column]!r}"
+            + (f": is it {plain[near[0]]!r}?" if near else "")
+        )
     alike = {}
-    for name in dict.fromkeys(names): alike.setdefault(name.casefold(), []).append(name)
-    return remarks + [f"labels {' and '.join(map(repr, group))} differ in capitals only" for group in alike.values() if len(group) > 1]
+    for name in dict.fromkeys(names):
+        alike.setdefault(name.casefold(), []).append(name)
+    return remarks + [
+        f"labels {' and '.join(map(repr, group))} differ in capitals only" for group in alike.values() if len(group) > 1
+    ]
 
 # %% ../../nbs/data/03_nuswide.ipynb #061e5cbb
 def holdout(
-    data: LabelledImages, # a split, n >= 2
-    fraction: float, # part of the images held out, in (0, 1)
-    seed: int, # same seed, same images
-) -> tuple: # (fit, validation), each a LabelledImages in the order of data
+    data: LabelledImages,  # a split, n >= 2
+    fraction: float,  # part of the images held out, in (0, 1)
+    seed: int,  # same seed, same images
+) -> tuple:  # (fit, validation), each a LabelledImages in the order of data
     "Hold out a random part of the images; raises `QKSError` where a part would be empty."
-    held = round(len(data)*fraction) if 0 < fraction < 1 else 0
+    held = round(len(data) * fraction) if 0 < fraction < 1 else 0
     if not 0 < held < len(data):
-        raise QKSError(f"holding out {fraction} of {len(data)} images leaves one part empty: choose a larger or smaller fraction between 0 and 1")
+        raise QKSError(
+            f"holding out {fraction} of {len(data)} images leaves one part empty: choose a larger or smaller fraction between 0 and 1"
+        )
     order = np.random.default_rng(seed).permutation(len(data))
     return data.subset(np.sort(order[held:])), data.subset(np.sort(order[:held]))
 
 # %% ../../nbs/data/03_nuswide.ipynb #ee8ec27d
 def write_lists(
-    root, # a folder in NUS-WIDE's raw layout
-    out, # folder for train.txt, test.txt, label_seen.txt, label_unseen.txt
-) -> Path: # out
+    root,  # a folder in NUS-WIDE's raw layout
+    out,  # folder for train.txt, test.txt, label_seen.txt, label_unseen.txt
+) -> Path:  # out
     "Write the authors' four lists; raises `QKSError` for a name that would break their unquoted format."
-    train, test, out = read_nuswide(root, "train"), read_nuswide(root, "test"), Path(out)
+    train = read_nuswide(root, "train")
+    test = read_nuswide(root, "test")
+    out = Path(out)
     for name in test.label_names + train.images + test.images:
-        if re.search(r'[,|"]', name): raise QKSError(f"{name!r} holds a comma, a bar or a quote, which the lists cannot quote: rename it")
+        if re.search(r'[,|"]', name):
+            raise QKSError(f"{name!r} holds a comma, a bar or a quote, which the lists cannot quote: rename it")
     out.mkdir(parents=True, exist_ok=True)
-    def rows(data, *parts): # parts: slices of the label columns, one list of positive labels each
+
+    def rows(data, *parts):  # parts: slices of the label columns, one list of positive labels each
         for image, row in zip(data.images, data.labels):
-            positives = ["|".join(data.label_names[part.start + c] for c in np.flatnonzero(row[part] == 1)) for part in parts]
+            positives = [
+                "|".join(data.label_names[part.start + c] for c in np.flatnonzero(row[part] == 1)) for part in parts
+            ]
             yield ",".join([f"{data.image_folder}/{image}", *positives])
-    S, C = test.n_seen, len(test.label_names)
-    files = {"train.txt": ["image_path,posi_labels,nega_labels", *(row + "," for row in rows(train, slice(0, S)))],
-        "test.txt": ["image_path,unseen_posi_labels,seen_posi_labels,unseen_nega_labels,seen_nega_labels",
-                     *(row + ",," for row in rows(test, slice(S, C), slice(0, S)))],
-        "label_seen.txt": test.label_names[:S], "label_unseen.txt": test.label_names[S:]}
-    for name, lines in files.items(): (out/name).write_bytes("".join(line + "\n" for line in lines).encode())
+
+    S = test.n_seen
+    C = len(test.label_names)
+    files = {
+        "train.txt": ["image_path,posi_labels,nega_labels", *(row + "," for row in rows(train, slice(0, S)))],
+        "test.txt": [
+            "image_path,unseen_posi_labels,seen_posi_labels,unseen_nega_labels,seen_nega_labels",
+            *(row + ",," for row in rows(test, slice(S, C), slice(0, S))),
+        ],
+        "label_seen.txt": test.label_names[:S],
+        "label_unseen.txt": test.label_names[S:],
+    }
+    for name, lines in files.items():
+        (out / name).write_bytes("".join(line + "\n" for line in lines).encode())
     return out

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MID', 'FOLDERS', 'UNSEEN', 'HEADER', 'IMAGE_ID', 'VERDICTS', 'read_descriptions', 'label_files',
-           'read_openimages_labels', 'read_verdicts', 'settle_verdicts', 'contradicting_lines', 'index_openimages']
+           'read_openimages_labels', 'read_verdicts', 'resolve_verdicts', 'contradicting_lines', 'index_openimages']
 
 # %% ../../nbs/data/04_openimages.ipynb #b69e329f
 import re
@@ -20,120 +20,166 @@ from .index import Index, raw_digest
 # %% ../../nbs/data/04_openimages.ipynb #384e973f
 MID = re.compile(r"/[a-z]/[0-9A-Za-z_]{1,30}")
 
+
 def read_descriptions(
-    path, # class-descriptions.csv: MID,name
-) -> dict: # MID -> display name, in file order
+    path,  # class-descriptions.csv: MID,name
+) -> dict:  # MID -> display name, in file order
     "Read the classes' display names; raises `QKSError` for what is no MID, an empty name, or a MID that stands twice."
-    names, first_line = {}, {}
+    names = {}
+    first_line = {}
     for line, (mid, name) in csv_rows(path, ("MID", "name"), header=False):
-        if not MID.fullmatch(mid): raise QKSError(f"{path} line {line}: {mid[:40]!r} is no MID: expected one such as /m/0100nhbf")
-        if not name.strip() or len(name) > MAX_NAME: raise QKSError(f"{path} line {line}: {name[:40]!r} is no name: expected 1 to {MAX_NAME:,} characters")
-        if mid in names: raise QKSError(f"{path} line {line}: {mid} already stands in line {first_line[mid]}; keep one")
-        names[mid], first_line[mid] = name.strip(), line
+        if not MID.fullmatch(mid):
+            raise QKSError(f"{path} line {line}: {mid[:40]!r} is no MID: expected one such as /m/0100nhbf")
+        if not name.strip() or len(name) > MAX_NAME:
+            raise QKSError(f"{path} line {line}: {name[:40]!r} is no name: expected 1 to {MAX_NAME:,} characters")
+        if mid in names:
+            raise QKSError(f"{path} line {line}: {mid} already stands in line {first_line[mid]}; keep one")
+        names[mid] = name.strip()
+        first_line[mid] = line
     return names
 
 # %% ../../nbs/data/04_openimages.ipynb #390f2c48
-FOLDERS = ("", "2018_04/") # where copies of the data set have its lists, the usual place first
-UNSEEN = "unseen_400.txt" # ours: what the list of unseen MIDs is called
+FOLDERS = ("", "2018_04/")  # where copies of the data set have its lists, the usual place first
+UNSEEN = "unseen_400.txt"  # ours: what the list of unseen MIDs is called
+
 
 def label_files(
-    root, # the data set's folder
-    unseen: str = UNSEEN, # the list of unseen MIDs, relative to root
-) -> list: # three paths: the names, the seen list, the unseen list
+    root,  # the data set's folder
+    unseen: str = UNSEEN,  # the list of unseen MIDs, relative to root
+) -> list:  # three paths: the names, the seen list, the unseen list
     "Locate the files that say what the labels are."
     lists = "class-descriptions.csv", "classes-trainable.txt", inside_path(unseen, "the list of unseen labels")
     return [find_file(root, *(place + name for place in FOLDERS)) for name in lists]
 
 # %% ../../nbs/data/04_openimages.ipynb #99e6dedf
 def read_openimages_labels(
-    root, # the data set's folder
-    unseen: str = UNSEEN, # the list of unseen MIDs, relative to root
-) -> tuple: # (seen MIDs, unseen MIDs, dictionary of every class: MID -> display name)
+    root,  # the data set's folder
+    unseen: str = UNSEEN,  # the list of unseen MIDs, relative to root
+) -> tuple:  # (seen MIDs, unseen MIDs, dictionary of every class: MID -> display name)
     "Read the labels; raises `QKSError` for a MID without a name, and for one that is both seen and unseen."
     descriptions, *lists = label_files(root, unseen)
-    names, used = read_descriptions(descriptions), {}
+    names = read_descriptions(descriptions)
+    used = {}
     for path in lists:
         for line, mid in enumerate(read_names(path), 1):
             if mid not in names:
-                raise QKSError(f"{path} line {line}: {mid[:40]!r} is not in {descriptions.name}: expected one of its MIDs a line")
-            if mid in used: raise QKSError(f"{path} line {line}: {mid} is also in {used[mid].name}: a label is seen or unseen, not both")
+                raise QKSError(
+                    f"{path} line {line}: {mid[:40]!r} is not in {descriptions.name}: expected one of its MIDs a line"
+                )
+            if mid in used:
+                raise QKSError(
+                    f"{path} line {line}: {mid} is also in {used[mid].name}: a label is seen or unseen, not both"
+                )
             used[mid] = path
     return *([mid for mid, source in used.items() if source == path] for path in lists), names
 
 # %% ../../nbs/data/04_openimages.ipynb #03feeeea
 HEADER = ("ImageID", "Source", "LabelName", "Confidence")
 IMAGE_ID = re.compile("[0-9a-f]{16}")
-VERDICTS = {"1": 1, "0": 0, "1.0": 1, "0.0": 0} # later versions of the files write 1.0
+VERDICTS = {"1": 1, "0": 0, "1.0": 1, "0.0": 0}  # later versions of the files write 1.0
+
 
 def read_verdicts(
-    path, # *-annotations-human-imagelabels.csv
-    columns: dict, # MID -> column, or -1 for a class that is not used
-    C: int, # labels
-) -> tuple: # image ids in order of appearance; one int64 a row, (image*C + column)*2 + verdict
+    path,  # *-annotations-human-imagelabels.csv
+    columns: dict,  # MID -> column, or -1 for a class that is not used
+    C: int,  # labels
+) -> tuple:  # image ids in order of appearance; one int64 a row, (image*C + column)*2 + verdict
     "Read what people said; raises `QKSError` with the line for an image id, a class or a confidence that cannot be."
-    images, keys = {}, array("q")
+    images = {}
+    keys = array("q")
     for line, (image, _, mid, confidence) in csv_rows(path, HEADER):
         row = images.get(image)
         if row is None:
-            if not IMAGE_ID.fullmatch(image): raise QKSError(f"{path} line {line}: {image[:40]!r} is no image id: expected 16 hexadecimal digits")
+            if not IMAGE_ID.fullmatch(image):
+                raise QKSError(f"{path} line {line}: {image[:40]!r} is no image id: expected 16 hexadecimal digits")
             row = images[image] = len(images)
-        column, verdict = columns.get(mid), VERDICTS.get(confidence)
-        if column is None: raise QKSError(f"{path} line {line}: {mid[:40]!r} is no class of class-descriptions.csv: fetch both files of one version")
-        if verdict is None: raise QKSError(f"{path} line {line}: confidence is {confidence[:40]!r}: expected 1 or 0, as people say it; machines' labels are another file")
-        if column >= 0: keys.append((row*C + column)*2 + verdict)
-    if not images: raise QKSError(f"{path} has no row below its header: expected annotations")
+        column = columns.get(mid)
+        verdict = VERDICTS.get(confidence)
+        if column is None:
+            raise QKSError(
+                f"{path} line {line}: {mid[:40]!r} is no class of class-descriptions.csv: fetch both files of one version"
+            )
+        if verdict is None:
+            raise QKSError(
+                f"{path} line {line}: confidence is {confidence[:40]!r}: expected 1 or 0, as people say it; machines' labels are another file"
+            )
+        if column >= 0:
+            keys.append((row * C + column) * 2 + verdict)
+    if not images:
+        raise QKSError(f"{path} has no row below its header: expected annotations")
     return tuple(images), np.frombuffer(keys, np.int64)
 
 # %% ../../nbs/data/04_openimages.ipynb #5947dc64
-def settle_verdicts(
-    keys: np.ndarray, # int64 [m], (image*C + column)*2 + verdict, in any order
-    C: int, # labels
-    n: int, # images
-) -> tuple: # (offsets int64 [n + 1], columns int32 [E], values int8 [E]); contradicted entries image*C + column, int64 [k]
+def resolve_verdicts(
+    keys: np.ndarray,  # int64 [m], (image*C + column)*2 + verdict, in any order
+    C: int,  # labels
+    n: int,  # images
+) -> (
+    tuple
+):  # (offsets int64 [n + 1], columns int32 [E], values int8 [E]); contradicted entries image*C + column, int64 [k]
     "Sort verdicts, merge what was said twice, and take out what was said both ways."
     keys = np.sort(keys)
-    keys = keys[np.append(True, np.diff(keys) > 0)[:len(keys)]] # without what was said twice
+    keys = keys[np.append(True, np.diff(keys) > 0)[: len(keys)]]  # without what was said twice
     entries = keys >> 1
-    both = np.append(entries[1:] == entries[:-1], False)[:len(keys)] # [m], the "no" of a yes and a no
+    both = np.append(entries[1:] == entries[:-1], False)[: len(keys)]  # [m], the "no" of a yes and a no
     agreed = ~(both | np.roll(both, 1))
     rows, columns = np.divmod(entries[agreed], C)
-    offsets = np.append(0, np.cumsum(np.bincount(rows, minlength=n))).astype(np.int64) # [n + 1]
-    return (offsets, columns.astype(np.int32), ((keys[agreed] & 1)*2 - 1).astype(np.int8)), entries[both]
+    offsets = np.append(0, np.cumsum(np.bincount(rows, minlength=n))).astype(np.int64)  # [n + 1]
+    return (offsets, columns.astype(np.int32), ((keys[agreed] & 1) * 2 - 1).astype(np.int8)), entries[both]
 
 # %% ../../nbs/data/04_openimages.ipynb #0c3d5aa0
 def contradicting_lines(
-    path, # *-annotations-human-imagelabels.csv
-    image: str, # an image id
-    mid: str, # a class
-) -> list: # two line numbers: where one verdict stands first, and the other
+    path,  # *-annotations-human-imagelabels.csv
+    image: str,  # an image id
+    mid: str,  # a class
+) -> list:  # two line numbers: where one verdict stands first, and the other
     "Find the lines that contradict each other about one image and one class."
     lines = {}
     for line, row in csv_rows(path, HEADER):
-        if row[0] == image and row[2] == mid: lines.setdefault(VERDICTS[row[3]], line)
-        if len(lines) == 2: break
+        if row[0] == image and row[2] == mid:
+            lines.setdefault(VERDICTS[row[3]], line)
+        if len(lines) == 2:
+            break
     return sorted(lines.values())
 
 # %% ../../nbs/data/04_openimages.ipynb #f908176f
 def index_openimages(
-    root, # the data set's folder
-    split: str, # "train": labels are the S seen ones; "test": the S seen ones, then the U unseen ones
-    unseen: str = UNSEEN, # the list of unseen MIDs, relative to root
-) -> Index: # the images with at least one annotated label, in the annotation file's order
+    root,  # the data set's folder
+    split: str,  # "train": labels are the S seen ones; "test": the S seen ones, then the U unseen ones
+    unseen: str = UNSEEN,  # the list of unseen MIDs, relative to root
+) -> Index:  # the images with at least one annotated label, in the annotation file's order
     "Index one split of the official files; raises `QKSError` for anything amiss. See `conflicts` for what was marked both ways."
-    if split not in ("train", "test"): raise QKSError(f"split is {split!r}: expected 'train' or 'test'")
-    root, name = Path(root), f"{split}-annotations-human-imagelabels.csv"
+    if split not in ("train", "test"):
+        raise QKSError(f"split is {split!r}: expected 'train' or 'test'")
+    root = Path(root)
+    name = f"{split}-annotations-human-imagelabels.csv"
     path = find_file(root, f"{split}/{name}", name, f"2018_04/{split}/{name}", f"2018_04/{name}")
     sources = tuple(file.relative_to(root).as_posix() for file in (path, *label_files(root, unseen)))
-    digest = raw_digest(root, sources) # first: a change while reading shows later
+    digest = raw_digest(root, sources)  # first: a change while reading shows later
     seen, others, names = read_openimages_labels(root, unseen)
     labels = seen if split == "train" else seen + others
     columns = dict.fromkeys(names, -1) | {mid: column for column, mid in enumerate(labels)}
     images, keys = read_verdicts(path, columns, C := len(labels))
-    (offsets, columns, values), contradicted = settle_verdicts(keys, C, len(images))
+    (offsets, columns, values), contradicted = resolve_verdicts(keys, C, len(images))
     where = ""
     if len(contradicted):
-        image, mid = images[contradicted[0] // C], labels[contradicted[0] % C]
+        image = images[contradicted[0] // C]
+        mid = labels[contradicted[0] % C]
         where = f"{sources[0]} lines {' and '.join(map(str, contradicting_lines(path, image, mid)))}: image {image}, label {mid}"
-    index = Index(root, tuple(f"{image}.jpg" for image in images), offsets, columns, values, tuple(labels), tuple(names[mid] for mid in labels),
-                  len(seen), absent=0, image_folder=split, sources=sources, digest=digest, conflicts=len(contradicted), first_conflict=where)
+    index = Index(
+        root,
+        tuple(f"{image}.jpg" for image in images),
+        offsets,
+        columns,
+        values,
+        tuple(labels),
+        tuple(names[mid] for mid in labels),
+        len(seen),
+        absent=0,
+        image_folder=split,
+        sources=sources,
+        digest=digest,
+        conflicts=len(contradicted),
+        first_conflict=where,
+    )
     return index.subset(np.flatnonzero(np.diff(offsets)))

@@ -22,35 +22,53 @@ from .drawings import FOLDER, VENDORS, Drawings, choose_vendor, compose_scene, l
 @dataclass(frozen=True)
 class PocketConfig:
     "What `write_pocket` writes; all defaults are ours."
-    n_train: int = 16_000 # training scenes, a tenth of NUS-WIDE's
-    n_test: int = 4_000 # test scenes: each concept appears in about 50
-    image_size: int = 96 # pixels; six 16-pixel patches a side
-    objects: tuple = (2, 6) # fewest and most objects in a scene, equally likely
-    sizes: tuple = (28, 52) # smallest and largest edge of an object, pixels: 2 to 3 patches
-    max_overlap: float = 0.25 # two objects share at most this part of the smaller one's box, where there is room
-    tag_drop: float = 0.05 # probability that a true training tag is missing
-    tag_add: float = 0.05 # probability that a training scene has one wrong tag
-    quality: int = 92 # of the JPEG files
-    seed: int = 0 # same seed, same bytes (with the same Pillow and NumPy)
+
+    n_train: int = 16_000  # training scenes, a tenth of NUS-WIDE's
+    n_test: int = 4_000  # test scenes: each concept appears in about 50
+    image_size: int = 96  # pixels; six 16-pixel patches a side
+    objects: tuple = (2, 6)  # fewest and most objects in a scene, equally likely
+    sizes: tuple = (28, 52)  # smallest and largest edge of an object, pixels: 2 to 3 patches
+    max_overlap: float = 0.25  # two objects share at most this part of the smaller one's box, where there is room
+    tag_drop: float = 0.05  # probability that a true training tag is missing
+    tag_add: float = 0.05  # probability that a training scene has one wrong tag
+    quality: int = 92  # of the JPEG files
+    seed: int = 0  # same seed, same bytes (with the same Pillow and NumPy)
 
     def __post_init__(self):
-        for name in ("objects", "sizes"): object.__setattr__(self, name, tuple(getattr(self, name)))
-        wrong = [text for text, fine in (
-            ("n_train and n_test must be at least 1", min(self.n_train, self.n_test) >= 1),
-            ("objects must be (fewest, most) with 1 <= fewest <= most <= 100", 1 <= self.objects[0] <= self.objects[1] <= 100),
-            ("sizes must be (smallest, largest) with 4 <= smallest <= largest <= image_size", 4 <= self.sizes[0] <= self.sizes[1] <= self.image_size),
-            ("max_overlap, tag_drop and tag_add must lie in 0..1", all(0 <= p <= 1 for p in (self.max_overlap, self.tag_drop, self.tag_add))),
-            ("quality must lie in 1..100", 1 <= self.quality <= 100), ("seed must not be negative", self.seed >= 0)) if not fine]
-        if wrong: raise QKSError(f"PocketConfig: {wrong[0]}, not as in {self}")
+        for name in ("objects", "sizes"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        wrong = [
+            text
+            for text, fine in (
+                ("n_train and n_test must be at least 1", min(self.n_train, self.n_test) >= 1),
+                (
+                    "objects must be (fewest, most) with 1 <= fewest <= most <= 100",
+                    1 <= self.objects[0] <= self.objects[1] <= 100,
+                ),
+                (
+                    "sizes must be (smallest, largest) with 4 <= smallest <= largest <= image_size",
+                    4 <= self.sizes[0] <= self.sizes[1] <= self.image_size,
+                ),
+                (
+                    "max_overlap, tag_drop and tag_add must lie in 0..1",
+                    all(0 <= p <= 1 for p in (self.max_overlap, self.tag_drop, self.tag_add)),
+                ),
+                ("quality must lie in 1..100", 1 <= self.quality <= 100),
+                ("seed must not be negative", self.seed >= 0),
+            )
+            if not fine
+        ]
+        if wrong:
+            raise QKSError(f"PocketConfig: {wrong[0]}, not as in {self}")
 
 # %% ../../nbs/data/11_pocket.ipynb #28931038
 def draw_scene(
     drawings: Drawings,
     config: PocketConfig,
-    split: str, # "train" or "test"
-    index: int, # number of the scene
-    n_concepts: int, # how many concepts there are to choose from
-) -> tuple: # (image, concepts [n], vendors [n], boxes [n, 4], the generator, for what is drawn next)
+    split: str,  # "train" or "test"
+    index: int,  # number of the scene
+    n_concepts: int,  # how many concepts there are to choose from
+) -> tuple:  # (image, concepts [n], vendors [n], boxes [n, 4], the generator, for what is drawn next)
     "One scene of the benchmark: which concepts, in which designs, and where."
     rng = np.random.default_rng([config.seed, ("train", "test").index(split), index])
     count = rng.integers(config.objects[0], config.objects[1] + 1)
@@ -61,100 +79,126 @@ def draw_scene(
 
 # %% ../../nbs/data/11_pocket.ipynb #333c6da8
 def observed_tags(
-    rng: np.random.Generator, # the scene's own
-    true: np.ndarray, # bool [S], the seen labels that hold
-    tag_drop: float, # probability that a true tag is missing
-    tag_add: float, # probability that one wrong tag is added
-) -> np.ndarray: # bool [S], the tags somebody wrote
+    rng: np.random.Generator,  # the scene's own
+    true: np.ndarray,  # bool [S], the seen labels that hold
+    tag_drop: float,  # probability that a true tag is missing
+    tag_add: float,  # probability that one wrong tag is added
+) -> np.ndarray:  # bool [S], the tags somebody wrote
     "True labels, with some dropped and now and then a wrong one added."
     tags = true & (rng.random(len(true)) >= tag_drop)
-    if rng.random() < tag_add: tags[rng.choice(np.flatnonzero(~true))] = True
+    if rng.random() < tag_add:
+        tags[rng.choice(np.flatnonzero(~true))] = True
     return tags
 
 # %% ../../nbs/data/11_pocket.ipynb #2e82ab16
-PARTS = ("ImageList", "NUS_WID_Tags", "Groundtruth/TrainTestLabels", "Boxes", "Flickr") # the folders of a Pocket-WIDE
+PARTS = ("ImageList", "NUS_WID_Tags", "Groundtruth/TrainTestLabels", "Boxes", "Flickr")  # the folders of a Pocket-WIDE
 
 # %% ../../nbs/data/11_pocket.ipynb #2e9c442d
 def write_table(
-    path: Path, # file to write
-    values: np.ndarray, # bool [n, columns]
-    end: bytes = b"\t\n", # what ends a row: NUS-WIDE's tag tables end theirs with a tab
+    path: Path,  # file to write
+    values: np.ndarray,  # bool [n, columns]
+    end: bytes = b"\t\n",  # what ends a row: NUS-WIDE's tag tables end theirs with a tab
 ):
     "Write zeros and ones as NUS-WIDE does, one image a row."
     n, columns = values.shape
-    table = np.full((n, 2*columns - 1 + len(end)), ord("\t"), np.uint8) # [n, bytes in a row]
-    table[:, :2*columns:2] = ord("0") + values
-    table[:, 2*columns - 1:] = np.frombuffer(end, np.uint8)
+    table = np.full((n, 2 * columns - 1 + len(end)), ord("\t"), np.uint8)  # [n, bytes in a row]
+    table[:, : 2 * columns : 2] = ord("0") + values
+    table[:, 2 * columns - 1 :] = np.frombuffer(end, np.uint8)
     path.write_bytes(table.tobytes())
 
 # %% ../../nbs/data/11_pocket.ipynb #e115e5e8
 def write_lists_of(
-    root: Path, # the benchmark's folder
-    side: str, # "Train" or "Test"
-    records: list, # one dictionary a scene: image, objects
-    tags: np.ndarray, # bool [n, S], what somebody wrote
-    truth: dict, # unseen label -> bool [n], what is there
+    root: Path,  # the benchmark's folder
+    side: str,  # "Train" or "Test"
+    records: list,  # one dictionary a scene: image, objects
+    tags: np.ndarray,  # bool [n, S], what somebody wrote
+    truth: dict,  # unseen label -> bool [n], what is there
 ):
     "Write the lists of one split: tags, ground truth, boxes and, last, image names."
-    write_table(root/f"NUS_WID_Tags/{side}_Tags1k.dat", tags)
+    write_table(root / f"NUS_WID_Tags/{side}_Tags1k.dat", tags)
     for label, present in truth.items():
-        write_table(root/f"Groundtruth/TrainTestLabels/Labels_{label}_{side}.txt", present[:, None], end=b"\n")
-    texts = {f"Boxes/{side}_boxes.jsonl": [json.dumps(record) for record in records],
-             f"ImageList/{side}Imagelist.txt": [record["image"] for record in records]}
-    for name, lines in texts.items(): (root/name).write_bytes("".join(line + "\n" for line in lines).encode())
+        write_table(root / f"Groundtruth/TrainTestLabels/Labels_{label}_{side}.txt", present[:, None], end=b"\n")
+    texts = {
+        f"Boxes/{side}_boxes.jsonl": [json.dumps(record) for record in records],
+        f"ImageList/{side}Imagelist.txt": [record["image"] for record in records],
+    }
+    for name, lines in texts.items():
+        (root / name).write_bytes("".join(line + "\n" for line in lines).encode())
 
 # %% ../../nbs/data/11_pocket.ipynb #839fe802
 def write_split(
-    root: Path, # the benchmark's folder
+    root: Path,  # the benchmark's folder
     config: PocketConfig,
-    split: str, # "train" or "test"
-    concepts: list, # of Concept
+    split: str,  # "train" or "test"
+    concepts: list,  # of Concept
     drawings: Drawings,
 ):
     "Compose and write the scenes of one split, then its lists."
-    n, side = (config.n_train if split == "train" else config.n_test), split.title()
+    n = config.n_train if split == "train" else config.n_test
+    side = split.title()
     seen, unseen = label_vocabulary(concepts)
     column = {name: c for c, name in enumerate(seen + unseen)}
-    present, tags, records = np.zeros((n, len(column)), bool), np.zeros((n, len(seen)), bool), [] # [n, C], [n, S]
+    present = np.zeros((n, len(column)), bool)
+    tags = np.zeros((n, len(seen)), bool)
+    records = []  # [n, C], [n, S]
     for index in progress(range(n), f"Pocket-WIDE {split}"):
         image, chosen, vendors, boxes, rng = draw_scene(drawings, config, split, index, len(concepts))
         present[index, [column[label] for c in chosen for label in concepts[c].labels]] = True
-        drop, add = (config.tag_drop, config.tag_add) if split == "train" else (0, 0) # test tags are clean
-        tags[index] = observed_tags(rng, present[index, :len(seen)], drop, add)
-        name = f"{split}{index//1000:02d}/{index:06d}.jpg"
-        if index % 1000 == 0: (root/"Flickr"/name).parent.mkdir(parents=True)
-        Image.fromarray(image).save(root/"Flickr"/name, quality=config.quality)
-        objects = [dict(label=concepts[c].label, vendor=VENDORS[v], box=box) for c, v, box in zip(chosen, vendors, boxes.tolist())]
+        drop, add = (config.tag_drop, config.tag_add) if split == "train" else (0, 0)  # test tags are clean
+        tags[index] = observed_tags(rng, present[index, : len(seen)], drop, add)
+        name = f"{split}{index // 1000:02d}/{index:06d}.jpg"
+        if index % 1000 == 0:
+            (root / "Flickr" / name).parent.mkdir(parents=True)
+        Image.fromarray(image).save(root / "Flickr" / name, quality=config.quality)
+        objects = [
+            dict(label=concepts[c].label, vendor=VENDORS[v], box=box)
+            for c, v, box in zip(chosen, vendors, boxes.tolist())
+        ]
         records.append(dict(image=name, objects=objects))
     write_lists_of(root, side, records, tags, {label: present[:, column[label]] for label in unseen})
 
 # %% ../../nbs/data/11_pocket.ipynb #d1e9354c
 def prepare_folder(
-    root: Path, # the benchmark's folder
-    force: bool, # whether an earlier Pocket-WIDE may be replaced
+    root: Path,  # the benchmark's folder
+    force: bool,  # whether an earlier Pocket-WIDE may be replaced
 ):
     "Make an empty layout; raises `QKSError` where the folder holds something."
-    if root.exists() and not root.is_dir(): raise QKSError(f"{root} is a file: name a folder for Pocket-WIDE")
+    if root.exists() and not root.is_dir():
+        raise QKSError(f"{root} is a file: name a folder for Pocket-WIDE")
     if root.exists() and any(root.iterdir()):
-        if not (root/"pocket.json").is_file():
+        if not (root / "pocket.json").is_file():
             raise QKSError(f"{root} is not empty and holds no Pocket-WIDE: name a new folder; this one stays as it is")
-        if not force: raise QKSError(f"{root} already holds a Pocket-WIDE: pass force=True (--force on the command line) to replace it, or name another folder")
-        for part in PARTS: shutil.rmtree(root/part.split("/")[0], ignore_errors=True)
-    for part in PARTS: (root/part).mkdir(parents=True)
+        if not force:
+            raise QKSError(
+                f"{root} already holds a Pocket-WIDE: pass force=True (--force on the command line) to replace it, or name another folder"
+            )
+        for part in PARTS:
+            shutil.rmtree(root / part.split("/")[0], ignore_errors=True)
+    for part in PARTS:
+        (root / part).mkdir(parents=True)
 
 # %% ../../nbs/data/11_pocket.ipynb #2a1d56e7
 def write_pocket(
-    root, # folder to write to: new, empty, or with `force` an earlier Pocket-WIDE
-    config: PocketConfig = PocketConfig(), # sizes, noise, seed
-    force: bool = False, # replace an earlier Pocket-WIDE; nothing else is ever replaced
-) -> Path: # root
+    root,  # folder to write to: new, empty, or with `force` an earlier Pocket-WIDE
+    config: PocketConfig = PocketConfig(),  # sizes, noise, seed
+    force: bool = False,  # replace an earlier Pocket-WIDE; nothing else is ever replaced
+) -> Path:  # root
     "Write the benchmark in NUS-WIDE's file layout; raises `QKSError` where the folder holds something else."
-    root, concepts, drawings = Path(root), read_concepts(), Drawings()
+    root = Path(root)
+    concepts = read_concepts()
+    drawings = Drawings()
     prepare_folder(root, force)
-    (root/"pocket.json").write_bytes((json.dumps(asdict(config), indent=1) + "\n").encode())                # the same bytes on every system
-    for name in ("LICENSES.md", "LICENSE-APACHE-2.0.txt"): shutil.copyfile(FOLDER/name, root/name)
+    (root / "pocket.json").write_bytes(
+        (json.dumps(asdict(config), indent=1) + "\n").encode()
+    )  # the same bytes on every system
+    for name in ("LICENSES.md", "LICENSE-APACHE-2.0.txt"):
+        shutil.copyfile(FOLDER / name, root / name)
     seen, unseen = label_vocabulary(concepts)
-    for name, labels in (("NUS_WID_Tags/TagList1k.txt", seen), ("Concepts81.txt", unseen)): # NUS-WIDE's names, other counts
-        (root/name).write_bytes("".join(label + "\n" for label in labels).encode())
-    for split in ("train", "test"): write_split(root, config, split, concepts, drawings)
+    for name, labels in (
+        ("NUS_WID_Tags/TagList1k.txt", seen),
+        ("Concepts81.txt", unseen),
+    ):  # NUS-WIDE's names, other counts
+        (root / name).write_bytes("".join(label + "\n" for label in labels).encode())
+    for split in ("train", "test"):
+        write_split(root, config, split, concepts, drawings)
     return root

@@ -28,216 +28,303 @@ from .openimages import index_openimages
 from .voc import index_voc
 
 # %% ../../nbs/data/08_splits.ipynb #29634791
-MARKS = {"nuswide": ("ImageList", "NUS_WID_Tags"), "openimages": ("class-descriptions.csv", "2018_04"), "coco": ("annotations/instances_*.json",),
-         "voc": ("VOCdevkit", "VOC2007", "ImageSets"), "folder": ("*.csv",)} # names in the root, the first data set that has one of them
+MARKS = {
+    "nuswide": ("ImageList", "NUS_WID_Tags"),
+    "openimages": ("class-descriptions.csv", "2018_04"),
+    "coco": ("annotations/instances_*.json",),
+    "voc": ("VOCdevkit", "VOC2007", "ImageSets"),
+    "folder": ("*.csv",),
+}  # names in the root, the first data set that has one of them
+
 
 def recognise(
-    root, # the data set's folder
-) -> str: # a key of MARKS, or None
+    root,  # the data set's folder
+) -> str:  # a key of MARKS, or None
     "Which data set a folder holds; raises `QKSError` where there is no such folder."
-    if not Path(root).is_dir(): raise QKSError(f"{root} is no folder: name the data set's folder")
+    if not Path(root).is_dir():
+        raise QKSError(f"{root} is no folder: name the data set's folder")
     return next((dataset for dataset, marks in MARKS.items() for mark in marks if any(Path(root).glob(mark))), None)
 
 # %% ../../nbs/data/08_splits.ipynb #df174ee2
 def prepare_command(
-    root, # the data set's folder
-) -> str: # to be typed
+    root,  # the data set's folder
+) -> str:  # to be typed
     "The command that prepares a folder."
     return f"`qks data {recognise(root) or 'DATASET'} prepare {shlex.quote(str(root))}`"
 
 # %% ../../nbs/data/08_splits.ipynb #a8b244b3
 def without_unseen(
-    index: Index, # C labels
-) -> Index: # S labels, and the images to train on
+    index: Index,  # C labels
+) -> Index:  # S labels, and the images to train on
     "Take unseen labels out of a training split, and images that have no other; raises `QKSError` where nothing is left to learn."
-    n, S, counts = len(index), index.n_seen, np.diff(index.offsets) # [n]
-    if not S: raise QKSError(f"all {len(index.label_ids)} labels in {index.root} are unseen ones, so there is none to train on: prepare the test split alone (--splits test), or name fewer as unseen")
-    seen = index.columns < S # [E]
-    left = np.bincount(np.repeat(np.arange(n), counts)[seen], minlength=n) # [n], entries
-    index = replace(index, offsets=np.append(0, np.cumsum(left)), columns=index.columns[seen], values=index.values[seen],
-                    label_ids=index.label_ids[:S], label_names=index.label_names[:S])
+    n = len(index)
+    S = index.n_seen
+    counts = np.diff(index.offsets)  # [n]
+    if not S:
+        raise QKSError(
+            f"all {len(index.label_ids)} labels in {index.root} are unseen ones, so there is none to train on: prepare the test split alone (--splits test), or name fewer as unseen"
+        )
+    seen = index.columns < S  # [E]
+    left = np.bincount(np.repeat(np.arange(n), counts)[seen], minlength=n)  # [n], entries
+    index = replace(
+        index,
+        offsets=np.append(0, np.cumsum(left)),
+        columns=index.columns[seen],
+        values=index.values[seen],
+        label_ids=index.label_ids[:S],
+        label_names=index.label_names[:S],
+    )
     return index.subset(np.flatnonzero((left > 0) | (counts == 0)))
 
 # %% ../../nbs/data/08_splits.ipynb #e4227ab1
 def label_list(
-    root, # the data set's folder
-    name, # a list of labels, one a line, relative to root; None for no list
-) -> list: # labels, or None
+    root,  # the data set's folder
+    name,  # a list of labels, one a line, relative to root; None for no list
+) -> list:  # labels, or None
     "Read a list of labels that lies in the data set's folder."
     return read_names(find_file(root, inside_path(name, "the name of a list of labels"))) if name else None
 
 # %% ../../nbs/data/08_splits.ipynb #a1b488c7
 def index_own(
-    root, # a folder of one's own
-    splits, # "train", "test"
-    train: str = "train.csv", # the table of the training images, relative to root
-    test: str = "test.csv", # the table of the test images, relative to root
-    seen=None, # list of the seen labels, relative to root; None: the first table's labels, less the unseen ones
-    unseen=None, # list of the unseen labels, relative to root; None: no unseen label
-    image_folder: str = "", # where below root the images lie
-    test_part: float = None, # part of the first table's images to test on, drawn at random; None: those of the second table
-) -> dict: # split -> Index
+    root,  # a folder of one's own
+    splits,  # "train", "test"
+    train: str = "train.csv",  # the table of the training images, relative to root
+    test: str = "test.csv",  # the table of the test images, relative to root
+    seen=None,  # list of the seen labels, relative to root; None: the first table's labels, less the unseen ones
+    unseen=None,  # list of the unseen labels, relative to root; None: no unseen label
+    image_folder: str = "",  # where below root the images lie
+    test_part: float = None,  # part of the first table's images to test on, drawn at random; None: those of the second table
+) -> dict:  # split -> Index
     "Index the splits of a folder with a CSV for each, or one for both; the labels of the training table are the seen ones of both."
-    lists, tables, found = [name for name in (seen, unseen) if name], {"train": train, "test": test}, {}
-    seen, unseen = label_list(root, seen), label_list(root, unseen) or ()
+    lists = [name for name in (seen, unseen) if name]
+    tables = {"train": train, "test": test}
+    found = {}
+    seen = label_list(root, seen)
+    unseen = label_list(root, unseen) or ()
     if test_part is not None:
-        if test != "test.csv" or (Path(root)/test).is_file(): raise QKSError(f"a part of {train} is to be tested on, and there is {test} as well: leave --test-part out, or take the table away")
+        if test != "test.csv" or (Path(root) / test).is_file():
+            raise QKSError(
+                f"a part of {train} is to be tested on, and there is {test} as well: leave --test-part out, or take the table away"
+            )
         parts = holdout(index_folder(root, train, seen, unseen, image_folder, lists), test_part, seed=0)
-        return {split: part for split, part in (("train", without_unseen(parts[0])), ("test", parts[1])) if split in splits}
-    for split in sorted(splits, reverse=True): # training first
+        return {
+            split: part for split, part in (("train", without_unseen(parts[0])), ("test", parts[1])) if split in splits
+        }
+    for split in sorted(splits, reverse=True):  # training first
         index = index_folder(root, tables[split], seen, unseen, image_folder, lists)
-        if seen is None: seen, lists = list(index.label_ids[:index.n_seen]), [*lists, tables[split]]
+        if seen is None:
+            seen = list(index.label_ids[: index.n_seen])
+            lists = [*lists, tables[split]]
         found[split] = without_unseen(index) if split == "train" else index
     return found
 
 # %% ../../nbs/data/08_splits.ipynb #ed74ec6a
 def index_coco_split(
-    root, # the data set's folder
-    split: str, # "train" or "test"
-    division: str = "48/17", # "48/17", "65/15", or None: all classes seen
-    train: str = "train2014", # the images to train on: their folder, and the name of their annotation file
-    test: str = "val2014", # the images to test on
-) -> Index: # keyed by class name
+    root,  # the data set's folder
+    split: str,  # "train" or "test"
+    division: str = "48/17",  # "48/17", "65/15", or None: all classes seen
+    train: str = "train2014",  # the images to train on: their folder, and the name of their annotation file
+    test: str = "val2014",  # the images to test on
+) -> Index:  # keyed by class name
     "Index one split of MS-COCO."
     return index_coco(root, {"train": train, "test": test}[split], division, split)
 
 # %% ../../nbs/data/08_splits.ipynb #329025e3
 def index_voc_split(
-    root, # the data set's folder
-    split: str, # "train": the official trainval; or "test"
-    unseen=None, # list of the unseen classes, relative to root; None: no unseen class
-) -> Index: # keyed by class name
+    root,  # the data set's folder
+    split: str,  # "train": the official trainval; or "test"
+    unseen=None,  # list of the unseen classes, relative to root; None: no unseen class
+) -> Index:  # keyed by class name
     "Index one split of PASCAL VOC 2007."
-    index = index_voc(root, {"train": "trainval", "test": "test"}[split], label_list(root, unseen) or (), lists=[unseen] if unseen else [])
+    index = index_voc(
+        root,
+        {"train": "trainval", "test": "test"}[split],
+        label_list(root, unseen) or (),
+        lists=[unseen] if unseen else [],
+    )
     return without_unseen(index) if split == "train" else index
 
 # %% ../../nbs/data/08_splits.ipynb #1f114b1e
 def check_splits(
-    splits: dict, # split -> Index
-) -> dict: # the same
+    splits: dict,  # split -> Index
+) -> dict:  # the same
     "Check that a training and a test split fit together; raises `QKSError` where they do not."
-    if len(splits) < 2: return splits
-    train, test = splits["train"], splits["test"]
-    if train.label_ids != test.label_ids[:test.n_seen]:
-        raise QKSError(f"the {len(train.label_ids):,} labels to train on are not the {test.n_seen:,} seen labels of the test split in {test.root}: "
-                       f"prepare both splits at once ({prepare_command(test.root)})")
+    if len(splits) < 2:
+        return splits
+    train = splits["train"]
+    test = splits["test"]
+    if train.label_ids != test.label_ids[: test.n_seen]:
+        raise QKSError(
+            f"the {len(train.label_ids):,} labels to train on are not the {test.n_seen:,} seen labels of the test split in {test.root}: "
+            f"prepare both splits at once ({prepare_command(test.root)})"
+        )
     if train.image_folder == test.image_folder and (both := set(train.images) & set(test.images)):
-        raise QKSError(f"{test.root} has images that stand in both splits, {len(both):,} in all, such as {min(both)}: a test image must not be trained on; take it out of one")
+        raise QKSError(
+            f"{test.root} has images that stand in both splits, {len(both):,} in all, such as {min(both)}: a test image must not be trained on; take it out of one"
+        )
     return splits
 
 # %% ../../nbs/data/08_splits.ipynb #e7c94ee9
 SPLITS = ("train", "test")
-READERS = {"nuswide": index_nuswide, "openimages": index_openimages, "coco": index_coco_split, "voc": index_voc_split} # (root, split, **options)
+READERS = {
+    "nuswide": index_nuswide,
+    "openimages": index_openimages,
+    "coco": index_coco_split,
+    "voc": index_voc_split,
+}  # (root, split, **options)
+
 
 def index_splits(
-    root, # the data set's folder
-    dataset: str, # nuswide, openimages, coco, voc or folder
-    splits=SPLITS, # which of the two
-    **options, # unseen for openimages; those of `index_coco_split`, `index_voc_split` and `index_own`
-) -> dict: # split -> Index
+    root,  # the data set's folder
+    dataset: str,  # nuswide, openimages, coco, voc or folder
+    splits=SPLITS,  # which of the two
+    **options,  # unseen for openimages; those of `index_coco_split`, `index_voc_split` and `index_own`
+) -> dict:  # split -> Index
     "Index the splits of any data set from its raw files; raises `QKSError` for anything amiss, or where the splits do not fit together."
-    recognise(root) # there is such a folder
-    if dataset not in MARKS: raise QKSError(f"data set is {dataset!r}: expected {', '.join(MARKS)}")
-    if wrong := [split for split in splits if split not in SPLITS]: raise QKSError(f"split is {wrong[0]!r}: expected 'train' or 'test'")
-    if dataset == "folder": return check_splits(index_own(root, set(splits), **options))
+    recognise(root)  # there is such a folder
+    if dataset not in MARKS:
+        raise QKSError(f"data set is {dataset!r}: expected {', '.join(MARKS)}")
+    if wrong := [split for split in splits if split not in SPLITS]:
+        raise QKSError(f"split is {wrong[0]!r}: expected 'train' or 'test'")
+    if dataset == "folder":
+        return check_splits(index_own(root, set(splits), **options))
     return check_splits({split: READERS[dataset](root, split, **options) for split in dict.fromkeys(splits)})
 
 # %% ../../nbs/data/08_splits.ipynb #681432ce
 def index_places(
-    root, # the data set's folder
-    split: str, # "train" or "test"
-) -> list: # two paths, the first choice first
+    root,  # the data set's folder
+    split: str,  # "train" or "test"
+) -> list:  # two paths, the first choice first
     "Where the index of a split may be kept."
     digest = hashlib.sha256(os.fsencode(Path(root).resolve())).hexdigest()[:24]
-    return [place/f"qks-index-{split}.npz" for place in (Path(root), cache_folder()/"indexes"/digest)]
+    return [place / f"qks-index-{split}.npz" for place in (Path(root), cache_folder() / "indexes" / digest)]
 
 # %% ../../nbs/data/08_splits.ipynb #79a80e3b
 def save_split(
-    index: Index, # one split
-    root, # the data set's folder
-    split: str, # "train" or "test"
-) -> Path: # the file
+    index: Index,  # one split
+    root,  # the data set's folder
+    split: str,  # "train" or "test"
+) -> Path:  # the file
     "Save an index in the data set's folder, or in the cache where that folder may not be written; raises `QKSError` where neither can be."
     place, other = index_places(root, split)
-    try: return index.save(place)
+    try:
+        return index.save(place)
     except QKSError as error:
-        if getattr(error.__cause__, "errno", None) not in (errno.EACCES, errno.EPERM, errno.EROFS): raise # a full disk is full
-    try: other.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error: raise QKSError(f"neither {place} nor {other} can be written ({error.strerror}): set QKS_CACHE to a folder of your own") from error
+        if getattr(error.__cause__, "errno", None) not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise  # a full disk is full
+    try:
+        other.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise QKSError(
+            f"neither {place} nor {other} can be written ({error.strerror}): set QKS_CACHE to a folder of your own"
+        ) from error
     return index.save(other)
 
 # %% ../../nbs/data/08_splits.ipynb #7afb7606
 @dataclass(frozen=True)
 class Prepared:
     "What was prepared; `print` shows it."
-    splits: dict # split -> Index
-    files: dict # split -> path of the saved index
-    seconds: float # for reading and saving
-    left_out: dict # split -> images that were not there; empty where all were to stay
-    missing: dict # split -> images that are not there and stay, where they were looked for
+
+    splits: dict  # split -> Index
+    files: dict  # split -> path of the saved index
+    seconds: float  # for reading and saving
+    left_out: dict  # split -> images that were not there; empty where all were to stay
+    missing: dict  # split -> images that are not there and stay, where they were looked for
 
     def __str__(self):
         lines = []
         for split, index in self.splits.items():
-            C, S, zeros = len(index.label_ids), index.n_seen, "absent" if index.absent else "not annotated"
-            lines.append(f"{split}: {len(index):,} images, {C:,} labels ({S:,} seen, {C - S:,} unseen), {len(index.values):,} entries, {index.conflicts:,} conflicts; other entries count as {zeros}")
-            if split in self.left_out: lines.append(f"  {self.left_out[split]:,} images are missing or too small, and left out; prepare again after fetching more")
-            if index.conflicts: lines.append(f"  conflicts count as not annotated, the first: {index.first_conflict}")
-            if split == "test" and S == C: lines.append("  no label is unseen: all are trained on, and nothing is zero-shot")
-            if found := self.missing.get(split): lines.append(f"  {len(found):,} images are not there or empty, the first: {found[0]}; training asks for them, or leave them out with --leave-out-missing")
+            C = len(index.label_ids)
+            S = index.n_seen
+            zeros = "absent" if index.absent else "not annotated"
+            lines.append(
+                f"{split}: {len(index):,} images, {C:,} labels ({S:,} seen, {C - S:,} unseen), {len(index.values):,} entries, {index.conflicts:,} conflicts; other entries count as {zeros}"
+            )
+            if split in self.left_out:
+                lines.append(
+                    f"  {self.left_out[split]:,} images are missing or too small, and left out; prepare again after fetching more"
+                )
+            if index.conflicts:
+                lines.append(f"  conflicts count as not annotated, the first: {index.first_conflict}")
+            if split == "test" and S == C:
+                lines.append("  no label is unseen: all are trained on, and nothing is zero-shot")
+            if found := self.missing.get(split):
+                lines.append(
+                    f"  {len(found):,} images are not there or empty, the first: {found[0]}; training asks for them, or leave them out with --leave-out-missing"
+                )
             remarks = label_remarks(index) if split == "test" else []
-            lines += [f"  {remark}" for remark in remarks[:5]] + [f"  … and {len(remarks) - 5} more such labels"]*(len(remarks) > 5)
+            lines += [f"  {remark}" for remark in remarks[:5]] + [f"  … and {len(remarks) - 5} more such labels"] * (
+                len(remarks) > 5
+            )
             lines.append(f"  {self.files[split].stat().st_size:,} bytes in {self.files[split]}")
         return "\n".join([*lines, f"read and saved in {self.seconds:.1f} s"])
 
 # %% ../../nbs/data/08_splits.ipynb #848a5ea9
 def present_images(
-    index: Index, # one split
-    split: str, # its name, for the message
-    min_bytes: int = 1, # smaller files count as missing
-) -> Index: # the images whose files are there
+    index: Index,  # one split
+    split: str,  # its name, for the message
+    min_bytes: int = 1,  # smaller files count as missing
+) -> Index:  # the images whose files are there
     "Leave out images that are not there; raises `QKSError` where none is."
     missing = set(missing_images(index, min_bytes))
-    if len(missing) == len(index): raise QKSError(f"none of the {len(index):,} {split} images is in {Path(index.root)/index.image_folder}: fetch them first")
+    if len(missing) == len(index):
+        raise QKSError(
+            f"none of the {len(index):,} {split} images is in {Path(index.root) / index.image_folder}: fetch them first"
+        )
     return index.subset([i for i, image in enumerate(index.images) if image not in missing])
 
 # %% ../../nbs/data/08_splits.ipynb #848a5eae
 def prepare(
-    root, # the data set's folder
-    dataset: str, # nuswide, openimages, coco, voc or folder
-    splits=SPLITS, # which of the two
-    min_bytes: int = None, # leave out images that are absent or smaller than this; None: all stay
-    **options, # those of `index_splits`
-) -> Prepared: # print it; `files` says where the indexes are
+    root,  # the data set's folder
+    dataset: str,  # nuswide, openimages, coco, voc or folder
+    splits=SPLITS,  # which of the two
+    min_bytes: int = None,  # leave out images that are absent or smaller than this; None: all stay
+    **options,  # those of `index_splits`
+) -> Prepared:  # print it; `files` says where the indexes are
     "Index a data set and save what training and evaluation read; raises `QKSError` for anything amiss before it changes anything."
     clock = time.perf_counter()
-    if min_bytes is not None: check_count("min_bytes", min_bytes)
+    if min_bytes is not None:
+        check_count("min_bytes", min_bytes)
     indexes = index_splits(root, dataset, splits, **options)
-    present = indexes if min_bytes is None else {split: present_images(index, split, min_bytes) for split, index in indexes.items()}
+    present = (
+        indexes
+        if min_bytes is None
+        else {split: present_images(index, split, min_bytes) for split, index in indexes.items()}
+    )
     files = {split: save_split(index, root, split) for split, index in present.items()}
-    left_out = {} if min_bytes is None else {split: len(index) - len(present[split]) for split, index in indexes.items()}
-    missing = {split: missing_images(index) for split, index in present.items()} if dataset == "folder" and min_bytes is None else {}
+    left_out = (
+        {} if min_bytes is None else {split: len(index) - len(present[split]) for split, index in indexes.items()}
+    )
+    missing = (
+        {split: missing_images(index) for split, index in present.items()}
+        if dataset == "folder" and min_bytes is None
+        else {}
+    )
     return Prepared(present, files, time.perf_counter() - clock, left_out, missing)
 
 # %% ../../nbs/data/08_splits.ipynb #36d93270
 def open_split(
-    root, # the data set's folder
-    split: str, # "train" or "test"
-) -> Index: # its images and labels
+    root,  # the data set's folder
+    split: str,  # "train" or "test"
+) -> Index:  # its images and labels
     "A split of a data set: the saved index where there is one, else NUS-WIDE's raw files; raises `QKSError` that names the command to run."
-    if split not in SPLITS: raise QKSError(f"split is {split!r}: expected 'train' or 'test'")
-    dataset, saved = recognise(root), [place for place in index_places(root, split) if place.exists()]
+    if split not in SPLITS:
+        raise QKSError(f"split is {split!r}: expected 'train' or 'test'")
+    dataset = recognise(root)
+    saved = [place for place in index_places(root, split) if place.exists()]
     if saved:
-        try: return load_index(max(saved, key=os.path.getmtime), root)
+        try:
+            return load_index(max(saved, key=os.path.getmtime), root)
         except QKSError as error:
             raise QKSError(f"{error} ({prepare_command(root)}, with the options of the first time)") from error
-    if dataset == "nuswide": return index_nuswide(root, split)
+    if dataset == "nuswide":
+        return index_nuswide(root, split)
     known = "" if dataset else f", DATASET being one of {', '.join(MARKS)}"
     raise QKSError(f"{root} has no index of its {split} split: run {prepare_command(root)} first{known}")
 
 # %% ../../nbs/data/08_splits.ipynb #40bfb36f
 def open_splits(
-    root, # the data set's folder
-) -> dict: # "train" -> Index with S labels, "test" -> Index with S + U labels
+    root,  # the data set's folder
+) -> dict:  # "train" -> Index with S labels, "test" -> Index with S + U labels
     "Both splits of a data set, which fit together; raises `QKSError` where they do not."
     return check_splits({split: open_split(root, split) for split in SPLITS})

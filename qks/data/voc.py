@@ -14,59 +14,124 @@ from .files import find_file, inside_path, opened, read_names
 from .index import Index, index_pairs, raw_digest
 
 # %% ../../nbs/data/06_voc.ipynb #d321d556
-VOC_CLASSES = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
-    "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor")
-MAX_XML = 1_000_000 # bytes; an annotation of PASCAL VOC has a few thousand
+VOC_CLASSES = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+MAX_XML = 1_000_000  # bytes; an annotation of PASCAL VOC has a few thousand
+
 
 def read_voc_objects(
-    path, # an annotation, XML
-) -> list: # (class, whether difficult) of each object
+    path,  # an annotation, XML
+) -> list:  # (class, whether difficult) of each object
     "Read the objects of one image; raises `QKSError` with the line for what is not such an annotation."
-    with opened(path) as file: raw = file.read(MAX_XML + 1)
-    if len(raw) > MAX_XML: raise QKSError(f"{path} has more than {MAX_XML:,} bytes: that is no annotation; fetch it again")
-    parser, stack, objects = expat.ParserCreate(), [], []
-    def refuse(*_): raise QKSError(f"{path} line {parser.CurrentLineNumber} declares a document type, which an annotation does not need: fetch the file again")
+    with opened(path) as file:
+        raw = file.read(MAX_XML + 1)
+    if len(raw) > MAX_XML:
+        raise QKSError(f"{path} has more than {MAX_XML:,} bytes: that is no annotation; fetch it again")
+    parser = expat.ParserCreate()
+    stack = []
+    objects = []
+
+    def refuse(*_):
+        raise QKSError(
+            f"{path} line {parser.CurrentLineNumber} declares a document type, which an annotation does not need: fetch the file again"
+        )
+
     def start(tag, _):
         stack.append(tag)
-        if len(stack) == 1 and tag != "annotation": raise QKSError(f"{path} line {parser.CurrentLineNumber} begins with <{tag[:40]}>: expected <annotation>")
-        if stack == ["annotation", "object"]: objects.append({"line": parser.CurrentLineNumber})
-        elif len(stack) == 3 and stack[1] == "object": objects[-1].setdefault(tag, "")
-    def text(data): # the name of an object, not of a part of it
-        if len(stack) == 3 and stack[1] == "object": objects[-1][stack[2]] = f"{objects[-1][stack[2]]}{data}"
-    parser.StartDoctypeDeclHandler, parser.StartElementHandler, parser.CharacterDataHandler = refuse, start, text
+        if len(stack) == 1 and tag != "annotation":
+            raise QKSError(f"{path} line {parser.CurrentLineNumber} begins with <{tag[:40]}>: expected <annotation>")
+        if stack == ["annotation", "object"]:
+            objects.append({"line": parser.CurrentLineNumber})
+        elif len(stack) == 3 and stack[1] == "object":
+            objects[-1].setdefault(tag, "")
+
+    def text(data):  # the name of an object, not of a part of it
+        if len(stack) == 3 and stack[1] == "object":
+            objects[-1][stack[2]] = f"{objects[-1][stack[2]]}{data}"
+
+    parser.StartDoctypeDeclHandler = refuse
+    parser.StartElementHandler = start
+    parser.CharacterDataHandler = text
     parser.EndElementHandler = lambda _: stack.pop()
-    try: parser.Parse(raw, True)
-    except QKSError: raise
-    except (expat.ExpatError, LookupError, ValueError) as error: # the last two: an encoding that Python does not know
+    try:
+        parser.Parse(raw, True)
+    except QKSError:
+        raise
+    except (expat.ExpatError, LookupError, ValueError) as error:  # the last two: an encoding that Python does not know
         raise QKSError(f"{path} line {parser.CurrentLineNumber} is not XML ({error}): fetch the file again") from error
     for found in objects:
-        name, difficult = found.get("name", "").strip(), found.get("difficult", "0").strip()
+        name = found.get("name", "").strip()
+        difficult = found.get("difficult", "0").strip()
         if name not in VOC_CLASSES or difficult not in ("0", "1"):
-            raise QKSError(f"{path} line {found['line']}: an object is {name[:40]!r} with difficult {difficult[:40]!r}: expected one of the {len(VOC_CLASSES)} classes, and 0 or 1")
+            raise QKSError(
+                f"{path} line {found['line']}: an object is {name[:40]!r} with difficult {difficult[:40]!r}: expected one of the {len(VOC_CLASSES)} classes, and 0 or 1"
+            )
     return [(found["name"].strip(), found.get("difficult", "0").strip() == "1") for found in objects]
 
 # %% ../../nbs/data/06_voc.ipynb #711e98a3
-VOC_FOLDERS = ("", "VOC2007/", "VOCdevkit/VOC2007/") # where below root the data set may lie
+VOC_FOLDERS = ("", "VOC2007/", "VOCdevkit/VOC2007/")  # where below root the data set may lie
+
 
 def index_voc(
-    root, # VOC2007, or the folder that holds it
-    split: str, # "train", "val", "trainval" or "test"
-    unseen=(), # classes to treat as unseen; the others are seen
-    difficult: int = 0, # a class with difficult objects only: 0 not annotated, 1 present, -1 absent
-    lists=(), # files that the classes came from, relative to root: the index is stale when one changes
-) -> Index: # keyed by class name
+    root,  # VOC2007, or the folder that holds it
+    split: str,  # "train", "val", "trainval" or "test"
+    unseen=(),  # classes to treat as unseen; the others are seen
+    difficult: int = 0,  # a class with difficult objects only: 0 not annotated, 1 present, -1 absent
+    lists=(),  # files that the classes came from, relative to root: the index is stale when one changes
+) -> Index:  # keyed by class name
     "Index PASCAL VOC 2007 from its XML annotations; raises `QKSError` for anything amiss."
-    if split not in ("train", "val", "trainval", "test"): raise QKSError(f"split is {split!r}: expected 'train', 'val', 'trainval' or 'test'")
-    if difficult not in (-1, 0, 1): raise QKSError(f"difficult is {difficult!r}: expected 0, 1 or -1")
-    if wrong := [label for label in unseen if label not in VOC_CLASSES]: raise QKSError(f"{wrong[0]!r} is no class of PASCAL VOC: expected {', '.join(VOC_CLASSES)}")
+    if split not in ("train", "val", "trainval", "test"):
+        raise QKSError(f"split is {split!r}: expected 'train', 'val', 'trainval' or 'test'")
+    if difficult not in (-1, 0, 1):
+        raise QKSError(f"difficult is {difficult!r}: expected 0, 1 or -1")
+    if wrong := [label for label in unseen if label not in VOC_CLASSES]:
+        raise QKSError(f"{wrong[0]!r} is no class of PASCAL VOC: expected {', '.join(VOC_CLASSES)}")
     names = find_file(root, *(f"{folder}ImageSets/Main/{split}.txt" for folder in VOC_FOLDERS))
-    base, ids = names.parents[2], read_names(names)
+    base = names.parents[2]
+    ids = read_names(names)
     for line, name in enumerate(ids, 1):
-        if not re.fullmatch("[0-9A-Za-z_-]{1,60}", name): raise QKSError(f"{names} line {line}: {name[:40]!r} is no image id: expected one such as 000005")
-        if not (base/f"Annotations/{name}.xml").is_file(): raise QKSError(f"{names} line {line}: {base}/Annotations/{name}.xml is missing: unpack the annotations, or correct the list")
-    paths = [base/f"Annotations/{name}.xml" for name in ids]
-    sources = *(path.relative_to(root).as_posix() for path in (names, *paths)), *(inside_path(name, "the name of a list of labels") for name in lists)
-    digest = raw_digest(root, sources) # first: a change while reading shows later
-    pairs = [(row, name, difficult if hard else 1) for row, path in enumerate(paths) for name, hard in read_voc_objects(path)] # an ordinary object decides
-    return index_pairs(root, (f"{name}.jpg" for name in ids), pairs, [name for name in VOC_CLASSES if name not in unseen], [name for name in VOC_CLASSES if name in unseen],
-                       image_folder=(base/"JPEGImages").relative_to(root).as_posix(), sources=sources, digest=digest)
+        if not re.fullmatch("[0-9A-Za-z_-]{1,60}", name):
+            raise QKSError(f"{names} line {line}: {name[:40]!r} is no image id: expected one such as 000005")
+        if not (base / f"Annotations/{name}.xml").is_file():
+            raise QKSError(
+                f"{names} line {line}: {base}/Annotations/{name}.xml is missing: unpack the annotations, or correct the list"
+            )
+    paths = [base / f"Annotations/{name}.xml" for name in ids]
+    sources = (
+        *(path.relative_to(root).as_posix() for path in (names, *paths)),
+        *(inside_path(name, "the name of a list of labels") for name in lists),
+    )
+    digest = raw_digest(root, sources)  # first: a change while reading shows later
+    pairs = [
+        (row, name, difficult if hard else 1) for row, path in enumerate(paths) for name, hard in read_voc_objects(path)
+    ]  # an ordinary object decides
+    return index_pairs(
+        root,
+        (f"{name}.jpg" for name in ids),
+        pairs,
+        [name for name in VOC_CLASSES if name not in unseen],
+        [name for name in VOC_CLASSES if name in unseen],
+        image_folder=(base / "JPEGImages").relative_to(root).as_posix(),
+        sources=sources,
+        digest=digest,
+    )

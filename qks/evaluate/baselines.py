@@ -20,80 +20,106 @@ from ..vlp.frozen import VLP
 
 # %% ../../nbs/evaluate/06_baselines.ipynb #422ee995
 def zero_shot_scores(
-    vlp: VLP, # a frozen VLP
-    image_tokens, # its tokens [n, N, D]
-    label_embeddings, # [C, E]
-    batch_size: int = 256, # images per step
-) -> torch.Tensor: # cosine similarities [n, C]
+    vlp: VLP,  # a frozen VLP
+    image_tokens,  # its tokens [n, N, D]
+    label_embeddings,  # [C, E]
+    batch_size: int = 256,  # images per step
+) -> torch.Tensor:  # cosine similarities [n, C]
     "CLIP's own zero-shot classification: one vector per image."
     labels = normalize(label_embeddings.cpu(), dim=-1)
-    return torch.cat([normalize(vlp.image_features(tokens.float()), dim=-1).cpu() @ labels.T
-                      for tokens in progress(image_tokens.split(batch_size), "Zero-shot")])
+    return torch.cat(
+        [
+            normalize(vlp.image_features(tokens.float()), dim=-1).cpu() @ labels.T
+            for tokens in progress(image_tokens.split(batch_size), "Zero-shot")
+        ]
+    )
 
 # %% ../../nbs/evaluate/06_baselines.ipynb #df0ddec2
-PATCH_SCORES = 2**25 # ours: scores of patches at once, 134 MB in fp32
+PATCH_SCORES = 2**25  # ours: scores of patches at once, 134 MB in fp32
+
 
 def best_patch_scores(
-    vlp: VLP, # a frozen VLP
-    image_tokens, # its tokens [n, N, D]; leading tokens that are no patch are left out
-    label_embeddings, # [C, E]
-    batch_size: int = 256, # images per step, fewer where there are very many labels
-) -> torch.Tensor: # the best patch's cosine similarity [n, C]
+    vlp: VLP,  # a frozen VLP
+    image_tokens,  # its tokens [n, N, D]; leading tokens that are no patch are left out
+    label_embeddings,  # [C, E]
+    batch_size: int = 256,  # images per step, fewer where there are very many labels
+) -> torch.Tensor:  # the best patch's cosine similarity [n, C]
     "Every patch against every label, the best patch counts."
-    batch_size = max(1, min(batch_size, PATCH_SCORES//(image_tokens.shape[1]*len(label_embeddings))))
+    batch_size = max(1, min(batch_size, PATCH_SCORES // (image_tokens.shape[1] * len(label_embeddings))))
     labels = normalize(label_embeddings, dim=-1).to(vlp.device)
-    return torch.cat([(normalize(tokens[:, vlp.n_prefix:].to(vlp.device).float() @ vlp.projection, dim=-1) @ labels.T).amax(1).cpu()     # [B, N, C] -> [B, C]
-                      for tokens in progress(image_tokens.split(batch_size), "Best patch")])
+    return torch.cat(
+        [
+            (normalize(tokens[:, vlp.n_prefix :].to(vlp.device).float() @ vlp.projection, dim=-1) @ labels.T)
+            .amax(1)
+            .cpu()  # [B, N, C] -> [B, C]
+            for tokens in progress(image_tokens.split(batch_size), "Best patch")
+        ]
+    )
 
 # %% ../../nbs/evaluate/06_baselines.ipynb #26f19bb1
-ONE_PROMPT = "There is a {} in the scene" # the authors' single prompt
+ONE_PROMPT = "There is a {} in the scene"  # the authors' single prompt
+
 
 def baseline_methods(
-    vlp: VLP, # a frozen VLP
-    label_names, # C names
-    label_embeddings, # of the prompt pool [C, E]
-) -> dict: # method -> function from tokens [B, N, D] to scores [B, C]
+    vlp: VLP,  # a frozen VLP
+    label_names,  # C names
+    label_embeddings,  # of the prompt pool [C, E]
+) -> dict:  # method -> function from tokens [B, N, D] to scores [B, C]
     "What the frozen VLP can do without training; best patch alone where it has no embedding made of these tokens."
     best_patch = {"VLP best patch": lambda tokens: best_patch_scores(vlp, tokens, label_embeddings)}
-    try: vlp.image_features(torch.zeros(1, vlp.n_tokens, vlp.width))
-    except QKSError: return best_patch
-    single = embed_names(PromptPool.single(ONE_PROMPT), vlp, label_names)                     # [C, E]
-    return {"VLP zero-shot, one prompt": lambda tokens: zero_shot_scores(vlp, tokens, single),
-            "VLP zero-shot, prompt pool": lambda tokens: zero_shot_scores(vlp, tokens, label_embeddings), **best_patch}
+    try:
+        vlp.image_features(torch.zeros(1, vlp.n_tokens, vlp.width))
+    except QKSError:
+        return best_patch
+    single = embed_names(PromptPool.single(ONE_PROMPT), vlp, label_names)  # [C, E]
+    return {
+        "VLP zero-shot, one prompt": lambda tokens: zero_shot_scores(vlp, tokens, single),
+        "VLP zero-shot, prompt pool": lambda tokens: zero_shot_scores(vlp, tokens, label_embeddings),
+        **best_patch,
+    }
 
 # %% ../../nbs/evaluate/06_baselines.ipynb #26f19bb4
 def evaluate(
-    head: QKSHead, # a trained head
-    image_tokens, # [n, N, D]
-    labels, # [n, S+U] in {-1, 0, +1}
-    label_embeddings, # [S+U, E], seen labels first
-    n_seen: int, # S
-    topk=(3, 5), # k of precision, recall and F1
-    protocol: str = "official", # whose rules: a name in qks.evaluate.protocols.PROTOCOLS
-    label_names=None, # [S+U], needed by "leak-free"
-) -> dict: # {"seen": {"mAP": …, "P@3": …}, "zsl": …, "gzsl": …}, fractions
+    head: QKSHead,  # a trained head
+    image_tokens,  # [n, N, D]
+    labels,  # [n, S+U] in {-1, 0, +1}
+    label_embeddings,  # [S+U, E], seen labels first
+    n_seen: int,  # S
+    topk=(3, 5),  # k of precision, recall and F1
+    protocol: str = "official",  # whose rules: a name in qks.evaluate.protocols.PROTOCOLS
+    label_names=None,  # [S+U], needed by "leak-free"
+) -> dict:  # {"seen": {"mAP": …, "P@3": …}, "zsl": …, "gzsl": …}, fractions
     "Score a head on a test split (paper, section 4.1); raises `QKSError` for shapes that do not fit."
-    return evaluate_scores(head_scores(head, image_tokens, label_embeddings)[0], labels, n_seen, topk, protocol, label_names)
+    return evaluate_scores(
+        head_scores(head, image_tokens, label_embeddings)[0], labels, n_seen, topk, protocol, label_names
+    )
 
 # %% ../../nbs/evaluate/06_baselines.ipynb #5e45da1a
 def label_ap(
-    scores, # [n, S+U]
-    labels, # [n, S+U] in {-1, 0, +1}
-    n_seen: int, # S
-    protocol: str = "official", # whose rules: a name in qks.evaluate.protocols.PROTOCOLS
-    label_names=None, # [S+U], needed by "leak-free"
-) -> np.ndarray: # [S+U]: AP of each label within its part, nan where it does not enter the mean
+    scores,  # [n, S+U]
+    labels,  # [n, S+U] in {-1, 0, +1}
+    n_seen: int,  # S
+    protocol: str = "official",  # whose rules: a name in qks.evaluate.protocols.PROTOCOLS
+    label_names=None,  # [S+U], needed by "leak-free"
+) -> np.ndarray:  # [S+U]: AP of each label within its part, nan where it does not enter the mean
     "AP per label, seen and unseen labels each within their part; raises `QKSError` for input that cannot be measured."
     return per_label(scores, labels, n_seen, protocol, label_names)[0]
 
 # %% ../../nbs/evaluate/06_baselines.ipynb #873ff503
 def summarise(
-    runs: list, # metrics of each seed, as `evaluate` gives them
-) -> dict: # the same nesting, with {"mean": …, "std": …} in place of each number; std is 0 for one run
+    runs: list,  # metrics of each seed, as `evaluate` gives them
+) -> dict:  # the same nesting, with {"mean": …, "std": …} in place of each number; std is 0 for one run
     "Mean and standard deviation over seeds."
-    return {part: {name: {"mean": float(np.mean([run[part][name] for run in runs])),
-                          "std": float(np.std([run[part][name] for run in runs], ddof=1)) if len(runs) > 1 else 0.}
-                   for name in runs[0][part]} for part in runs[0]}
+    return {
+        part: {
+            name: {
+                "mean": float(np.mean([run[part][name] for run in runs])),
+                "std": float(np.std([run[part][name] for run in runs], ddof=1)) if len(runs) > 1 else 0.0,
+            }
+            for name in runs[0][part]
+        }
+        for part in runs[0]
+    }
 
 # %% ../../nbs/evaluate/06_baselines.ipynb #b0643f9e
 def draw_table(
@@ -102,20 +128,34 @@ def draw_table(
 ) -> str:  # a Markdown table that reads well in a terminal too
     "Draw a table; words to the left, numbers to the right."
     widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = [[cell.ljust(width) if i < left else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))] for row in rows]
-    lines.insert(1, ["-"*width if i < left else "-"*(width - 1) + ":" for i, width in enumerate(widths)])
+    lines = [
+        [cell.ljust(width) if i < left else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))]
+        for row in rows
+    ]
+    lines.insert(1, ["-" * width if i < left else "-" * (width - 1) + ":" for i, width in enumerate(widths)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 # %% ../../nbs/evaluate/06_baselines.ipynb #6b38f153
 def results_table(
-    rows: dict, # method -> what `summarise` gave
-    topk=(3, 5), # k of the F1 columns
-) -> str: # a Markdown table, in percent
+    rows: dict,  # method -> what `summarise` gave
+    topk=(3, 5),  # k of the F1 columns
+) -> str:  # a Markdown table, in percent
     "The comparison as a Markdown table; the deviation is shown where there is one."
     columns = ["mAP", *(f"F1@{k}" for k in topk)]
+
     def cell(number):
-        text = f"{100*number['mean']:.1f}"
-        return text + (f" ± {100*number['std']:.1f}" if number["std"] else "")
+        text = f"{100 * number['mean']:.1f}"
+        return text + (f" ± {100 * number['std']:.1f}" if number["std"] else "")
+
     parts = next(iter(rows.values())).keys()
     head = ["", *(f"{part.upper() if part != 'seen' else part} {name}" for part in parts for name in columns)]
-    return draw_table([head, *([name, *(cell(metrics[part][column]) for part in parts for column in columns)] for name, metrics in rows.items())], 1)
+    return draw_table(
+        [
+            head,
+            *(
+                [name, *(cell(metrics[part][column]) for part in parts for column in columns)]
+                for name, metrics in rows.items()
+            ),
+        ],
+        1,
+    )

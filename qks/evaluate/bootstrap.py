@@ -29,9 +29,12 @@ def resample_weights(
     seed: int,  # same seed, same resamples
 ) -> list[Tensor]:  # matrices [B, R or fewer] of fp32 that side by side are [B, R]
     "How often each image comes up in each resample."
-    generator, weights = np.random.default_rng(seed), []
+    generator = np.random.default_rng(seed)
+    weights = []
     for start in range(0, resamples, RESAMPLES_AT_ONCE):
-        counts = np.empty((n_images, min(RESAMPLES_AT_ONCE, resamples - start)), dtype=np.float32)  # [B, R of this matrix]
+        counts = np.empty(
+            (n_images, min(RESAMPLES_AT_ONCE, resamples - start)), dtype=np.float32
+        )  # [B, R of this matrix]
         for column in counts.T:
             column[:] = np.bincount(generator.integers(0, n_images, n_images), minlength=n_images)
         weights.append(torch.from_numpy(counts))
@@ -48,7 +51,7 @@ def weight_above(
         return torch.zeros(len(cuts), weights.shape[1], dtype=torch.float64)
     ends = np.union1d(cuts, np.arange(4096, cuts[-1], 4096))  # no gap is long, so that threads share the work evenly
     starts = torch.from_numpy(np.concatenate([[0], ends[:-1]]).astype(np.int64))
-    chosen = torch.from_numpy(images[:cuts[-1]].astype(np.int64, copy=False))
+    chosen = torch.from_numpy(images[: cuts[-1]].astype(np.int64, copy=False))
     sums = embedding_bag(chosen, weights, starts, mode="sum").double()  # [gaps, R]
     return sums.cumsum(0)[torch.from_numpy(np.searchsorted(ends, cuts))]
 
@@ -77,7 +80,9 @@ def resampled_precision(
     result = []
     for matrix in weights:
         found, place, rest = (weight_above(*group, matrix) for group in groups)  # each [P, R]
-        gained = torch.diff(found, dim=0, prepend=torch.zeros_like(found[:1]))  # [P, R] positives that enter at each level
+        gained = torch.diff(
+            found, dim=0, prepend=torch.zeros_like(found[:1])
+        )  # [P, R] positives that enter at each level
         sums = [(gained * (found / total).nan_to_num_(0)).sum(0) for total in (place, place + rest)]
         result.append((torch.stack(sums) / found[-1]).numpy())  # [2, R], 0 / 0 is nan
     return np.concatenate(result, axis=1)
@@ -98,7 +103,9 @@ def resampled_means(
         own = "seen" if label < n_seen else "zsl"
         names = [part for part in (own, "gzsl") if label in kept.get(part, ())]
         if names and (values > 0).any():
-            both = dict(zip((own, "gzsl"), resampled_precision(images, scores, values, parts[own].images[images], weights)))
+            both = dict(
+                zip((own, "gzsl"), resampled_precision(images, scores, values, parts[own].images[images], weights))
+            )
             for part in names:
                 total[part] += np.nan_to_num(both[part])
                 count[part] += ~np.isnan(both[part])
@@ -131,7 +138,8 @@ def _dense_entries(scores, labels, images):
     "Images, scores and values of every label's annotated entries on some images."
     rows = np.flatnonzero(images)
     for block in blocks(scores.shape[1], len(scores)):
-        columns, marks = np.ascontiguousarray(scores[rows, block].T), np.ascontiguousarray(labels[rows, block].T)
+        columns = np.ascontiguousarray(scores[rows, block].T)
+        marks = np.ascontiguousarray(labels[rows, block].T)
         for column, given in zip(columns, marks):  # [kept B] each
             yield rows[given != 0], column[given != 0], given[given != 0]
 
@@ -147,9 +155,16 @@ def resampled_metrics(
     weights: list[Tensor],  # matrices that side by side are [B, R]
 ) -> dict[str, dict[str, np.ndarray]]:  # part -> "mAP", "P@k", "R@k", "F1@k" -> [R]
     "Every metric in every resample."
-    means = resampled_means(progress(entries, "Bootstrap, label by label", labels.n_labels), parts, n_seen, weights, protocol.absent_labels)
-    return {part: {"mAP": means[part], **resampled_hits(
-        hits[part], labels.positive_counts(kept.labels)[kept.images], kept.images, topk, weights)} for part, kept in parts.items()}
+    means = resampled_means(
+        progress(entries, "Bootstrap, label by label", labels.n_labels), parts, n_seen, weights, protocol.absent_labels
+    )
+    return {
+        part: {
+            "mAP": means[part],
+            **resampled_hits(hits[part], labels.positive_counts(kept.labels)[kept.images], kept.images, topk, weights),
+        }
+        for part, kept in parts.items()
+    }
 
 # %% ../../nbs/evaluate/04_bootstrap.ipynb #b0e5f931
 def intervals(
@@ -157,10 +172,15 @@ def intervals(
     point: dict[str, dict[str, float]],  # part -> metric -> what was measured
 ) -> dict[str, dict[str, dict[str, float]]]:  # part -> metric -> {"low", "high"}
     "95 % percentile intervals, moved so that the mean of the resamples lies on what was measured."
+
     def interval(numbers, measured):
         low, high = np.nanpercentile(numbers, [2.5, 97.5]) - np.nanmean(numbers) + measured
         return {"low": max(0.0, float(low)), "high": min(1.0, float(high))}
-    return {part: {name: interval(numbers, point[part][name]) for name, numbers in metrics.items()} for part, metrics in values.items()}
+
+    return {
+        part: {name: interval(numbers, point[part][name]) for name, numbers in metrics.items()}
+        for part, metrics in values.items()
+    }
 
 # %% ../../nbs/evaluate/04_bootstrap.ipynb #64d7dc91
 def bootstrap(
@@ -174,8 +194,10 @@ def bootstrap(
     label_names: Sequence[str] | None = None,  # [C], needed by "leak-free"
 ) -> dict[str, dict[str, dict[str, float]]]:  # part -> metric -> {"low", "high"}, fractions
     "95 % intervals over images for every metric of `evaluate_scores`; QKSError for input that cannot be measured."
-    (scores, labels), protocol = check_scores(scores, labels), find_protocol(protocol)
-    dense, topk = DenseLabels(labels), check_topk(topk)
+    (scores, labels) = check_scores(scores, labels)
+    protocol = find_protocol(protocol)
+    dense = DenseLabels(labels)
+    topk = check_topk(topk)
     parts = plan(dense, n_seen, topk, protocol, label_names)
     weights = resample_weights(dense.n_images, check_count("resamples", resamples), seed)
     hits = {part: place_hits(scores, labels, kept, max(topk)) for part, kept in parts.items()}
@@ -190,13 +212,18 @@ def bootstrap_stream(
     seed: int = 0,  # same seed, same interval
 ) -> dict[str, dict[str, dict[str, float]]]:  # part -> metric -> {"low", "high"}, fractions
     "`bootstrap` for scores that never existed at once; QKSError before every image has come."
-    kept, images = stream.entries(), widest(stream.parts).images
+    kept = stream.entries()
+    images = widest(stream.parts).images
+
     def on_images(label):
         entry = kept[label]
         near = images[entry[0]]
         return tuple(array[near] for array in entry)
+
     weights = resample_weights(stream.labels.n_images, check_count("resamples", resamples), seed)
     hits = {part: np.concatenate(stream.hits[part]) for part in stream.parts}
     entries = (on_images(label) for label in range(stream.labels.n_labels))
-    values = resampled_metrics(entries, hits, stream.labels, stream.parts, stream.n_seen, stream.topk, stream.protocol, weights)
+    values = resampled_metrics(
+        entries, hits, stream.labels, stream.parts, stream.n_seen, stream.topk, stream.protocol, weights
+    )
     return intervals(values, stream.result())

@@ -20,7 +20,8 @@ from .streaming import StreamingScores
 def _by_label(measure, parts, n_seen, n_labels, protocol):
     "AP [C] and positives [C] of every label within its part; nan where the label does not enter the mean."
     by_label = label_precision(measure, parts, n_seen, n_labels)
-    ap, counts = np.full(n_labels, np.nan), np.zeros(n_labels, dtype=np.int64)  # each [C]
+    ap = np.full(n_labels, np.nan)
+    counts = np.zeros(n_labels, dtype=np.int64)  # each [C]
     for part in by_label.keys() & {"seen", "zsl"}:
         precision, positives = by_label[part]
         ap[parts[part].labels] = np.where((positives > 0) | protocol.absent_labels, precision, np.nan)
@@ -36,7 +37,8 @@ def per_label(
     label_names: Sequence[str] | None = None,  # [C], needed by "leak-free"
 ) -> tuple[np.ndarray, np.ndarray]:  # AP [C], nan where a label does not enter the mean; number of positives [C]
     "AP and positives of every label; QKSError for input that cannot be measured."
-    (scores, labels), protocol = check_scores(scores, labels), find_protocol(protocol)
+    (scores, labels) = check_scores(scores, labels)
+    protocol = find_protocol(protocol)
     parts = plan(DenseLabels(labels), n_seen, (1,), protocol, label_names)
     return _by_label(partial(nested_precision, scores, labels), parts, n_seen, scores.shape[1], protocol)
 
@@ -45,7 +47,9 @@ def per_label_stream(
     stream: StreamingScores,  # that has seen every image
 ) -> tuple[np.ndarray, np.ndarray]:  # as `per_label`
     "`per_label` for scores that never existed at once."
-    return _by_label(stream.entries().nested_precision, stream.parts, stream.n_seen, stream.labels.n_labels, stream.protocol)
+    return _by_label(
+        stream.entries().nested_precision, stream.parts, stream.n_seen, stream.labels.n_labels, stream.protocol
+    )
 
 # %% ../../nbs/evaluate/05_breakdown.ipynb #47611119
 DECADES = ("none", "1 to 9", "10 to 99", "100 to 999", "1,000 to 9,999", "10,000 and more")
@@ -58,8 +62,10 @@ def frequency(
     return [DECADES[min(len(str(count)), len(DECADES) - 1) if count else 0] for count in np.asarray(positives).tolist()]
 
 # %% ../../nbs/evaluate/05_breakdown.ipynb #41b5a05c
-SCENES = frozenset("""airport beach bridge buildings castle cityscape clouds frost garden glacier grass harbor house lake moon mountain
-nighttime ocean plants railroad rainbow reflection road sky snow street sunset temple town valley water waterfall window""".split())
+SCENES = frozenset(
+    """airport beach bridge buildings castle cityscape clouds frost garden glacier grass harbor house lake moon mountain
+nighttime ocean plants railroad rainbow reflection road sky snow street sunset temple town valley water waterfall window""".split()
+)
 
 
 def concept(
@@ -78,12 +84,17 @@ def kinds(
     splits = {"seen": {"frequency": frequency(positives[:n_seen])}, "zsl": {"frequency": frequency(positives[n_seen:])}}
     if label_names is not None:
         if len(label_names) != len(positives):
-            raise QKSError(f"{len(label_names)} label names for {len(positives)} labels: give one name a label, seen labels first.")
+            raise QKSError(
+                f"{len(label_names)} label names for {len(positives)} labels: give one name a label, seen labels first."
+            )
         leaking = twins(label_names, n_seen)
-        splits["zsl"]["twin"] = ["with a twin" if name in leaking else "without a twin" for name in label_names[n_seen:]]
+        splits["zsl"]["twin"] = [
+            "with a twin" if name in leaking else "without a twin" for name in label_names[n_seen:]
+        ]
         if len(SCENES.intersection(label_names)) > len(SCENES) / 2:  # NUS-WIDE's labels, or nearly
             for part, names in (("seen", label_names[:n_seen]), ("zsl", label_names[n_seen:])):
-                if "scene" in concept(names): splits[part]["concept"] = concept(names)
+                if "scene" in concept(names):
+                    splits[part]["concept"] = concept(names)
     return {part: found for part, found in splits.items() if found["frequency"]}
 
 # %% ../../nbs/evaluate/05_breakdown.ipynb #b8a318f4
@@ -101,6 +112,9 @@ def breakdown(
         for split, kind in splits.items():
             kind, order = np.array(kind), DECADES if split == "frequency" else sorted(set(kind))
             chosen = {name: mine[(kind == name) & ~np.isnan(mine)] for name in order}
-            result[part][split] = {name: {"mAP": float(values.mean()), "labels": len(values)}
-                                   for name, values in chosen.items() if len(values)}
+            result[part][split] = {
+                name: {"mAP": float(values.mean()), "labels": len(values)}
+                for name, values in chosen.items()
+                if len(values)
+            }
     return result

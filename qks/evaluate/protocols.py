@@ -20,6 +20,7 @@ from ..core import QKSError
 @dataclass(frozen=True)
 class Protocol:
     "A set of rules: its name, what it says, and the three switches that make it differ from the authors'."
+
     name: str
     rule: str  # one sentence, for a report
     all_images: bool = False  # images without a positive in the part stay
@@ -27,12 +28,23 @@ class Protocol:
     twins: bool = True  # unseen labels that have a twin among the seen ones take part
 
 # %% ../../nbs/evaluate/01_protocols.ipynb #1015dbdc
-PROTOCOLS = {protocol.name: protocol for protocol in (
-    Protocol("official", "the authors' rules: images without a positive in the part leave; labels without annotation leave; "
-             "a kept label without a positive counts as AP 0"),
-    Protocol("all-images", "official, but every image stays (BiAM, MKT)", all_images=True),
-    Protocol("annotated", "official, but labels without a positive leave the mean (scikit-learn's view)", absent_labels=False),
-    Protocol("leak-free", "official, without the unseen labels that have a twin among the seen ones", twins=False))}
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            "official",
+            "the authors' rules: images without a positive in the part leave; labels without annotation leave; "
+            "a kept label without a positive counts as AP 0",
+        ),
+        Protocol("all-images", "official, but every image stays (BiAM, MKT)", all_images=True),
+        Protocol(
+            "annotated",
+            "official, but labels without a positive leave the mean (scikit-learn's view)",
+            absent_labels=False,
+        ),
+        Protocol("leak-free", "official, without the unseen labels that have a twin among the seen ones", twins=False),
+    )
+}
 
 
 def find_protocol(
@@ -47,24 +59,29 @@ def find_protocol(
 
 # %% ../../nbs/evaluate/01_protocols.ipynb #1ef23fe2
 def word_forms(
-    label: str, # a label of one or more words
-) -> set: # every form of every word under the rule above
+    label: str,  # a label of one or more words
+) -> set:  # every form of every word under the rule above
     "The forms under which a label's words may also be spelt."
     forms = set()
     for word in re.findall(r"[^\W\d_]+", label.lower()):
         word = word.replace("our", "or").replace("grey", "gray")
-        stems = [word] + [word[:-len(end)] + new for end, new in (("s", ""), ("es", ""), ("ies", "y")) if word.endswith(end)]
+        stems = [word] + [
+            word[: -len(end)] + new for end, new in (("s", ""), ("es", ""), ("ies", "y")) if word.endswith(end)
+        ]
         forms |= {stem for stem in stems if stem == word or len(stem) >= 3}
     return forms
 
 # %% ../../nbs/evaluate/01_protocols.ipynb #bde47dec
 def leaks(
-    seen: list, # seen labels
-    unseen: list, # unseen labels
-) -> dict: # unseen label -> the seen labels that share a word with it; labels without a twin are left out
+    seen: list,  # seen labels
+    unseen: list,  # unseen labels
+) -> dict:  # unseen label -> the seen labels that share a word with it; labels without a twin are left out
     "Find lexical leakage: unseen labels with a singular, plural or spelling twin among the seen ones."
     seen_forms, unseen_forms = ({label: word_forms(label) for label in labels} for labels in (seen, unseen))
-    twins = {label: [other for other, forms in seen_forms.items() if not forms.isdisjoint(mine)] for label, mine in unseen_forms.items()}
+    twins = {
+        label: [other for other, forms in seen_forms.items() if not forms.isdisjoint(mine)]
+        for label, mine in unseen_forms.items()
+    }
     return {label: others for label, others in twins.items() if others}
 
 # %% ../../nbs/evaluate/01_protocols.ipynb #7c2dc848
@@ -82,22 +99,30 @@ def part_labels(
     n_seen: int,  # S, 0 to C
     protocol: Protocol,
     label_names: Sequence[str] | None = None,  # [C], needed by a protocol without twins
-) -> dict[str, np.ndarray]:  # "seen", "zsl", "gzsl" -> label columns, rising; the one part there is where all labels are of one kind
+) -> dict[
+    str, np.ndarray
+]:  # "seen", "zsl", "gzsl" -> label columns, rising; the one part there is where all labels are of one kind
     "The labels that each part may hold, before a single annotation is looked at."
     if not isinstance(n_seen, Integral) or not 0 <= n_seen <= n_labels:
         raise QKSError(f"n_seen is {n_seen} with {n_labels} labels: give a whole number, 0 to {n_labels}.")
-    seen, unseen = np.arange(n_seen), np.arange(n_seen, n_labels)  # [S], [U]
+    seen = np.arange(n_seen)
+    unseen = np.arange(n_seen, n_labels)  # [S], [U]
     if not protocol.twins and n_seen < n_labels:
         if label_names is None:
             raise QKSError(f"protocol {protocol.name!r} looks for twins among the label names: give label_names.")
         if len(label_names) != n_labels:
-            raise QKSError(f"{len(label_names)} label names for {n_labels} labels: give one name a label, seen labels first.")
+            raise QKSError(
+                f"{len(label_names)} label names for {n_labels} labels: give one name a label, seen labels first."
+            )
         leaking = twins(label_names, n_seen)
         unseen = np.array([c for c in unseen if label_names[c] not in leaking], dtype=np.int64)  # [U without twins]
         if not len(unseen):
-            raise QKSError(f"every unseen label has a twin among the {n_seen} seen ones: nothing is left for "
-                           f"protocol {protocol.name!r}, use another one.")
-    if not n_seen or n_seen == n_labels: return {"seen": seen} if n_seen else {"zsl": unseen}
+            raise QKSError(
+                f"every unseen label has a twin among the {n_seen} seen ones: nothing is left for "
+                f"protocol {protocol.name!r}, use another one."
+            )
+    if not n_seen or n_seen == n_labels:
+        return {"seen": seen} if n_seen else {"zsl": unseen}
     return {"seen": seen, "zsl": unseen, "gzsl": np.concatenate([seen, unseen])}
 
 # %% ../../nbs/evaluate/01_protocols.ipynb #e1d7fca6
@@ -115,8 +140,10 @@ def blocks(
 # %% ../../nbs/evaluate/01_protocols.ipynb #d09d78ed
 class DenseLabels:
     "What a protocol asks of a full label matrix."
+
     def __init__(self, labels: np.ndarray):  # int8 [B, C] in {-1, 0, +1}
-        self.labels, (self.n_images, self.n_labels) = labels, labels.shape
+        self.labels = labels
+        (self.n_images, self.n_labels) = labels.shape
         self.blocks = blocks(*labels.shape)
 
     def has_absent(self) -> bool:  # whether any label is -1
@@ -127,7 +154,9 @@ class DenseLabels:
         wanted[columns] = True
         return np.concatenate([((self.labels[block] > 0) & wanted).any(axis=1) for block in self.blocks])
 
-    def positive_counts(self, columns: np.ndarray) -> np.ndarray:  # int64 [B]: how many of these labels each image shows
+    def positive_counts(
+        self, columns: np.ndarray
+    ) -> np.ndarray:  # int64 [B]: how many of these labels each image shows
         return np.concatenate([np.count_nonzero(self.labels[block][:, columns] > 0, axis=1) for block in self.blocks])
 
     def annotated_labels(self, images: np.ndarray) -> np.ndarray:  # bool [C]: labels annotated on any of these images
@@ -142,6 +171,7 @@ class DenseLabels:
 @dataclass(frozen=True, eq=False)
 class Part:
     "The images and labels that a protocol keeps in one part."
+
     images: np.ndarray  # bool [B]
     labels: np.ndarray  # label columns that stay, rising
 
@@ -156,14 +186,18 @@ def plan_part(
     "Apply a protocol to one group of labels; QKSError if there is nothing to measure."
     images = labels.positive_images(columns)  # [B]
     if not images.any():
-        raise QKSError(f"no image has a positive label in the part {part} ({len(columns)} labels): "
-                       "nothing can be measured there, check the labels and n_seen.")
+        raise QKSError(
+            f"no image has a positive label in the part {part} ({len(columns)} labels): "
+            "nothing can be measured there, check the labels and n_seen."
+        )
     if protocol.all_images:
         images = np.ones_like(images)
     kept = columns[labels.annotated_labels(images)[columns]]  # [kept C]
     if max(topk) > len(kept):
-        raise QKSError(f"topk asks for {max(topk)} labels per image, but the part {part} has only "
-                       f"{len(kept)} annotated labels: use topk of at most {len(kept)}.")
+        raise QKSError(
+            f"topk asks for {max(topk)} labels per image, but the part {part} has only "
+            f"{len(kept)} annotated labels: use topk of at most {len(kept)}."
+        )
     return Part(images, kept)
 
 # %% ../../nbs/evaluate/01_protocols.ipynb #acd1c172
@@ -171,7 +205,8 @@ def check_topk(
     topk: Sequence[int],  # numbers of predictions per image
 ) -> list[int]:  # the same as whole numbers
     "Check the k of precision, recall and F1; QKSError for an empty list or a k that does not count anything."
-    if not isinstance(topk, Iterable): raise QKSError(f"topk is {topk!r}: give a list of whole numbers such as (3, 5).")
+    if not isinstance(topk, Iterable):
+        raise QKSError(f"topk is {topk!r}: give a list of whole numbers such as (3, 5).")
     if not len(topk) or min(topk) < 1 or any(k != int(k) for k in topk):
         raise QKSError(f"topk is {tuple(topk)}: give at least one whole number, each 1 or more.")
     return [int(k) for k in topk]
@@ -194,10 +229,13 @@ def plan(
     label_names: Sequence[str] | None = None,  # [C], needed by "leak-free"
 ) -> dict[str, Part]:  # "seen", "zsl", "gzsl"; one of the first two where all labels are of one kind
     "What a protocol keeps in each part; QKSError for input that cannot be measured."
-    protocol, topk = find_protocol(protocol), check_topk(topk)
+    protocol = find_protocol(protocol)
+    topk = check_topk(topk)
     columns = part_labels(labels.n_labels, n_seen, protocol, label_names)
     if not labels.has_absent():
-        raise QKSError("labels hold no -1: 0 means not annotated, so write absent labels as -1 (labels * 2 - 1 for 0/1).")
+        raise QKSError(
+            "labels hold no -1: 0 means not annotated, so write absent labels as -1 (labels * 2 - 1 for 0/1)."
+        )
     return {part: plan_part(labels, columns[part], topk, protocol, part) for part in columns}
 
 # %% ../../nbs/evaluate/01_protocols.ipynb #7e69a35a

@@ -28,6 +28,7 @@ from ..model.prompts import PromptPool
 @dataclass(frozen=True)
 class ReportConfig:
     "What a report tells; QKSError for what cannot be asked."
+
     protocols: tuple = ("official",)  # names in qks.evaluate.protocols.PROTOCOLS, or Protocols
     topk: tuple = (3, 5)  # predictions per image: the authors' for NUS-WIDE; (10, 20) for Open Images
     resamples: int = 0  # R of the bootstrap; 0: no intervals
@@ -55,11 +56,17 @@ def measure(
     "Everything that is told about scores under one protocol; QKSError for input that cannot be measured."
     scores, labels = check_scores(scores, labels)
     dense = DenseLabels(labels)
-    return {"parts": plan(dense, n_seen, config.topk, protocol, label_names), "ap": per_label(scores, labels, n_seen, protocol, label_names)[0],
-            "positives": np.sum([(labels[block] > 0).sum(axis=0) for block in dense.blocks], axis=0),
-            "metrics": evaluate_scores(scores, labels, n_seen, config.topk, protocol, label_names),
-            "intervals": bootstrap(scores, labels, n_seen, config.topk, protocol, config.resamples, config.seed, label_names)
-            if config.resamples else None}
+    return {
+        "parts": plan(dense, n_seen, config.topk, protocol, label_names),
+        "ap": per_label(scores, labels, n_seen, protocol, label_names)[0],
+        "positives": np.sum([(labels[block] > 0).sum(axis=0) for block in dense.blocks], axis=0),
+        "metrics": evaluate_scores(scores, labels, n_seen, config.topk, protocol, label_names),
+        "intervals": bootstrap(
+            scores, labels, n_seen, config.topk, protocol, config.resamples, config.seed, label_names
+        )
+        if config.resamples
+        else None,
+    }
 
 # %% ../../nbs/evaluate/07_report.ipynb #ce1c448f
 def open_streams(
@@ -70,7 +77,9 @@ def open_streams(
 ) -> dict[str, StreamingScores]:  # protocol name -> what to update with every batch
     "One stream a protocol; QKSError, before a single score, for labels that cannot be measured."
     protocols = [find_protocol(protocol) for protocol in config.protocols]
-    return {protocol.name: StreamingScores(labels, n_seen, config.topk, protocol, label_names) for protocol in protocols}
+    return {
+        protocol.name: StreamingScores(labels, n_seen, config.topk, protocol, label_names) for protocol in protocols
+    }
 
 # %% ../../nbs/evaluate/07_report.ipynb #94b94b20
 def measure_stream(
@@ -79,9 +88,13 @@ def measure_stream(
 ) -> dict:  # what `assemble` takes
     "`measure` for scores that never existed at once."
     shown = stream.labels.columns[stream.labels.values > 0]
-    return {"parts": stream.parts, "ap": per_label_stream(stream)[0], "positives": np.bincount(shown, minlength=stream.labels.n_labels),
-            "metrics": stream.result(),
-            "intervals": bootstrap_stream(stream, config.resamples, config.seed) if config.resamples else None}
+    return {
+        "parts": stream.parts,
+        "ap": per_label_stream(stream)[0],
+        "positives": np.bincount(shown, minlength=stream.labels.n_labels),
+        "metrics": stream.result(),
+        "intervals": bootstrap_stream(stream, config.resamples, config.seed) if config.resamples else None,
+    }
 
 # %% ../../nbs/evaluate/07_report.ipynb #f8054b4c
 def list_sizes(
@@ -90,9 +103,14 @@ def list_sizes(
     protocol: Protocol,  # that made the parts
 ) -> dict[str, dict[str, int]]:  # part -> "images", "labels", "labels_in_mean"
     "How many images and labels each part keeps."
-    return {part: {"images": int(kept.images.sum()), "labels": len(kept.labels),
-                   "labels_in_mean": len(kept.labels) if protocol.absent_labels else int((positives[kept.labels] > 0).sum())}
-            for part, kept in parts.items()}
+    return {
+        part: {
+            "images": int(kept.images.sum()),
+            "labels": len(kept.labels),
+            "labels_in_mean": len(kept.labels) if protocol.absent_labels else int((positives[kept.labels] > 0).sum()),
+        }
+        for part, kept in parts.items()
+    }
 
 # %% ../../nbs/evaluate/07_report.ipynb #ca3c2e51
 def plain(
@@ -115,7 +133,8 @@ def assemble(
     label_ids: Sequence[str] | None = None,  # [C], distinct; None: the names, or numbers where names repeat
 ) -> dict:  # ready for JSON
     "Put measurements of one or more methods on the same labels together."
-    if not measured: raise QKSError("there are no scores to report on: give those of one method at least")
+    if not measured:
+        raise QKSError("there are no scores to report on: give those of one method at least")
     known = next(iter(measured.values()))  # the lists are the same for every method
     any_protocol = next(iter(known.values()))
     positives = any_protocol["positives"]  # [C]
@@ -123,19 +142,40 @@ def assemble(
     names = numbers if label_names is None else list(label_names)
     ids = list(label_ids) if label_ids is not None else names if len(set(names)) == len(names) else numbers
     if not len(positives) == len(names) == len(set(ids)) == len(ids):
-        raise QKSError(f"{len(names)} names and {len(set(ids))} distinct ids for {len(positives)} labels: give one of each a label, seen labels first.")
+        raise QKSError(
+            f"{len(names)} names and {len(set(ids))} distinct ids for {len(positives)} labels: give one of each a label, seen labels first."
+        )
     leaking = {} if label_names is None else twins(names, n_seen)
-    rows = {method: {protocol: {"metrics": one["metrics"], "intervals": one["intervals"],
-                                "breakdown": breakdown(one["ap"], positives, n_seen, label_names),
-                                "ap_per_label": dict(zip(ids, one["ap"]))} for protocol, one in by_protocol.items()}
-            for method, by_protocol in measured.items()}
-    protocols = {protocol.name: {"rule": protocol.rule, "parts": list_sizes(known[protocol.name]["parts"], positives, protocol)}
-                 for protocol in map(find_protocol, config.protocols)}
+    rows = {
+        method: {
+            protocol: {
+                "metrics": one["metrics"],
+                "intervals": one["intervals"],
+                "breakdown": breakdown(one["ap"], positives, n_seen, label_names),
+                "ap_per_label": dict(zip(ids, one["ap"])),
+            }
+            for protocol, one in by_protocol.items()
+        }
+        for method, by_protocol in measured.items()
+    }
+    protocols = {
+        protocol.name: {"rule": protocol.rule, "parts": list_sizes(known[protocol.name]["parts"], positives, protocol)}
+        for protocol in map(find_protocol, config.protocols)
+    }
     intervals = {"resamples": config.resamples, "seed": config.seed, "level": 0.95} if config.resamples else None
-    return plain({"protocols": protocols, "topk": config.topk, "bootstrap": intervals, "images": len(widest(any_protocol["parts"]).images),
-                  "labels": {"seen": n_seen, "unseen": len(ids) - n_seen}, "label_names": dict(zip(ids, names)),
-                  "positives": dict(zip(ids, positives)),
-                  "twins": {label: leaking[name] for label, name in zip(ids[n_seen:], names[n_seen:]) if name in leaking}, "rows": rows})
+    return plain(
+        {
+            "protocols": protocols,
+            "topk": config.topk,
+            "bootstrap": intervals,
+            "images": len(widest(any_protocol["parts"]).images),
+            "labels": {"seen": n_seen, "unseen": len(ids) - n_seen},
+            "label_names": dict(zip(ids, names)),
+            "positives": dict(zip(ids, positives)),
+            "twins": {label: leaking[name] for label, name in zip(ids[n_seen:], names[n_seen:]) if name in leaking},
+            "rows": rows,
+        }
+    )
 
 # %% ../../nbs/evaluate/07_report.ipynb #41eba7ea
 def report(
@@ -148,8 +188,18 @@ def report(
 ) -> dict:  # ready for JSON
     "Report on the scores of one or more methods; QKSError for input that cannot be measured."
     protocols = [find_protocol(protocol) for protocol in config.protocols]
-    return assemble({method: {protocol.name: measure(matrix, labels, n_seen, config, protocol, label_names) for protocol in protocols}
-                     for method, matrix in scores.items()}, n_seen, config, label_names, label_ids)
+    return assemble(
+        {
+            method: {
+                protocol.name: measure(matrix, labels, n_seen, config, protocol, label_names) for protocol in protocols
+            }
+            for method, matrix in scores.items()
+        },
+        n_seen,
+        config,
+        label_names,
+        label_ids,
+    )
 
 # %% ../../nbs/evaluate/07_report.ipynb #cc319797
 def report_streams(
@@ -160,17 +210,37 @@ def report_streams(
 ) -> dict:  # ready for JSON
     "`report` for scores that never existed at once."
     n_seen = next(iter(next(iter(streams.values())).values())).n_seen
-    return assemble({method: {protocol: measure_stream(stream, config) for protocol, stream in by_protocol.items()}
-                     for method, by_protocol in streams.items()}, n_seen, config, label_names, label_ids)
+    return assemble(
+        {
+            method: {protocol: measure_stream(stream, config) for protocol, stream in by_protocol.items()}
+            for method, by_protocol in streams.items()
+        },
+        n_seen,
+        config,
+        label_names,
+        label_ids,
+    )
 
 # %% ../../nbs/evaluate/07_report.ipynb #9d2be96c
-def code_version() -> dict:  # "qks": version; "commit": of the checkout, None outside of one; "changed": files differ from it
+def code_version() -> (
+    dict
+):  # "qks": version; "commit": of the checkout, None outside of one; "changed": files differ from it
     "Which code is running."
+
     def git(*words):
-        return subprocess.run(["git", "-C", str(ASSETS.parent), *words], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(ASSETS.parent), *words], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+
     try:
-        git("ls-files", "--error-unmatch", "__init__.py")  # a package that merely lies inside some repository is no checkout
-        return {"qks": __version__, "commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "--", "."))}
+        git(
+            "ls-files", "--error-unmatch", "__init__.py"
+        )  # a package that merely lies inside some repository is no checkout
+        return {
+            "qks": __version__,
+            "commit": git("rev-parse", "HEAD"),
+            "changed": bool(git("status", "--porcelain", "--", ".")),
+        }
     except (OSError, subprocess.SubprocessError):
         return {"qks": __version__, "commit": None, "changed": None}
 
@@ -179,4 +249,7 @@ def pool_facts(
     pool: PromptPool,
 ) -> dict:  # "templates": how many; "digest": 16 hexadecimal digits, equal for equal templates in equal order
     "Which prompts made the label embeddings."
-    return {"templates": len(pool.templates), "digest": hashlib.sha256(json.dumps(list(pool.templates)).encode()).hexdigest()[:16]}
+    return {
+        "templates": len(pool.templates),
+        "digest": hashlib.sha256(json.dumps(list(pool.templates)).encode()).hexdigest()[:16],
+    }

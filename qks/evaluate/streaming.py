@@ -13,7 +13,7 @@ import numpy as np
 from ..core import QKSError
 from qks.evaluate.metrics import (
     average_precision,
-    first_wrong,
+    first_invalid,
     in_threads,
     label_precision,
     part_metrics,
@@ -30,16 +30,28 @@ def check_sparse(
     offsets, columns, values = (np.asarray(getattr(labels, name)) for name in ("offsets", "columns", "values"))
     for name, array in (("offsets", offsets), ("columns", columns), ("values", values)):
         if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-            raise QKSError(f"{name} of sparse labels are {array.dtype} {list(array.shape)}: give one list of whole numbers.")
-    if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != len(columns) or len(columns) != len(values) or (np.diff(offsets) < 0).any():
-        raise QKSError(f"offsets of sparse labels must rise from 0 to the {len(columns)} entries of columns and {len(values)} "
-                       "of values, with one more offset than images.")
+            raise QKSError(
+                f"{name} of sparse labels are {array.dtype} {list(array.shape)}: give one list of whole numbers."
+            )
+    if (
+        len(offsets) < 2
+        or offsets[0] != 0
+        or offsets[-1] != len(columns)
+        or len(columns) != len(values)
+        or (np.diff(offsets) < 0).any()
+    ):
+        raise QKSError(
+            f"offsets of sparse labels must rise from 0 to the {len(columns)} entries of columns and {len(values)} "
+            "of values, with one more offset than images."
+        )
     offsets = offsets.astype(np.int64)
     wrong = (values < -1) | (values > 1) | (columns < 0)  # [M]
     if wrong.any():
         entry = int(np.argmax(wrong))
-        raise QKSError(f"entry {entry} of sparse labels (image {np.searchsorted(offsets, entry, 'right') - 1}) has label {columns[entry]} "
-                       f"and value {values[entry]}: labels count from 0, values are +1 (present), -1 (absent) or 0 (not annotated).")
+        raise QKSError(
+            f"entry {entry} of sparse labels (image {np.searchsorted(offsets, entry, 'right') - 1}) has label {columns[entry]} "
+            f"and value {values[entry]}: labels count from 0, values are +1 (present), -1 (absent) or 0 (not annotated)."
+        )
     image = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))  # [M]
     columns = columns.astype(np.int64)
     key = image * (columns.max(initial=0) + 1) + columns  # [M]
@@ -52,13 +64,15 @@ def check_sparse(
 # %% ../../nbs/evaluate/03_streaming.ipynb #c72ffe58
 class SparseLabels:
     "What a protocol asks of sparse labels."
+
     def __init__(
         self,
         labels,  # offsets [B + 1], columns [M], values [M] as attributes
         n_labels: int | None = None,  # C; without it, up to the highest label that is annotated
     ):
         self.offsets, self.columns, self.values = check_sparse(labels)
-        self.n_images, highest = len(self.offsets) - 1, int(self.columns.max(initial=-1))
+        self.n_images = len(self.offsets) - 1
+        highest = int(self.columns.max(initial=-1))
         self.n_labels = highest + 1 if n_labels is None else n_labels
         if highest >= self.n_labels:
             raise QKSError(f"sparse labels name label {highest}, but there are {self.n_labels} labels, counted from 0.")
@@ -67,7 +81,9 @@ class SparseLabels:
     def has_absent(self) -> bool:  # whether any label is -1
         return bool((self.values < 0).any())
 
-    def positive_counts(self, columns: np.ndarray) -> np.ndarray:  # int64 [B]: how many of these labels each image shows
+    def positive_counts(
+        self, columns: np.ndarray
+    ) -> np.ndarray:  # int64 [B]: how many of these labels each image shows
         wanted = np.zeros(self.n_labels, dtype=bool)  # [C]
         wanted[columns] = True
         return np.bincount(self.image[(self.values > 0) & wanted[self.columns]], minlength=self.n_images)
@@ -79,13 +95,15 @@ class SparseLabels:
         return np.bincount(self.columns[(self.values != 0) & images[self.image]], minlength=self.n_labels) > 0
 
     def dense(self, start: int, stop: int, n_labels: int) -> np.ndarray:  # int8 [stop - start, C]
-        matrix, entries = np.zeros((stop - start, n_labels), dtype=np.int8), slice(*self.offsets[[start, stop]])
+        matrix = np.zeros((stop - start, n_labels), dtype=np.int8)
+        entries = slice(*self.offsets[[start, stop]])
         matrix[self.image[entries] - start, self.columns[entries]] = self.values[entries]
         return matrix
 
 # %% ../../nbs/evaluate/03_streaming.ipynb #020348e1
 class LabelEntries:
     "Annotated entries, label after label."
+
     def __init__(
         self,
         labels: SparseLabels,
@@ -93,7 +111,9 @@ class LabelEntries:
     ):
         given = np.flatnonzero(labels.values)
         order = given[np.argsort(labels.columns[given], kind="stable")]  # [M]
-        self.images, self.scores, self.values = labels.image[order], scores[order], labels.values[order]  # each [M]
+        self.images = labels.image[order]
+        self.scores = scores[order]
+        self.values = labels.values[order]  # each [M]
         self.bounds = np.searchsorted(labels.columns[order], np.arange(labels.n_labels + 1))  # [C + 1]
 
     def __getitem__(self, label: int) -> tuple:  # images, scores and values of the label's entries
@@ -107,11 +127,13 @@ class LabelEntries:
         outer: np.ndarray,  # bool [B]: the images of the larger one, these among them
     ) -> np.ndarray:  # [3, columns]: AP on inner, AP on outer, number of positives on inner
         "As `qks.evaluate.metrics.nested_precision`."
+
         def measure(label):
             images, scores, values = self[label]
             near = inner[images]
             found = np.sort(scores[(values > 0) & near])
             return *average_precision(found, np.sort(scores[near]), np.sort(scores[outer[images] & ~near])), len(found)
+
         return np.array(in_threads(measure, range(columns.start, columns.stop))).T
 
 # %% ../../nbs/evaluate/03_streaming.ipynb #b623ebf4
@@ -124,19 +146,26 @@ def check_batch(
 ) -> np.ndarray:  # [b, C], floats
     "A batch of scores that continues a stream; QKSError for one that does not."
     if scores.ndim != 2 or scores.shape[1] < fewest or n_labels not in (None, scores.shape[1]):
-        raise QKSError(f"a batch of scores has shape {list(scores.shape)}: expected [images, {n_labels or f'{fewest} labels or more'}].")
+        raise QKSError(
+            f"a batch of scores has shape {list(scores.shape)}: expected [images, {n_labels or f'{fewest} labels or more'}]."
+        )
     if done + len(scores) > n_images:
-        raise QKSError(f"{done + len(scores)} images have come, but the labels are of {n_images}: give every image once.")
+        raise QKSError(
+            f"{done + len(scores)} images have come, but the labels are of {n_images}: give every image once."
+        )
     scores = scores if scores.dtype.kind == "f" else scores.astype(np.float64)
-    count, place = first_wrong(scores, lambda block: ~np.isfinite(block))
+    count, place = first_invalid(scores, lambda block: ~np.isfinite(block))
     if count:
-        raise QKSError(f"scores hold {count} values that are not finite, the first is "
-                       f"{scores[place]} at image {done + place[0]}, label {place[1]}.")
+        raise QKSError(
+            f"scores hold {count} values that are not finite, the first is "
+            f"{scores[place]} at image {done + place[0]}, label {place[1]}."
+        )
     return scores
 
 # %% ../../nbs/evaluate/03_streaming.ipynb #5e2aa449
 class StreamingScores:
     "Evaluates scores that come in batches, with the numbers of `evaluate_scores`; QKSError for input that cannot be measured."
+
     def __init__(
         self,
         labels,  # offsets [B + 1], columns [M], values [M] as attributes; `qks.data.index.Index` has them
@@ -146,9 +175,13 @@ class StreamingScores:
         label_names: Sequence[str] | None = None,  # [C], needed by "leak-free"
     ):
         self.labels = SparseLabels(labels, None if label_names is None else len(label_names))
-        self.n_seen, self.topk, self.protocol = n_seen, check_topk(topk), find_protocol(protocol)
+        self.n_seen = n_seen
+        self.topk = check_topk(topk)
+        self.protocol = find_protocol(protocol)
         self.parts = plan(self.labels, n_seen, topk, self.protocol, label_names)
-        self.done, self.width, self.kept = 0, None, []  # images that came, C, their annotated entries
+        self.done = 0
+        self.width = None
+        self.kept = []  # images that came, C, their annotated entries
         self.hits = {part: [] for part in self.parts}
 
     def update(self, scores) -> None:  # scores: [b, C] of the next b images, an array or a tensor
@@ -156,7 +189,8 @@ class StreamingScores:
         scores = check_batch(to_array(scores), self.done, self.labels.n_images, self.labels.n_labels, self.width)
         self.width = scores.shape[1]
         for block in blocks(*scores.shape):
-            start, stop = self.done, self.done + block.stop - block.start
+            start = self.done
+            stop = self.done + block.stop - block.start
             entries = slice(*self.labels.offsets[[start, stop]])
             self.kept.append(scores[block][self.labels.image[entries] - start, self.labels.columns[entries]])
             given = self.labels.dense(start, stop, self.width)  # [stop - start, C]
@@ -168,11 +202,15 @@ class StreamingScores:
     def entries(self) -> LabelEntries:
         "The annotated entries, once every image has come; QKSError before."
         if self.done < self.labels.n_images:
-            raise QKSError(f"only {self.done} of {self.labels.n_images} images have come: update with the others first.")
+            raise QKSError(
+                f"only {self.done} of {self.labels.n_images} images have come: update with the others first."
+            )
         return LabelEntries(self.labels, np.concatenate(self.kept))
 
     def result(self) -> dict[str, dict[str, float]]:  # "seen", "zsl", "gzsl" -> "mAP", "P@k", "R@k", "F1@k"
         "The metrics, once every image has come; QKSError before."
         by_label = label_precision(self.entries().nested_precision, self.parts, self.n_seen, self.labels.n_labels)
-        return {part: part_metrics(*by_label[part], np.concatenate(self.hits[part]), self.topk, self.protocol.absent_labels)
-                for part in self.parts}
+        return {
+            part: part_metrics(*by_label[part], np.concatenate(self.hits[part]), self.topk, self.protocol.absent_labels)
+            for part in self.parts
+        }

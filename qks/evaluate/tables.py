@@ -13,7 +13,7 @@ import json
 import os
 from pathlib import Path
 
-from ..core import QKSError, write_whole
+from ..core import QKSError, write_atomic
 from .baselines import draw_table
 from .protocols import find_protocol
 
@@ -23,7 +23,10 @@ def percent(
     interval: dict | None = None,  # "low" and "high"
 ) -> str:  # such as "59.6 [58.9, 60.3]"
     "A fraction in percent, with its 95 % interval where there is one."
-    def show(number): return "–" if number is None else f"{100*number:.1f}"
+
+    def show(number):
+        return "–" if number is None else f"{100 * number:.1f}"
+
     return show(value) if interval is None else f"{show(value)} [{show(interval['low'])}, {show(interval['high'])}]"
 
 # %% ../../nbs/evaluate/08_tables.ipynb #a5a394d9
@@ -36,9 +39,18 @@ def report_table(
     for method, by_protocol in report["rows"].items():
         for protocol, one in by_protocol.items():
             for part, metrics in one["metrics"].items():
-                sizes, intervals = report["protocols"][protocol]["parts"].get(part, {}), (one["intervals"] or {}).get(part, {})
+                sizes = report["protocols"][protocol]["parts"].get(part, {})
+                intervals = (one["intervals"] or {}).get(part, {})
                 counts = [f"{sizes[name]:,}" if name in sizes else "–" for name in ("images", "labels_in_mean")]
-                rows.append((method, protocol, part, *counts, *(percent(metrics.get(name), intervals.get(name)) for name in shown)))
+                rows.append(
+                    (
+                        method,
+                        protocol,
+                        part,
+                        *counts,
+                        *(percent(metrics.get(name), intervals.get(name)) for name in shown),
+                    )
+                )
     return draw_table(rows, 3)
 
 # %% ../../nbs/evaluate/08_tables.ipynb #15426f06
@@ -50,7 +62,11 @@ def report_breakdown(
     "Mean AP by kind of label, the protocol in every line."
     rows = [("protocol", "part", "split", "kind", "labels", "mAP")]
     for part, splits in report["rows"][method][protocol]["breakdown"].items():
-        rows += [(protocol, part, split, kind, f"{mean['labels']:,}", percent(mean["mAP"])) for split, kinds in splits.items() for kind, mean in kinds.items()]
+        rows += [
+            (protocol, part, split, kind, f"{mean['labels']:,}", percent(mean["mAP"]))
+            for split, kinds in splits.items()
+            for kind, mean in kinds.items()
+        ]
     return draw_table(rows, 4)
 
 # %% ../../nbs/evaluate/08_tables.ipynb #80ed44dd
@@ -60,15 +76,24 @@ def report_notes(
     "What must be said beside the table."
     notes = [f"protocol {name!r}: {facts['rule']}." for name, facts in report["protocols"].items()]
     if len(notes) > 1:
-        notes.append("Lines of different protocols do not compare: each protocol keeps other images, or means over other labels.")
+        notes.append(
+            "Lines of different protocols do not compare: each protocol keeps other images, or means over other labels."
+        )
     if report["bootstrap"]:
-        notes.append(f"[low, high]: 95 % intervals over images, {report['bootstrap']['resamples']:,} resamples, seed {report['bootstrap']['seed']}.")
-    twins, unseen = report["twins"], report["labels"]["unseen"]
+        notes.append(
+            f"[low, high]: 95 % intervals over images, {report['bootstrap']['resamples']:,} resamples, seed {report['bootstrap']['seed']}."
+        )
+    twins = report["twins"]
+    unseen = report["labels"]["unseen"]
     if twins and "leak-free" in report["protocols"]:
         listed = ", ".join(f"{report['label_names'][label]} ({others[0]})" for label, others in twins.items())
-        notes.append(f"leak-free leaves out {len(twins)} of {unseen} unseen labels, for their twins among the seen: {listed}.")
+        notes.append(
+            f"leak-free leaves out {len(twins)} of {unseen} unseen labels, for their twins among the seen: {listed}."
+        )
     elif twins:
-        notes.append(f"{len(twins)} of {unseen} unseen labels have a twin among the seen ones; protocol 'leak-free' leaves them out.")
+        notes.append(
+            f"{len(twins)} of {unseen} unseen labels have a twin among the seen ones; protocol 'leak-free' leaves them out."
+        )
     return notes
 
 # %% ../../nbs/evaluate/08_tables.ipynb #3235e263
@@ -85,7 +110,9 @@ def check_new_file(
     if not path.parent.is_dir():
         raise QKSError(f"{path} cannot be written, for {path.parent} is no folder: make it, or name another file")
     if not os.access(path.parent, os.W_OK):
-        raise QKSError(f"{path} cannot be written, for {path.parent} may not be written to: change that, or name another file")
+        raise QKSError(
+            f"{path} cannot be written, for {path.parent} may not be written to: change that, or name another file"
+        )
     return path
 
 # %% ../../nbs/evaluate/08_tables.ipynb #22759189
@@ -95,7 +122,7 @@ def save_report(
     force: bool = False,  # replace a file that is there
 ):
     "Write a report as JSON, whole or not at all."
-    write_whole(check_new_file(path, force), json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    write_atomic(check_new_file(path, force), json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 # %% ../../nbs/evaluate/08_tables.ipynb #420659fe
 def load_report(
@@ -105,12 +132,20 @@ def load_report(
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise QKSError(f"results file {path} cannot be read ({type(error).__name__}): give a file that qks evaluate --json wrote") from error
+        raise QKSError(
+            f"results file {path} cannot be read ({type(error).__name__}): give a file that qks evaluate --json wrote"
+        ) from error
     found = content.get("report", content) if isinstance(content, dict) else {}
     found = found if isinstance(found, dict) else {}
-    missing = [key for key in ("protocols", "topk", "labels", "label_names", "rows") if not isinstance(found.get(key), (dict, list))]
+    missing = [
+        key
+        for key in ("protocols", "topk", "labels", "label_names", "rows")
+        if not isinstance(found.get(key), (dict, list))
+    ]
     if missing:
-        raise QKSError(f"results file {path} holds no report ({', '.join(missing)} missing): give a file that qks evaluate --json wrote")
+        raise QKSError(
+            f"results file {path} holds no report ({', '.join(missing)} missing): give a file that qks evaluate --json wrote"
+        )
     return found
 
 # %% ../../nbs/evaluate/08_tables.ipynb #e56c5bbc
@@ -120,14 +155,26 @@ def save_labels(
     force: bool = False,  # replace a file that is there
 ):
     "Write AP label by label; a label that enters no mean has an empty cell."
-    columns = [(f"AP {method} ({protocol})", one["ap_per_label"]) for method, row in report["rows"].items() for protocol, one in row.items()]
+    columns = [
+        (f"AP {method} ({protocol})", one["ap_per_label"])
+        for method, row in report["rows"].items()
+        for protocol, one in row.items()
+    ]
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["id", "name", "part", "positives", "twins among seen", *(title for title, _ in columns)])
     for place, (label, name) in enumerate(report["label_names"].items()):
-        table.writerow([label, name, "seen" if place < report["labels"]["seen"] else "zsl", report["positives"][label],
-                        "|".join(report["twins"].get(label, [])), *(ap[label] for _, ap in columns)])
-    write_whole(check_new_file(path, force), text.getvalue())
+        table.writerow(
+            [
+                label,
+                name,
+                "seen" if place < report["labels"]["seen"] else "zsl",
+                report["positives"][label],
+                "|".join(report["twins"].get(label, [])),
+                *(ap[label] for _, ap in columns),
+            ]
+        )
+    write_atomic(check_new_file(path, force), text.getvalue())
 
 # %% ../../nbs/evaluate/08_tables.ipynb #fec39fc9
 def published(
@@ -136,34 +183,68 @@ def published(
 ) -> dict:  # a report without lists
     "A report of published numbers, to be compared with."
     rule = find_protocol(protocol)
-    return {"protocols": {rule.name: {"rule": rule.rule, "parts": {}}}, "topk": [], "bootstrap": None, "labels": {}, "label_names": {}, "twins": {},
-            "rows": {"published": {rule.name: {"metrics": metrics, "intervals": None, "breakdown": {}, "ap_per_label": {}}}}}
+    return {
+        "protocols": {rule.name: {"rule": rule.rule, "parts": {}}},
+        "topk": [],
+        "bootstrap": None,
+        "labels": {},
+        "label_names": {},
+        "twins": {},
+        "rows": {
+            "published": {rule.name: {"metrics": metrics, "intervals": None, "breakdown": {}, "ap_per_label": {}}}
+        },
+    }
 
 # %% ../../nbs/evaluate/08_tables.ipynb #cfa0738b
 def differences(
     reports: dict,  # title -> report
 ) -> list[str]:  # sentences; none where all is alike
     "What keeps reports from being compared digit by digit."
-    def told(values): return "; ".join(f"{title}: {value}" for title, value in values.items())
-    def differ(values): return any(value != next(iter(values.values())) for value in values.values())
-    found, protocols = [], {title: {name: facts["rule"] for name, facts in report["protocols"].items()} for title, report in reports.items()}
+
+    def told(values):
+        return "; ".join(f"{title}: {value}" for title, value in values.items())
+
+    def differ(values):
+        return any(value != next(iter(values.values())) for value in values.values())
+
+    found = []
+    protocols = {
+        title: {name: facts["rule"] for name, facts in report["protocols"].items()} for title, report in reports.items()
+    }
     if differ(protocols):
-        found.append(f"Protocols differ ({told({title: ', '.join(names) for title, names in protocols.items()})}): only numbers in one line were measured under one protocol.")
+        found.append(
+            f"Protocols differ ({told({title: ', '.join(names) for title, names in protocols.items()})}): only numbers in one line were measured under one protocol."
+        )
     for name in dict.fromkeys(name for names in protocols.values() for name in names):
         sides = {title: report for title, report in reports.items() if name in report["protocols"]}
         if differ({title: protocols[title][name] for title in sides}):
-            found.append(f"Protocol {name!r} has more than one rule ({told({title: protocols[title][name] for title in sides})}): do not compare its lines.")
+            found.append(
+                f"Protocol {name!r} has more than one rule ({told({title: protocols[title][name] for title in sides})}): do not compare its lines."
+            )
         for part in ("seen", "zsl", "gzsl"):
-            sizes = {title: report["protocols"][name]["parts"][part] for title, report in sides.items() if part in report["protocols"][name]["parts"]}
+            sizes = {
+                title: report["protocols"][name]["parts"][part]
+                for title, report in sides.items()
+                if part in report["protocols"][name]["parts"]
+            }
             if differ(sizes):
-                words = {title: f"{size['images']:,} images, {size['labels_in_mean']:,} labels" for title, size in sizes.items()}
-                found.append(f"List sizes differ under {name}, part {part} ({told(words)}): these lines are not like for like.")
+                words = {
+                    title: f"{size['images']:,} images, {size['labels_in_mean']:,} labels"
+                    for title, size in sizes.items()
+                }
+                found.append(
+                    f"List sizes differ under {name}, part {part} ({told(words)}): these lines are not like for like."
+                )
     for title, report in reports.items():
         if not all(facts["parts"] for facts in report["protocols"].values()):
-            found.append(f"The lists behind {title!r} are not known: its lines are like for like only if they were the same.")
+            found.append(
+                f"The lists behind {title!r} are not known: its lines are like for like only if they were the same."
+            )
     known = {title: report for title, report in reports.items() if report["label_names"]}
     if differ({title: report["topk"] for title, report in known.items()}):
-        found.append(f"topk differs ({told({title: report['topk'] for title, report in known.items()})}): precision, recall and F1 stand side by side only at a k that all have.")
+        found.append(
+            f"topk differs ({told({title: report['topk'] for title, report in known.items()})}): precision, recall and F1 stand side by side only at a k that all have."
+        )
     if differ({title: list(report["label_names"]) for title, report in known.items()}):
         found.append("Labels differ, or stand in another order: mAP is a mean over other labels.")
     return found
@@ -173,12 +254,24 @@ def compare(
     reports: dict,  # title -> report
 ) -> str:  # a Markdown table, in percent, and sentences
     "Set reports side by side, one line a protocol, part and metric, with a sentence for all that is not alike."
-    methods = [(title if len(report["rows"]) == 1 else f"{title}: {method}", rows) for title, report in reports.items() for method, rows in report["rows"].items()]
-    lines = dict.fromkeys((protocol, part, metric) for _, rows in methods for protocol, one in rows.items()
-                          for part, metrics in one["metrics"].items() for metric in metrics if metric[0] not in "PR")
+    methods = [
+        (title if len(report["rows"]) == 1 else f"{title}: {method}", rows)
+        for title, report in reports.items()
+        for method, rows in report["rows"].items()
+    ]
+    lines = dict.fromkeys(
+        (protocol, part, metric)
+        for _, rows in methods
+        for protocol, one in rows.items()
+        for part, metrics in one["metrics"].items()
+        for metric in metrics
+        if metric[0] not in "PR"
+    )
+
     def cell(rows, protocol, part, metric):
         one = rows.get(protocol, {"metrics": {}, "intervals": None})
         return percent(one["metrics"].get(part, {}).get(metric), (one["intervals"] or {}).get(part, {}).get(metric))
+
     table = [("protocol", "part", "metric", *(title for title, _ in methods))]
     protocols = list(dict.fromkeys(protocol for protocol, _, _ in lines))
     order = sorted(lines, key=lambda line: (protocols.index(line[0]), ("seen", "zsl", "gzsl").index(line[1])))

@@ -28,175 +28,237 @@ from ..vlp.frozen import VLP
 @dataclass(frozen=True)
 class Workload:
     "How much a run has to do."
-    n_train: int # training images
-    n_test: int # test images
-    n_labels: int # C, seen and unseen
-    n_seen: int # S
-    n_tokens: int # N, tokens an image
-    width: int # D, their width
-    epochs: int = TrainConfig.epochs # passes over the training images
-    n_prompts: int = 85 # P, sentences a label
-    dense_scores: bool = True # all scores are held at once; False: they are streamed
+
+    n_train: int  # training images
+    n_test: int  # test images
+    n_labels: int  # C, seen and unseen
+    n_seen: int  # S
+    n_tokens: int  # N, tokens an image
+    width: int  # D, their width
+    epochs: int = TrainConfig.epochs  # passes over the training images
+    n_prompts: int = 85  # P, sentences a label
+    dense_scores: bool = True  # all scores are held at once; False: they are streamed
 
     @classmethod
-    def of(cls, vlp: VLP, n_train: int, n_test: int, n_labels: int, n_seen: int, **more): # N and D are read off the VLP
-        return cls(n_train, n_test, n_labels, n_seen, vlp.grid[0]*vlp.grid[1] + vlp.n_prefix, vlp.width, **more)
+    def of(
+        cls, vlp: VLP, n_train: int, n_test: int, n_labels: int, n_seen: int, **more
+    ):  # N and D are read off the VLP
+        return cls(n_train, n_test, n_labels, n_seen, vlp.grid[0] * vlp.grid[1] + vlp.n_prefix, vlp.width, **more)
 
     @property
-    def token_bytes(self): return self.n_tokens*self.width*2 # one image in the cache, half precision
+    def token_bytes(self):
+        return self.n_tokens * self.width * 2  # one image in the cache, half precision
 
 # %% ../../nbs/experiment/03_estimate.ipynb #c2f59338
 def count_operations(
-    function, # what to watch
-) -> int: # floating-point operations of its matrix products and convolutions; a multiply-add counts as 2
+    function,  # what to watch
+) -> int:  # floating-point operations of its matrix products and convolutions; a multiply-add counts as 2
     "Count what one call computes."
-    onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None) # qks.core.arithmetic's product, of which torch's counter does not know
-    formulas = {onednn: lambda x, weight, *rest, out_shape=None, **options: 2*math.prod(x)*weight[0]} if onednn else {}
+    onednn = getattr(
+        torch.ops.mkldnn, "_linear_pointwise", None
+    )  # qks.core.arithmetic's product, of which torch's counter does not know
+    formulas = (
+        {onednn: lambda x, weight, *rest, out_shape=None, **options: 2 * math.prod(x) * weight[0]} if onednn else {}
+    )
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False) # fused kernels hide their products from the counter
+    torch.backends.mha.set_fastpath_enabled(False)  # fused kernels hide their products from the counter
     try:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            function() # what is done at the first call alone is not counted
-            with FlopCounterMode(display=False, custom_mapping=formulas) as counter: function()
-    finally: torch.backends.mha.set_fastpath_enabled(fast)
+            function()  # what is done at the first call alone is not counted
+            with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+                function()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
     return counter.get_total_flops()
 
 # %% ../../nbs/experiment/03_estimate.ipynb #3524ea9d
 def operations(
-    vlp: VLP, # a frozen VLP
-    head: QKSHead, # a head for it
-    n_labels: int, # C
-) -> dict: # "tower", "head", "prompt": operations of one image, one image, one sentence
+    vlp: VLP,  # a frozen VLP
+    head: QKSHead,  # a head for it
+    n_labels: int,  # C
+) -> dict:  # "tower", "head", "prompt": operations of one image, one image, one sentence
     "What one image and one sentence cost in a forward pass."
     pixels = torch.zeros(1, 3, vlp.image_size, vlp.image_size, device=vlp.device)
-    tokens, labels = vlp.image_tokens(pixels), torch.zeros(n_labels, vlp.embed_dim, device=vlp.device) # [1, N, D], [C, E]
-    return {"tower": count_operations(lambda: vlp.image_tokens(pixels)),
-            "head": count_operations(lambda: head(tokens, labels)),
-            "prompt": count_operations(lambda: vlp.text_features(["a photo of a cat."]))}
+    tokens = vlp.image_tokens(pixels)
+    labels = torch.zeros(n_labels, vlp.embed_dim, device=vlp.device)  # [1, N, D], [C, E]
+    return {
+        "tower": count_operations(lambda: vlp.image_tokens(pixels)),
+        "head": count_operations(lambda: head(tokens, labels)),
+        "prompt": count_operations(lambda: vlp.text_features(["a photo of a cat."])),
+    }
 
 # %% ../../nbs/experiment/03_estimate.ipynb #ab694c51
 @dataclass(frozen=True)
 class Machine:
     "How fast a machine is, and what fits."
-    name: str # for the table
-    decode: float # images a second read, decoded and preprocessed
-    tower: float # images a second through the image tower
-    prompts: float # sentences a second through the text tower
-    train: float # images a second in training, on cached tokens
-    score: float # images a second scored, on cached tokens
-    read: float # bytes a second out of the token cache
-    memory: float # bytes that tokens may take; more are read from disk again in each epoch
-    measured: bool # False: worked out from operations and a published peak
+
+    name: str  # for the table
+    decode: float  # images a second read, decoded and preprocessed
+    tower: float  # images a second through the image tower
+    prompts: float  # sentences a second through the text tower
+    train: float  # images a second in training, on cached tokens
+    score: float  # images a second scored, on cached tokens
+    read: float  # bytes a second out of the token cache
+    memory: float  # bytes that tokens may take; more are read from disk again in each epoch
+    measured: bool  # False: worked out from operations and a published peak
 
 # %% ../../nbs/experiment/03_estimate.ipynb #3ad7a4dd
 def pace(
-    function, # what to time; it handles `amount` of something
-    amount: int, # how much of it
-    seconds: float = 1, # at least this long in all
-    device: torch.device = None, # that works beside the processor, and is waited for
-) -> float: # amount a second, in the best of the runs
+    function,  # what to time; it handles `amount` of something
+    amount: int,  # how much of it
+    seconds: float = 1,  # at least this long in all
+    device: torch.device = None,  # that works beside the processor, and is waited for
+) -> float:  # amount a second, in the best of the runs
     "Measure a rate; the first, cold run does not count."
+
     def run():
         start = time.perf_counter()
         function()
-        if device is not None and device.type == "cuda": torch.cuda.synchronize(device)
+        if device is not None and device.type == "cuda":
+            torch.cuda.synchronize(device)
         return time.perf_counter() - start
+
     run()
-    best, end = run(), time.perf_counter() + seconds
-    while time.perf_counter() < end: best = min(best, run())
-    return amount/best
+    best = run()
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        best = min(best, run())
+    return amount / best
 
 # %% ../../nbs/experiment/03_estimate.ipynb #d44bf2d0
-READ_RATE = 5e8 # ours: bytes a second that an ordinary solid-state disk gives in any case
+READ_RATE = 5e8  # ours: bytes a second that an ordinary solid-state disk gives in any case
+
 
 def measure_machine(
-    vlp: VLP, # a frozen VLP
-    head: QKSHead, # a head for it; its weights are left as they are
-    n_seen: int, # S, labels in training
-    images, # some pictures (paths, PIL images or arrays) to decode; one at least
-    memory: float = 8e9, # bytes that tokens may take
-    batch_size: int = 16, # images a step
-    name: str = "this machine", # for the table
-) -> Machine: # rates of one process; more decoding processes decode more
+    vlp: VLP,  # a frozen VLP
+    head: QKSHead,  # a head for it; its weights are left as they are
+    n_seen: int,  # S, labels in training
+    images,  # some pictures (paths, PIL images or arrays) to decode; one at least
+    memory: float = 8e9,  # bytes that tokens may take
+    batch_size: int = 16,  # images a step
+    name: str = "this machine",  # for the table
+) -> Machine:  # rates of one process; more decoding processes decode more
     "Measure every rate here, in about ten seconds for the pocket model and a minute for ViT-B/16 on two cores."
-    if not len(images): raise QKSError("there is no picture to measure with: give at least one")
-    batch_size, labels = check_count("batch_size", batch_size), torch.randn(n_seen, vlp.embed_dim)          # [S, E]
+    if not len(images):
+        raise QKSError("there is no picture to measure with: give at least one")
+    batch_size = check_count("batch_size", batch_size)
+    labels = torch.randn(n_seen, vlp.embed_dim)  # [S, E]
     pixels = torch.randn(batch_size, 3, vlp.image_size, vlp.image_size)
-    tokens = vlp.image_tokens(pixels)                                                                       # [B, N, D]
-    twin = QKSHead.from_state({key: value.cpu() for key, value in head.state_dict().items()}, head.config.n_heads).to(vlp.device)
-    targets = torch.where(torch.arange(batch_size)[:, None] % n_seen == torch.arange(n_seen), 1., -1.)      # [B, S]
-    few, recipe = (tokens[:1].cpu(), targets[:1]), TrainConfig(epochs=1, batch_size=batch_size, topk=(1,))
+    tokens = vlp.image_tokens(pixels)  # [B, N, D]
+    twin = QKSHead.from_state({key: value.cpu() for key, value in head.state_dict().items()}, head.config.n_heads).to(
+        vlp.device
+    )
+    targets = torch.where(torch.arange(batch_size)[:, None] % n_seen == torch.arange(n_seen), 1.0, -1.0)  # [B, S]
+    few = (tokens[:1].cpu(), targets[:1])
+    recipe = TrainConfig(epochs=1, batch_size=batch_size, topk=(1,))
     pace_here = partial(pace, device=vlp.device)
-    with redirect_stderr(io.StringIO()): # no progress bars
-        return Machine(name, read=READ_RATE, memory=memory, measured=True,
+    with redirect_stderr(io.StringIO()):  # no progress bars
+        return Machine(
+            name,
+            read=READ_RATE,
+            memory=memory,
+            measured=True,
             decode=pace(lambda: [vlp.preprocess(load_image(image)) for image in images], len(images)),
-            tower=pace_here(lambda: vlp.image_tokens(pixels), batch_size), prompts=pace_here(lambda: vlp.text_features(["a photo of a cat."]*batch_size), batch_size),
-            train=pace_here(lambda: fit(twin, (tokens.repeat(4, 1, 1), targets.repeat(4, 1)), labels, few, recipe), 4*batch_size),
-            score=pace_here(lambda: head_scores(twin, tokens, labels), batch_size))
+            tower=pace_here(lambda: vlp.image_tokens(pixels), batch_size),
+            prompts=pace_here(lambda: vlp.text_features(["a photo of a cat."] * batch_size), batch_size),
+            train=pace_here(
+                lambda: fit(twin, (tokens.repeat(4, 1, 1), targets.repeat(4, 1)), labels, few, recipe), 4 * batch_size
+            ),
+            score=pace_here(lambda: head_scores(twin, tokens, labels), batch_size),
+        )
 
 # %% ../../nbs/experiment/03_estimate.ipynb #d38fc698
-PEAKS = {"consumer GPU (24 GB)": (165e12, 24e9, 8), "H200 (141 GB)": (989e12, 141e9, 16)} # bf16 operations a second, bytes, cores
+PEAKS = {
+    "consumer GPU (24 GB)": (165e12, 24e9, 8),
+    "H200 (141 GB)": (989e12, 141e9, 16),
+}  # bf16 operations a second, bytes, cores
+
 
 def worked_out_machine(
-    name: str, # a name in PEAKS
-    cost: dict, # from `operations`
-    decode_per_core: float, # images a second that one core decodes
-    utilisation: float = 0.35, # part of the peak that is reached: an assumption
-) -> Machine: # marked as not measured
+    name: str,  # a name in PEAKS
+    cost: dict,  # from `operations`
+    decode_per_core: float,  # images a second that one core decodes
+    utilisation: float = 0.35,  # part of the peak that is reached: an assumption
+) -> Machine:  # marked as not measured
     "Rates of a device from its peak."
-    if name not in PEAKS: raise QKSError(f"machine {name!r} is not known: give one of {', '.join(PEAKS)}")
+    if name not in PEAKS:
+        raise QKSError(f"machine {name!r} is not known: give one of {', '.join(PEAKS)}")
     peak, memory, cores = PEAKS[name]
-    speed = peak*utilisation
-    return Machine(name, decode_per_core*cores, speed/cost["tower"], speed/cost["prompt"], speed/(3*cost["head"]), speed/cost["head"],
-                   read=2e9, memory=0.8*memory, measured=False)
+    speed = peak * utilisation
+    return Machine(
+        name,
+        decode_per_core * cores,
+        speed / cost["tower"],
+        speed / cost["prompt"],
+        speed / (3 * cost["head"]),
+        speed / cost["head"],
+        read=2e9,
+        memory=0.8 * memory,
+        measured=False,
+    )
 
 # %% ../../nbs/experiment/03_estimate.ipynb #dcc1d4d6
 @dataclass(frozen=True)
 class Stage:
     "One stage of a run."
+
     name: str
     seconds: float
-    disk: float = 0. # bytes written
-    memory: float = 0. # bytes held, besides the models
-    limit: str = "" # what sets the pace
+    disk: float = 0.0  # bytes written
+    memory: float = 0.0  # bytes held, besides the models
+    limit: str = ""  # what sets the pace
 
 # %% ../../nbs/experiment/03_estimate.ipynb #3dbd551c
 def estimate(
-    work: Workload, # what has to be done
-    machine: Machine, # where
-) -> list: # a `Stage` for each step
+    work: Workload,  # what has to be done
+    machine: Machine,  # where
+) -> list:  # a `Stage` for each step
     "Time, disk and memory of every stage."
-    n, slow = work.n_train + work.n_test, min(("decode", "tower"), key=lambda rate: getattr(machine, rate))
-    train_bytes = work.n_train*work.token_bytes
+    n = work.n_train + work.n_test
+    slow = min(("decode", "tower"), key=lambda rate: getattr(machine, rate))
+    train_bytes = work.n_train * work.token_bytes
     fits = train_bytes <= machine.memory
-    paces = {"train": machine.train} if fits else {"train": machine.train, "read": machine.read/work.token_bytes}
+    paces = {"train": machine.train} if fits else {"train": machine.train, "read": machine.read / work.token_bytes}
     limit = min(paces, key=paces.get)
     scores = score_bytes(work.n_test, work.n_labels) if work.dense_scores else 0
-    return [Stage("prompt pool", work.n_labels*work.n_prompts/machine.prompts, limit="prompts"),
-            Stage("image tokens", n/getattr(machine, slow), disk=n*work.token_bytes, limit=slow),
-            Stage("training", work.epochs*work.n_train/paces[limit], memory=train_bytes if fits else 0, limit=limit),
-            Stage("scoring", work.n_test/machine.score, memory=scores, limit="score")]
+    return [
+        Stage("prompt pool", work.n_labels * work.n_prompts / machine.prompts, limit="prompts"),
+        Stage("image tokens", n / getattr(machine, slow), disk=n * work.token_bytes, limit=slow),
+        Stage("training", work.epochs * work.n_train / paces[limit], memory=train_bytes if fits else 0, limit=limit),
+        Stage("scoring", work.n_test / machine.score, memory=scores, limit="score"),
+    ]
 
 # %% ../../nbs/experiment/03_estimate.ipynb #374841dc
-def duration(seconds: float) -> str: # "45 s", "12 min", "3.4 h", "5.1 days"
+def duration(seconds: float) -> str:  # "45 s", "12 min", "3.4 h", "5.1 days"
     "Seconds for people."
-    for limit, size, unit in ((90, 1, "s"), (5400, 60, "min"), (2*86400, 3600, "h")):
-        if seconds < limit: return f"{seconds/size:.{0 if seconds/size >= 10 or unit == 's' else 1}f} {unit}"
-    return f"{seconds/86400:.1f} days"
+    for limit, size, unit in ((90, 1, "s"), (5400, 60, "min"), (2 * 86400, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / size:.{0 if seconds / size >= 10 or unit == 's' else 1}f} {unit}"
+    return f"{seconds / 86400:.1f} days"
 
 # %% ../../nbs/experiment/03_estimate.ipynb #f75ab7c1
 def estimate_table(
-    work: Workload, # what has to be done
-    machines: list, # where it could be done
-) -> str: # Markdown: a row a stage, a column a machine
+    work: Workload,  # what has to be done
+    machines: list,  # where it could be done
+) -> str:  # Markdown: a row a stage, a column a machine
     "Set machines side by side; a rate that was not measured is marked."
     columns = [estimate(work, machine) for machine in machines]
     rows = [["", *(machine.name + ("" if machine.measured else " *") for machine in machines)]]
-    for stages in zip(*columns): rows.append([stages[0].name, *(f"{duration(stage.seconds)} ({stage.limit})" for stage in stages)])
+    for stages in zip(*columns):
+        rows.append([stages[0].name, *(f"{duration(stage.seconds)} ({stage.limit})" for stage in stages)])
     rows.append(["**in all**", *(f"**{duration(sum(stage.seconds for stage in column))}**" for column in columns)])
     for name, what in (("disk", "disk"), ("memory", "memory for tokens and scores")):
-        rows.append([f"{what}, at most", *(f"{max(getattr(stage, name) for stage in column)/1e9:.1f} GB" for column in columns)])
+        rows.append(
+            [
+                f"{what}, at most",
+                *(f"{max(getattr(stage, name) for stage in column) / 1e9:.1f} GB" for column in columns),
+            ]
+        )
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    lines.insert(1, "|---|" + "---:|"*len(machines))
-    star = "" if all(machine.measured for machine in machines) else "\n\n\\* not measured: operations, a published peak, and an assumed utilisation"
+    lines.insert(1, "|---|" + "---:|" * len(machines))
+    star = (
+        ""
+        if all(machine.measured for machine in machines)
+        else "\n\n\\* not measured: operations, a published peak, and an assumed utilisation"
+    )
     return "\n".join(lines) + "\n\nin brackets: what sets the pace" + star

@@ -21,17 +21,18 @@ from ..model.tagger import QKS, check_tag_arguments, rank_labels, read_labels, w
 # %% ../../nbs/explore/02_explorer.ipynb #14e00009
 @plt.rc_context(PLAIN)
 def plot_answer(
-    image, # uint8 [H, W, 3], or a PIL image
-    tags, # (label, probability, token) each, most probable first
-    attention, # of this image alone: one [1, heads, K, N] per block, as in QKSOutput
-    grid: tuple, # (rows, columns) of patches, the VLP's `grid`
-    true_labels=(), # labels that are there, as far as known
-    unseen=(), # labels that training never saw
+    image,  # uint8 [H, W, 3], or a PIL image
+    tags,  # (label, probability, token) each, most probable first
+    attention,  # of this image alone: one [1, heads, K, N] per block, as in QKSOutput
+    grid: tuple,  # (rows, columns) of patches, the VLP's `grid`
+    true_labels=(),  # labels that are there, as far as known
+    unseen=(),  # labels that training never saw
 ):
     "One picture's tags, and what the token behind each looks at; raises `QKSError` where the sizes do not fit."
-    n_prefix, rows = attention[-1].shape[-1] - grid[0]*grid[1], max(1, -(-len(tags)//2))
+    n_prefix = attention[-1].shape[-1] - grid[0] * grid[1]
+    rows = max(1, -(-len(tags) // 2))
     maps = [token_attention(attention, 0, token, grid, n_prefix) for _, _, token in tags]
-    figure = plt.figure(figsize=(8, max(2.2, 1.4*rows)), layout="constrained")
+    figure = plt.figure(figsize=(8, max(2.2, 1.4 * rows)), layout="constrained")
     plt.close(figure)
     cells = figure.add_gridspec(1, 3, width_ratios=[2, 2, 2.4])
     draw_attention(figure.add_subplot(cells[0]), image)
@@ -42,16 +43,16 @@ def plot_answer(
 # %% ../../nbs/explore/02_explorer.ipynb #14e0000d
 @plt.rc_context(PLAIN)
 def plot_token(
-    image, # uint8 [H, W, 3], or a PIL image
-    attention, # of this image alone: one [1, heads, K, N] per block, as in QKSOutput
-    token: int, # 0 to K - 1
-    grid: tuple, # (rows, columns) of patches, the VLP's `grid`
-    labels=(), # those that chose this token
+    image,  # uint8 [H, W, 3], or a PIL image
+    attention,  # of this image alone: one [1, heads, K, N] per block, as in QKSOutput
+    token: int,  # 0 to K - 1
+    grid: tuple,  # (rows, columns) of patches, the VLP's `grid`
+    labels=(),  # those that chose this token
 ):
     "What one query token looks at, block by block; raises `QKSError` where the sizes do not fit."
-    n_prefix = attention[-1].shape[-1] - grid[0]*grid[1]
+    n_prefix = attention[-1].shape[-1] - grid[0] * grid[1]
     maps = [token_attention(attention[:block], 0, token, grid, n_prefix) for block in range(1, len(attention) + 1)]
-    figure, axes = plt.subplots(1, 1 + len(maps), figsize=(1.6*(1 + len(maps)), 2.1), layout="constrained")
+    figure, axes = plt.subplots(1, 1 + len(maps), figsize=(1.6 * (1 + len(maps)), 2.1), layout="constrained")
     plt.close(figure)
     draw_attention(axes[0], image)
     for block, (axis, weights) in enumerate(zip(axes[1:], maps), 1):
@@ -62,69 +63,105 @@ def plot_token(
 
 # %% ../../nbs/explore/02_explorer.ipynb #14e00011
 def picture_bytes(
-    figure, # a matplotlib figure
-) -> bytes: # of a PNG file
+    figure,  # a matplotlib figure
+) -> bytes:  # of a PNG file
     "A figure as a widget takes it."
     figure.savefig(file := io.BytesIO(), format="png", dpi=100)
     return file.getvalue()
 
 # %% ../../nbs/explore/02_explorer.ipynb #14e00014
 def read_uploads(
-    files, # what ipywidgets' FileUpload holds: dicts with "name" and "content"
-) -> dict: # name -> PIL image
+    files,  # what ipywidgets' FileUpload holds: dicts with "name" and "content"
+) -> dict:  # name -> PIL image
     "The pictures that a user brought; raises `QKSError` for one that cannot be read."
     pictures = {}
     for file in files:
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder)/Path(file["name"]).name
+            path = Path(folder) / Path(file["name"]).name
             path.write_bytes(file["content"])
-            try: pictures[path.name] = load_image(path)
-            except QKSError as error: raise QKSError(str(error).replace(str(path), path.name)) from error
+            try:
+                pictures[path.name] = load_image(path)
+            except QKSError as error:
+                raise QKSError(str(error).replace(str(path), path.name)) from error
     return pictures
 
 # %% ../../nbs/explore/02_explorer.ipynb #14e00013
 class Explorer:
     "A model to play with in a notebook: `widget` is what is shown; `picture`, `upload`, `labels` and `token` are its controls."
-    def __init__(self,
-        qks: QKS, # any model
-        pictures: dict, # name -> PIL image
-        labels, # label names to begin with
-        top_k: int = 4, # tags shown
-        unseen=(), # labels that training never saw, for the stars
+
+    def __init__(
+        self,
+        qks: QKS,  # any model
+        pictures: dict,  # name -> PIL image
+        labels,  # label names to begin with
+        top_k: int = 4,  # tags shown
+        unseen=(),  # labels that training never saw, for the stars
     ):
         check_tag_arguments(labels, None, None)
-        if not pictures: raise QKSError("there is no picture to begin with: give at least one, by a name")
-        self.qks, self.pictures, self.top_k, self.unseen = qks, dict(pictures), top_k, unseen
+        if not pictures:
+            raise QKSError("there is no picture to begin with: give at least one, by a name")
+        self.qks = qks
+        self.pictures = dict(pictures)
+        self.top_k = top_k
+        self.unseen = unseen
         self.picture = widgets.Dropdown(options=list(pictures), description="picture")
         self.upload = widgets.FileUpload(accept="image/*", multiple=True, description="your own")
-        self.labels = widgets.Text(write_labels(labels), description="labels", continuous_update=False, layout=widgets.Layout(width="95%"))
-        self.token = widgets.IntSlider(0, 0, qks.head.config.n_queries - 1, description="token", continuous_update=False)
-        self.answer, self.look, self.told = widgets.Image(), widgets.Image(), widgets.HTML()
-        for control, react in ((self.picture, self.tag), (self.labels, self.tag), (self.token, self.show_token), (self.upload, self.take)): control.observe(react, "value")
-        self.widget = widgets.VBox([widgets.HBox([self.picture, self.upload]), self.labels, self.told, self.answer, self.token, self.look])
+        self.labels = widgets.Text(
+            write_labels(labels), description="labels", continuous_update=False, layout=widgets.Layout(width="95%")
+        )
+        self.token = widgets.IntSlider(
+            0, 0, qks.head.config.n_queries - 1, description="token", continuous_update=False
+        )
+        self.answer = widgets.Image()
+        self.look = widgets.Image()
+        self.told = widgets.HTML()
+        for control, react in (
+            (self.picture, self.tag),
+            (self.labels, self.tag),
+            (self.token, self.show_token),
+            (self.upload, self.take),
+        ):
+            control.observe(react, "value")
+        self.widget = widgets.VBox(
+            [widgets.HBox([self.picture, self.upload]), self.labels, self.told, self.answer, self.token, self.look]
+        )
         self.tag()
 
-    def tag(self, change=None): # the picture with the labels that are typed
-        image, grid = self.pictures[self.picture.value], self.qks.vlp.grid
-        try: embeddings = self.qks.pool.embed(self.qks.vlp, labels := check_tag_arguments(read_labels(self.labels.value), None, None))
-        except QKSError as error: return self.tell(error)
+    def tag(self, change=None):  # the picture with the labels that are typed
+        image = self.pictures[self.picture.value]
+        grid = self.qks.vlp.grid
+        try:
+            embeddings = self.qks.pool.embed(
+                self.qks.vlp, labels := check_tag_arguments(read_labels(self.labels.value), None, None)
+            )
+        except QKSError as error:
+            return self.tell(error)
         output = self.qks.predict([image], embeddings, return_attention=True)
-        self.tags, self.shown = rank_labels(labels, output.logits[0], output.token_index[0]), (image, output.attention)   # all tags, for the tokens; what both figures are of
-        self.answer.value = picture_bytes(plot_answer(image, self.tags[:self.top_k], output.attention, grid, unseen=self.unseen))
+        self.tags = rank_labels(labels, output.logits[0], output.token_index[0])
+        self.shown = (image, output.attention)  # all tags, for the tokens; what both figures are of
+        self.answer.value = picture_bytes(
+            plot_answer(image, self.tags[: self.top_k], output.attention, grid, unseen=self.unseen)
+        )
         self.tell()
-        if self.token.value == self.tags[0][2]: self.show_token()
-        self.token.value = self.tags[0][2]                                                      # shows it where it is another one
+        if self.token.value == self.tags[0][2]:
+            self.show_token()
+        self.token.value = self.tags[0][2]  # shows it where it is another one
 
-    def show_token(self, change=None): # what the token on the slider looks at
-        chosen, (image, attention) = [label for label, _, token in self.tags if token == self.token.value], self.shown
+    def show_token(self, change=None):  # what the token on the slider looks at
+        chosen = [label for label, _, token in self.tags if token == self.token.value]
+        (image, attention) = self.shown
         self.look.value = picture_bytes(plot_token(image, attention, self.token.value, self.qks.vlp.grid, chosen))
 
-    def take(self, change): # the pictures that a user brought
-        try: self.pictures |= (brought := read_uploads(change["new"]))
-        except QKSError as error: return self.tell(error)
-        self.picture.unobserve(self.tag, "value")                                               # tagged once, when all is in its place
-        self.picture.options, self.picture.value = list(self.pictures), list(brought)[-1] if brought else self.picture.value
+    def take(self, change):  # the pictures that a user brought
+        try:
+            self.pictures |= (brought := read_uploads(change["new"]))
+        except QKSError as error:
+            return self.tell(error)
+        self.picture.unobserve(self.tag, "value")  # tagged once, when all is in its place
+        self.picture.options = list(self.pictures)
+        self.picture.value = list(brought)[-1] if brought else self.picture.value
         self.picture.observe(self.tag, "value")
         self.tag()
 
-    def tell(self, error=""): self.told.value = error and f"<b>{html.escape(str(error))}</b>"
+    def tell(self, error=""):
+        self.told.value = error and f"<b>{html.escape(str(error))}</b>"

@@ -19,44 +19,52 @@ from ..evaluate.metrics import to_array
 
 # %% ../../nbs/explore/01_plots.ipynb #83ba95a2
 def token_attention(
-    attention, # one [B, heads, K, N] per block, as in QKSOutput
-    image: int, # position in the batch
-    token: int, # position among the K query tokens
-    grid: tuple, # (rows, columns) of patches, the VLP's `grid`
-    n_prefix: int = 0, # leading image tokens that are no patch, the VLP's `n_prefix`
-) -> np.ndarray: # [rows, columns], weights; they sum to 1 where there is no prefix
+    attention,  # one [B, heads, K, N] per block, as in QKSOutput
+    image: int,  # position in the batch
+    token: int,  # position among the K query tokens
+    grid: tuple,  # (rows, columns) of patches, the VLP's `grid`
+    n_prefix: int = 0,  # leading image tokens that are no patch, the VLP's `n_prefix`
+) -> np.ndarray:  # [rows, columns], weights; they sum to 1 where there is no prefix
     "The patches a query token looks at in the last block; raises `QKSError` where the sizes do not fit."
     rows, columns = grid
     B, _, K, N = attention[-1].shape
-    if n_prefix < 0 or n_prefix + rows*columns != N:
-        raise QKSError(f"attention to {N} image tokens does not fit {n_prefix} prefix tokens and a grid of {rows} x {columns}: "
-                       "pass the VLP's own grid and n_prefix")
+    if n_prefix < 0 or n_prefix + rows * columns != N:
+        raise QKSError(
+            f"attention to {N} image tokens does not fit {n_prefix} prefix tokens and a grid of {rows} x {columns}: "
+            "pass the VLP's own grid and n_prefix"
+        )
     if not (0 <= image < B and 0 <= token < K):
         raise QKSError(f"image {image}, token {token}: the attention holds {B} images and {K} tokens, counted from 0")
-    return to_array(attention[-1][image, :, token]).mean(0)[n_prefix:].reshape(rows, columns) # [heads, N] -> [N] -> [rows, columns]
+    return (
+        to_array(attention[-1][image, :, token]).mean(0)[n_prefix:].reshape(rows, columns)
+    )  # [heads, N] -> [N] -> [rows, columns]
 
 # %% ../../nbs/explore/01_plots.ipynb #c18b8788
-PLAIN = {"text.parse_math": False} # a label may hold a $
-SHADE = ListedColormap([(0, 0, 0, 0.85*darkness/255) for darkness in range(256)], "shade") # clear to nearly black
+PLAIN = {"text.parse_math": False}  # a label may hold a $
+SHADE = ListedColormap([(0, 0, 0, 0.85 * darkness / 255) for darkness in range(256)], "shade")  # clear to nearly black
+
 
 def draw_attention(
-    axis, # a matplotlib axis
-    image, # uint8 [H, W, 3], or a PIL image
-    weights: np.ndarray = None, # [rows, columns]; None: only the picture
+    axis,  # a matplotlib axis
+    image,  # uint8 [H, W, 3], or a PIL image
+    weights: np.ndarray = None,  # [rows, columns]; None: only the picture
 ):
     "The centre square of a picture, darkened where a token does not look."
     image = np.asarray(image)
     side = min(image.shape[:2])
-    top, left = (round((length - side)/2) for length in image.shape[:2])
-    axis.imshow(image[top:top + side, left:left + side])
+    top, left = (round((length - side) / 2) for length in image.shape[:2])
+    axis.imshow(image[top : top + side, left : left + side])
     if weights is not None:
-        shade = 1 - weights/max(weights.max(), 1e-12)                         # [rows, columns], 0 at the peak
+        shade = 1 - weights / max(weights.max(), 1e-12)  # [rows, columns], 0 at the peak
         axis.imshow(shade, SHADE, vmin=0, vmax=1, extent=(-0.5, side - 0.5, side - 0.5, -0.5), interpolation="bilinear")
     axis.set_axis_off()
 
 # %% ../../nbs/explore/01_plots.ipynb #086ae118
-RIGHT, OTHER = ("#b7e4c7", "#116329"), ("#dde1e6", "#4b535d") # fill, text
-SEEN, UNSEEN = "#1d4ed8", "#c2410c" # the same two colours wherever seen and unseen labels meet
+RIGHT = ("#b7e4c7", "#116329")
+OTHER = ("#dde1e6", "#4b535d")  # fill, text
+SEEN = "#1d4ed8"
+UNSEEN = "#c2410c"  # the same two colours wherever seen and unseen labels meet
+
 
 def tag_style(label, true_labels, unseen):
     "How a label is written: (text, bar colour, keywords of a text)."
@@ -67,11 +75,11 @@ def tag_style(label, true_labels, unseen):
 
 # %% ../../nbs/explore/01_plots.ipynb #bd0ba5fb
 def draw_tags(
-    axis, # a matplotlib axis
-    tags, # (label, probability, token) each, most probable first
-    true_labels, # labels that are there
-    unseen=(), # labels that training never saw
-    places: int = None, # rows to leave room for; None: as many as there are tags
+    axis,  # a matplotlib axis
+    tags,  # (label, probability, token) each, most probable first
+    true_labels,  # labels that are there
+    unseen=(),  # labels that training never saw
+    places: int = None,  # rows to leave room for; None: as many as there are tags
 ):
     "One scene's tags as bars of probability."
     for row, (label, probability, _) in enumerate(tags):
@@ -82,106 +90,149 @@ def draw_tags(
     axis.set(xlim=(0, 1), ylim=(max(places or len(tags), 1) - 0.5, -0.5), yticks=[], xticks=[0, 0.5, 1])
     axis.set_xlabel("probability", fontsize=8)
     axis.tick_params(labelsize=7)
-    for side in ("top", "right", "left"): axis.spines[side].set_visible(False)
+    for side in ("top", "right", "left"):
+        axis.spines[side].set_visible(False)
 
 # %% ../../nbs/explore/01_plots.ipynb #7c8cf563
 def draw_panels(
-    slot, # a cell of a figure's grid
-    image, # uint8 [H, W, 3], or a PIL image
-    tags, # (label, probability, token) each
-    true_labels, # labels that are there
-    unseen, # labels that training never saw
-    maps, # what each tag's token looks at: [rows, columns] each
-    rows: int, # rows of panels, two in each
+    slot,  # a cell of a figure's grid
+    image,  # uint8 [H, W, 3], or a PIL image
+    tags,  # (label, probability, token) each
+    true_labels,  # labels that are there
+    unseen,  # labels that training never saw
+    maps,  # what each tag's token looks at: [rows, columns] each
+    rows: int,  # rows of panels, two in each
 ):
     "A picture as each tag's token sees it."
     axes = slot.subgridspec(rows, 2).subplots().ravel()
-    for axis in axes[len(tags):]: # empty, but as large as the others
+    for axis in axes[len(tags) :]:  # empty, but as large as the others
         axis.set_title(" ", fontsize=8, pad=13)
         axis.set_axis_off()
     for axis, (label, _, token), weights in zip(axes, tags, maps):
         draw_attention(axis, image, weights)
         text, _, style = tag_style(label, true_labels, unseen)
         axis.set_title(text, fontsize=8, pad=13, **style)
-        axis.text(0.5, 1.03, f"token {token}, peak {weights.max():.0%}", transform=axis.transAxes, ha="center", va="bottom",
-                  fontsize=6.5, color=OTHER[1])
+        axis.text(
+            0.5,
+            1.03,
+            f"token {token}, peak {weights.max():.0%}",
+            transform=axis.transAxes,
+            ha="center",
+            va="bottom",
+            fontsize=6.5,
+            color=OTHER[1],
+        )
 
 # %% ../../nbs/explore/01_plots.ipynb #848b5b43
 @plt.rc_context(PLAIN)
 def plot_tags(
-    images, # n pictures, uint8 [H, W, 3] or PIL
-    true_labels, # n lists of labels
-    tags, # n lists of (label, probability, token), most probable first, as `QKS.tag` gives them
-    attention=None, # one [n, heads, K, N] per block, as in QKSOutput; None: no panels
-    grid: tuple = None, # with attention: (rows, columns) of patches; what N has more is prefix tokens
-    unseen=(), # labels that training never saw
+    images,  # n pictures, uint8 [H, W, 3] or PIL
+    true_labels,  # n lists of labels
+    tags,  # n lists of (label, probability, token), most probable first, as `QKS.tag` gives them
+    attention=None,  # one [n, heads, K, N] per block, as in QKSOutput; None: no panels
+    grid: tuple = None,  # with attention: (rows, columns) of patches; what N has more is prefix tokens
+    unseen=(),  # labels that training never saw
 ):
     "Scenes in a row with tags and, below, where each tag's token looks; raises `QKSError` where the numbers do not fit."
-    n, most = len(images), max(map(len, tags), default=0)
-    if not n or len(true_labels) != n or len(tags) != n or (attention is not None and (grid is None or len(attention[-1]) != n)):
-        raise QKSError(f"{n} images, {len(true_labels)} lists of true labels, {len(tags)} lists of tags: give one of each an image, "
-                       "at least one, and with attention [n, heads, K, N] also the VLP's grid")
-    rows = 0 if attention is None else -(-most//2)
-    heights = [2.2, 0.42 + 0.2*max(most, 1)] + [1.35*rows]*bool(rows)
-    figure = plt.figure(figsize=(2.25*n, sum(heights) + 0.5), layout="constrained")
-    plt.close(figure) # pyplot forgets it; the caller has it
+    n = len(images)
+    most = max(map(len, tags), default=0)
+    if (
+        not n
+        or len(true_labels) != n
+        or len(tags) != n
+        or (attention is not None and (grid is None or len(attention[-1]) != n))
+    ):
+        raise QKSError(
+            f"{n} images, {len(true_labels)} lists of true labels, {len(tags)} lists of tags: give one of each an image, "
+            "at least one, and with attention [n, heads, K, N] also the VLP's grid"
+        )
+    rows = 0 if attention is None else -(-most // 2)
+    heights = [2.2, 0.42 + 0.2 * max(most, 1)] + [1.35 * rows] * bool(rows)
+    figure = plt.figure(figsize=(2.25 * n, sum(heights) + 0.5), layout="constrained")
+    plt.close(figure)  # pyplot forgets it; the caller has it
     cells = figure.add_gridspec(len(heights), n, height_ratios=heights)
     for i, (image, true, found) in enumerate(zip(images, true_labels, tags)):
         draw_attention(top := figure.add_subplot(cells[0, i]), image)
         top.set_title(textwrap.fill(", ".join(true), 28), fontsize=9)
         draw_tags(figure.add_subplot(cells[1, i]), found, true, unseen, most)
         if rows:
-            maps = [token_attention(attention, i, token, grid, attention[-1].shape[-1] - grid[0]*grid[1]) for _, _, token in found]
+            maps = [
+                token_attention(attention, i, token, grid, attention[-1].shape[-1] - grid[0] * grid[1])
+                for _, _, token in found
+            ]
             draw_panels(cells[2, i], image, found, true, unseen, maps, rows)
-    figure.supxlabel("above: true labels     ✓ right" + "     * not among the training labels"*bool(len(unseen)), fontsize=8)
+    figure.supxlabel(
+        "above: true labels     ✓ right" + "     * not among the training labels" * bool(len(unseen)), fontsize=8
+    )
     return figure
 
 # %% ../../nbs/explore/01_plots.ipynb #4dd5cad7
 def token_use(
-    token_index, # [B, C], the token each label chose in each image
-    labels, # [B, C], values -1, 0, +1
-    groups: dict, # name -> label columns
-    n_tokens: int = None, # K; None: up to the last that was ever chosen
-) -> tuple: # shares [groups, K], each row sums to 1, nan for a group without positives; positives [groups]
+    token_index,  # [B, C], the token each label chose in each image
+    labels,  # [B, C], values -1, 0, +1
+    groups: dict,  # name -> label columns
+    n_tokens: int = None,  # K; None: up to the last that was ever chosen
+) -> tuple:  # shares [groups, K], each row sums to 1, nan for a group without positives; positives [groups]
     "How often the labels of a group, where present, choose each token; raises `QKSError` where the shapes differ."
-    chosen, present = to_array(token_index), to_array(labels) == 1            # [B, C], [B, C]
+    chosen = to_array(token_index)
+    present = to_array(labels) == 1  # [B, C], [B, C]
     if chosen.shape != present.shape or not groups:
-        raise QKSError(f"token_index {list(chosen.shape)}, labels {list(present.shape)}, {len(groups)} groups: give both as [images, labels], and at least one group")
-    n_tokens = max(n_tokens or 1, int(chosen.max(initial=0)) + 1)             # K
-    counts = np.array([np.bincount(chosen[:, list(columns)][present[:, list(columns)]], minlength=n_tokens) for columns in groups.values()]) # [groups, K]
-    positives = counts.sum(1)                                                 # [groups]
-    return np.where(positives[:, None] > 0, counts/np.maximum(positives, 1)[:, None], np.nan), positives
+        raise QKSError(
+            f"token_index {list(chosen.shape)}, labels {list(present.shape)}, {len(groups)} groups: give both as [images, labels], and at least one group"
+        )
+    n_tokens = max(n_tokens or 1, int(chosen.max(initial=0)) + 1)  # K
+    counts = np.array(
+        [
+            np.bincount(chosen[:, list(columns)][present[:, list(columns)]], minlength=n_tokens)
+            for columns in groups.values()
+        ]
+    )  # [groups, K]
+    positives = counts.sum(1)  # [groups]
+    return np.where(positives[:, None] > 0, counts / np.maximum(positives, 1)[:, None], np.nan), positives
 
 # %% ../../nbs/explore/01_plots.ipynb #4cb6a85c
 @plt.rc_context(PLAIN)
 def plot_token_use(
-    token_index, # [B, C], the token each label chose in each image
-    labels, # [B, C], values -1, 0, +1
-    groups: dict, # name -> label columns
-    n_tokens: int = None, # K; None: up to the last that was ever chosen
+    token_index,  # [B, C], the token each label chose in each image
+    labels,  # [B, C], values -1, 0, +1
+    groups: dict,  # name -> label columns
+    n_tokens: int = None,  # K; None: up to the last that was ever chosen
 ):
     "A heat map: which share of a group's positive labels chose each token."
-    shares, positives = token_use(token_index, labels, groups, n_tokens)      # [groups, K], [groups]
+    shares, positives = token_use(token_index, labels, groups, n_tokens)  # [groups, K], [groups]
     rows, columns = shares.shape
-    figure, axis = plt.subplots(figsize=(2.6 + 0.45*columns, 1.1 + 0.36*rows), layout="constrained")
+    figure, axis = plt.subplots(figsize=(2.6 + 0.45 * columns, 1.1 + 0.36 * rows), layout="constrained")
     plt.close(figure)
     top = max(np.nan_to_num(shares).max(), 1e-12)
-    shown = axis.imshow(100*shares, "Purples", vmin=0, vmax=100*top, aspect="auto")
-    axis.set_facecolor("#eeeeee") # a group without positives
+    shown = axis.imshow(100 * shares, "Purples", vmin=0, vmax=100 * top, aspect="auto")
+    axis.set_facecolor("#eeeeee")  # a group without positives
     for (row, column), share in np.ndenumerate(shares):
-        if share >= 0.005: axis.text(column, row, f"{100*share:.0f}", ha="center", va="center", fontsize=8, color="white" if share > 0.6*top else "black")
+        if share >= 0.005:
+            axis.text(
+                column,
+                row,
+                f"{100 * share:.0f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if share > 0.6 * top else "black",
+            )
     axis.set_yticks(range(rows), [f"{name} ({count:,})" for name, count in zip(groups, positives)])
-    axis.set(xticks=range(columns), xlabel="query token", ylabel="labels (positives)", title="Which token the labels choose")
+    axis.set(
+        xticks=range(columns), xlabel="query token", ylabel="labels (positives)", title="Which token the labels choose"
+    )
     figure.colorbar(shown, label="share of the row, %")
     return figure
 
 # %% ../../nbs/explore/01_plots.ipynb #cf218029
 def plot_history(
-    history, # per epoch a dict, as `fit` returns them: epoch, loss, lr, seconds, mAP, F1@k …, score
+    history,  # per epoch a dict, as `fit` returns them: epoch, loss, lr, seconds, mAP, F1@k …, score
 ):
     "Training loss and held-out metrics over epochs, the best epoch marked; raises `QKSError` for an empty history."
-    if not history: raise QKSError("the history is empty: train for at least one epoch")
-    epochs, scores = [row["epoch"] for row in history], [row["score"] for row in history]
+    if not history:
+        raise QKSError("the history is empty: train for at least one epoch")
+    epochs = [row["epoch"] for row in history]
+    scores = [row["score"] for row in history]
     best = int(np.argmax(scores))
     figure, left = plt.subplots(figsize=(6.5, 3.2), layout="constrained")
     plt.close(figure)
@@ -191,7 +242,9 @@ def plot_history(
     right = left.twinx()
     names = [name for name in history[0] if name == "mAP" or name.startswith("F1@")]
     for name, marker, colour in zip(names, "s^vD<>", plt.get_cmap("Dark2").colors):
-        right.plot(epochs, [row[name] for row in history], f"{marker}--", color=colour, markersize=4, label=f"{name} (right)")
+        right.plot(
+            epochs, [row[name] for row in history], f"{marker}--", color=colour, markersize=4, label=f"{name} (right)"
+        )
     right.set(ylabel="held-out mAP and F1, 0 to 1", ylim=(0, None))
     right.axvline(epochs[best], color="grey", linestyle=":", label=f"best epoch: {epochs[best]}")
     lines = left.get_lines() + right.get_lines()
@@ -200,51 +253,73 @@ def plot_history(
 
 # %% ../../nbs/explore/01_plots.ipynb #8c0b6a1c
 def best_and_worst(
-    ap: np.ndarray, # [U], nan where a label has no annotation
-    top: int, # how many of the best, and how many of the worst
-) -> tuple: # positions of the best, best first, and of the worst, worst last; no position is in both
+    ap: np.ndarray,  # [U], nan where a label has no annotation
+    top: int,  # how many of the best, and how many of the worst
+) -> tuple:  # positions of the best, best first, and of the worst, worst last; no position is in both
     "Positions of the best and the worst labels."
     order = [int(i) for i in np.argsort(-ap, kind="stable") if not np.isnan(ap[i])]
-    return order[:top], order[max(top, len(order) - top):]
+    return order[:top], order[max(top, len(order) - top) :]
 
 # %% ../../nbs/explore/01_plots.ipynb #853bffb0
 def draw_ap_curves(
-    axis, # a matplotlib axis
-    ap: np.ndarray, # [C], nan where a label has no annotation
-    n_seen: int, # S
+    axis,  # a matplotlib axis
+    ap: np.ndarray,  # [C], nan where a label has no annotation
+    n_seen: int,  # S
 ):
     "Average precision, best label first, one curve for seen and one for unseen labels, with their means."
     for name, group, colour, style in (("seen", ap[:n_seen], SEEN, "--"), ("unseen", ap[n_seen:], UNSEEN, "-")):
-        ordered = np.sort(group[~np.isnan(group)])[::-1]                      # [S] or [U], best first
-        if not len(ordered): continue
-        share = 100*(np.arange(len(ordered)) + 0.5)/len(ordered)
+        ordered = np.sort(group[~np.isnan(group)])[::-1]  # [S] or [U], best first
+        if not len(ordered):
+            continue
+        share = 100 * (np.arange(len(ordered)) + 0.5) / len(ordered)
         axis.plot(share, ordered, style, color=colour, label=f"{name}, {len(ordered)} labels")
-        axis.axhline(ordered.mean(), color=colour, linestyle=style, linewidth=0.8, alpha=0.6, label=f"their mean, {ordered.mean():.3f}")
-    axis.set(xlim=(0, 100), ylim=(0, 1.02), xlabel="labels of the group, best first, %", ylabel="average precision",
-             title="Seen and unseen labels" if 0 < n_seen < len(ap) else "All labels")
+        axis.axhline(
+            ordered.mean(),
+            color=colour,
+            linestyle=style,
+            linewidth=0.8,
+            alpha=0.6,
+            label=f"their mean, {ordered.mean():.3f}",
+        )
+    axis.set(
+        xlim=(0, 100),
+        ylim=(0, 1.02),
+        xlabel="labels of the group, best first, %",
+        ylabel="average precision",
+        title="Seen and unseen labels" if 0 < n_seen < len(ap) else "All labels",
+    )
     axis.legend(*axis.get_legend_handles_labels(), fontsize=8, loc="lower left")
 
 # %% ../../nbs/explore/01_plots.ipynb #e070de85
 @plt.rc_context(PLAIN)
 def plot_label_ap(
-    ap, # [C], average precision of each label, seen ones first; nan: not annotated, left out
-    label_names, # C names
-    n_seen: int, # S
-    top: int = 15, # how many best and how many worst unseen labels to name
+    ap,  # [C], average precision of each label, seen ones first; nan: not annotated, left out
+    label_names,  # C names
+    n_seen: int,  # S
+    top: int = 15,  # how many best and how many worst unseen labels to name
 ):
     "Average precision of seen and unseen labels, the best and worst unseen ones (where none is, seen ones) by name; raises `QKSError` for sizes that do not fit."
-    ap = to_array(ap).astype(float)                                           # [C]
+    ap = to_array(ap).astype(float)  # [C]
     if ap.shape != (len(label_names),) or not 0 <= n_seen <= len(ap):
-        raise QKSError(f"{list(ap.shape)} values, {len(label_names)} names, {n_seen} of them seen: give one value a name")
+        raise QKSError(
+            f"{list(ap.shape)} values, {len(label_names)} names, {n_seen} of them seen: give one value a name"
+        )
     kind, first, colour = ("unseen", n_seen, UNSEEN) if n_seen < len(ap) else ("seen", 0, SEEN)
     best, worst = best_and_worst(ap[first:], top)
-    gap = int(len(best + worst) < (~np.isnan(ap[first:])).sum())              # an empty row for the labels in between
+    gap = int(len(best + worst) < (~np.isnan(ap[first:])).sum())  # an empty row for the labels in between
     rows = [*range(len(best)), *range(len(best) + gap, len(best) + gap + len(worst))]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, max(3.2, 0.8 + 0.17*len(rows))), layout="constrained", width_ratios=(3, 2))
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(9, max(3.2, 0.8 + 0.17 * len(rows))), layout="constrained", width_ratios=(3, 2)
+    )
     plt.close(figure)
     draw_ap_curves(left, ap, n_seen)
     right.barh(rows, [ap[first + i] for i in best + worst], color=colour, alpha=0.75)
     right.set_yticks(rows, [label_names[first + i] for i in best + worst], fontsize=8)
-    right.set(xlim=(0, 1), ylim=(max(rows, default=0) + 0.6, -0.6), xlabel="average precision", ylabel="label",
-              title=f"Best and worst {kind} labels" if gap else f"{kind.capitalize()} labels, best first")
+    right.set(
+        xlim=(0, 1),
+        ylim=(max(rows, default=0) + 0.6, -0.6),
+        xlabel="average precision",
+        ylabel="label",
+        title=f"Best and worst {kind} labels" if gap else f"{kind.capitalize()} labels, best first",
+    )
     return figure

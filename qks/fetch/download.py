@@ -27,79 +27,103 @@ from ..core import QKSError, UnreadableImage, check_count, load_image
 @dataclass(frozen=True)
 class FetchPolicy:
     "How hard to ask, how long to wait and what to take; all defaults are ours."
-    workers: int = 8 # downloads at once
-    per_host: int = 4 # of them at one host
-    delay: float = 0.05 # seconds, at least, between the starts of two requests to one host
-    retries: int = 4 # further requests after one that failed for the moment
-    backoff: float = 1.0 # seconds before the first of them; doubles from one to the next, plus as much chance
-    max_wait: float = 120.0 # seconds, the longest wait before a request; a host that asks for more is left alone
-    timeout: float = 20.0 # seconds without a byte after which a connection counts as stalled
-    deadline: float = 300.0 # seconds, at most, for one body: a server can drip for ever without stalling
-    max_bytes: int = 50_000_000 # larger files are refused
-    same_bytes: int = 3 # so many addresses with the same bytes are a placeholder
-    give_up: int = 50 # failures of one host in a row after which it is left alone for this run
+
+    workers: int = 8  # downloads at once
+    per_host: int = 4  # of them at one host
+    delay: float = 0.05  # seconds, at least, between the starts of two requests to one host
+    retries: int = 4  # further requests after one that failed for the moment
+    backoff: float = 1.0  # seconds before the first of them; doubles from one to the next, plus as much chance
+    max_wait: float = 120.0  # seconds, the longest wait before a request; a host that asks for more is left alone
+    timeout: float = 20.0  # seconds without a byte after which a connection counts as stalled
+    deadline: float = 300.0  # seconds, at most, for one body: a server can drip for ever without stalling
+    max_bytes: int = 50_000_000  # larger files are refused
+    same_bytes: int = 3  # so many addresses with the same bytes are a placeholder
+    give_up: int = 50  # failures of one host in a row after which it is left alone for this run
 
     def __post_init__(self):
-        for name in ("workers", "per_host", "max_bytes", "same_bytes", "give_up"): check_count(name, getattr(self, name))
+        for name in ("workers", "per_host", "max_bytes", "same_bytes", "give_up"):
+            check_count(name, getattr(self, name))
         check_count("retries", self.retries, least=0)
         for name in ("delay", "backoff", "max_wait", "timeout", "deadline"):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 <= value < float("inf"): raise QKSError(f"{name} is {value!r}: give a number, 0 or more")
-            if value == 0 and name in ("timeout", "deadline"): raise QKSError(f"{name} is 0: every download would fail; give a number above 0")
-        if self.same_bytes < 2: raise QKSError("same_bytes is 1: it would take every image for a placeholder; give 2 or more")
+            if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+                raise QKSError(f"{name} is {value!r}: give a number, 0 or more")
+            if value == 0 and name in ("timeout", "deadline"):
+                raise QKSError(f"{name} is 0: every download would fail; give a number above 0")
+        if self.same_bytes < 2:
+            raise QKSError("same_bytes is 1: it would take every image for a placeholder; give 2 or more")
 
 # %% ../../nbs/fetch/02_download.ipynb #30d5256b
 class NoImage(Exception):
     "Why an address gave no image."
-    def __init__(self,
-        outcome: str, # dead, placeholder, refused or failed
-        detail: str, # what happened, in a few words
-        again: bool = False, # whether to ask once more in this run
-        wait: float = None, # seconds for which the host asks to be left alone
-        sha256: str = "", # of the bytes that came, where they matter
+
+    def __init__(
+        self,
+        outcome: str,  # dead, placeholder, refused or failed
+        detail: str,  # what happened, in a few words
+        again: bool = False,  # whether to ask once more in this run
+        wait: float = None,  # seconds for which the host asks to be left alone
+        sha256: str = "",  # of the bytes that came, where they matter
     ):
         super().__init__(f"{outcome}: {detail}")
-        self.outcome, self.detail, self.again, self.wait, self.sha256 = outcome, " ".join(detail.split())[:200], again, wait, sha256
+        self.outcome = outcome
+        self.detail = " ".join(detail.split())[:200]
+        self.again = again
+        self.wait = wait
+        self.sha256 = sha256
 
 # %% ../../nbs/fetch/02_download.ipynb #bc116caa
 def retry_after(
-    headers, # the answer's headers
-    now: float, # seconds since 1970, used where the answer has no Date
-): # seconds to wait, 0 or more; None where the answer does not say, or not in a way that can be read
+    headers,  # the answer's headers
+    now: float,  # seconds since 1970, used where the answer has no Date
+):  # seconds to wait, 0 or more; None where the answer does not say, or not in a way that can be read
     "How long a server asks to be left alone."
     text = headers.get("retry-after", "").strip()
-    if text.isascii() and text.isdecimal(): return float(text[:9])
-    try: until = parsedate_to_datetime(text).timestamp()
-    except (ValueError, TypeError, OverflowError, IndexError): return None
-    try: now = parsedate_to_datetime(headers.get("date", "")).timestamp()
-    except (ValueError, TypeError, OverflowError, IndexError): pass
-    return max(0., until - now)
+    if text.isascii() and text.isdecimal():
+        return float(text[:9])
+    try:
+        until = parsedate_to_datetime(text).timestamp()
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None
+    try:
+        now = parsedate_to_datetime(headers.get("date", "")).timestamp()
+    except (ValueError, TypeError, OverflowError, IndexError):
+        pass
+    return max(0.0, until - now)
 
 # %% ../../nbs/fetch/02_download.ipynb #b9ee8677
 class HostGate:
     "Keeps one host from being hurried: `with gate:` stands round every request to it."
-    def __init__(self,
-        host: str, # its name, for messages
-        policy: FetchPolicy, # how hard to ask
-        stop: threading.Event, # set when everything shall end
+
+    def __init__(
+        self,
+        host: str,  # its name, for messages
+        policy: FetchPolicy,  # how hard to ask
+        stop: threading.Event,  # set when everything shall end
     ):
-        self.host, self.policy, self.stop = host, policy, stop
-        self.slots, self.lock = threading.Semaphore(policy.per_host), threading.Lock()
-        self.ready, self.failures = 0., 0 # when the next request may start; failures in a row
+        self.host = host
+        self.policy = policy
+        self.stop = stop
+        self.slots = threading.Semaphore(policy.per_host)
+        self.lock = threading.Lock()
+        self.ready = 0.0
+        self.failures = 0  # when the next request may start; failures in a row
 
     def __enter__(self):
         self.slots.acquire()
         try:
             while True:
                 with self.lock:
-                    if self.stop.is_set(): raise NoImage("failed", "stopped")
+                    if self.stop.is_set():
+                        raise NoImage("failed", "stopped")
                     if self.failures >= self.policy.give_up:
                         raise NoImage("failed", f"left alone: {self.host} failed {self.failures} times in a row")
                     wait = self.ready - time.monotonic()
                     if wait <= 0:
                         self.ready = time.monotonic() + self.policy.delay
                         return self
-                if wait > self.policy.max_wait: raise NoImage("failed", f"left alone: {self.host} asks to wait {wait:.0f} s")
+                if wait > self.policy.max_wait:
+                    raise NoImage("failed", f"left alone: {self.host} asks to wait {wait:.0f} s")
                 self.stop.wait(wait)
         except BaseException:
             self.slots.release()
@@ -109,84 +133,111 @@ class HostGate:
         with self.lock:
             failed = isinstance(error, httpx.RequestError) or (isinstance(error, NoImage) and error.again)
             self.failures = self.failures + 1 if failed else 0
-            if isinstance(error, NoImage) and error.wait: self.ready = max(self.ready, time.monotonic() + error.wait)
+            if isinstance(error, NoImage) and error.wait:
+                self.ready = max(self.ready, time.monotonic() + error.wait)
         self.slots.release()
 
 # %% ../../nbs/fetch/02_download.ipynb #bd1019b0
 def check_answer(
-    response: httpx.Response, # its headers; the body is not touched
-    max_bytes: int, # larger files are refused
+    response: httpx.Response,  # its headers; the body is not touched
+    max_bytes: int,  # larger files are refused
 ) -> None:
     "Raise `NoImage` for an answer whose status, type or declared size is not that of an image we take."
-    status, headers = response.status_code, response.headers
-    if status in (404, 410): raise NoImage("dead", f"status {status}")
+    status = response.status_code
+    headers = response.headers
+    if status in (404, 410):
+        raise NoImage("dead", f"status {status}")
     if status in (408, 425, 429) or status >= 500:
         raise NoImage("failed", f"status {status}", again=True, wait=retry_after(headers, time.time()))
-    if status != 200: raise NoImage("refused", f"status {status}")
+    if status != 200:
+        raise NoImage("refused", f"status {status}")
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind and not kind.startswith("image/") and kind not in ("application/octet-stream", "binary/octet-stream"):
         raise NoImage("refused", f"content type {kind}")
     declared = headers.get("content-length", "0")
-    if declared.isdecimal() and int(declared) > max_bytes: raise NoImage("refused", f"declares {int(declared):,} bytes, over the limit of {max_bytes:,}")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise NoImage("refused", f"declares {int(declared):,} bytes, over the limit of {max_bytes:,}")
 
 # %% ../../nbs/fetch/02_download.ipynb #20853da4
 def write_body(
-    response: httpx.Response, # an open stream
-    path: Path, # the file to write
-    policy: FetchPolicy, # the limits
-    stop: threading.Event, # set when everything shall end
-) -> tuple: # (bytes, sha256 in hexadecimal)
+    response: httpx.Response,  # an open stream
+    path: Path,  # the file to write
+    policy: FetchPolicy,  # the limits
+    stop: threading.Event,  # set when everything shall end
+) -> tuple:  # (bytes, sha256 in hexadecimal)
     "Write a body to a file, down to the disk; raises `NoImage` where it is empty, too large or too slow, and httpx's error where it is cut short."
-    size, digest, ends = 0, hashlib.sha256(), time.monotonic() + policy.deadline
+    size = 0
+    digest = hashlib.sha256()
+    ends = time.monotonic() + policy.deadline
     with open(path, "wb") as file:
         for chunk in response.iter_bytes():
             size += len(chunk)
-            if stop.is_set(): raise NoImage("failed", "stopped")
-            if size > policy.max_bytes: raise NoImage("refused", f"body over the limit of {policy.max_bytes:,} bytes")
-            if time.monotonic() > ends: raise NoImage("failed", f"body took longer than {policy.deadline:g} s", again=True)
+            if stop.is_set():
+                raise NoImage("failed", "stopped")
+            if size > policy.max_bytes:
+                raise NoImage("refused", f"body over the limit of {policy.max_bytes:,} bytes")
+            if time.monotonic() > ends:
+                raise NoImage("failed", f"body took longer than {policy.deadline:g} s", again=True)
             file.write(chunk)
             digest.update(chunk)
         file.flush()
-        os.fsync(file.fileno()) # or a power cut could leave the name without the bytes
-    if size == 0: raise NoImage("failed", "empty body", again=True)
+        os.fsync(file.fileno())  # or a power cut could leave the name without the bytes
+    if size == 0:
+        raise NoImage("failed", "empty body", again=True)
     return size, digest.hexdigest()
 
 # %% ../../nbs/fetch/02_download.ipynb #284b0b4b
 def check_image(
-    path: Path, # a file
-    sha256: str, # of its bytes, in hexadecimal
-    placeholders = (), # sha256 of files that stand for a missing image
-    name: str = "", # what to call it in messages
+    path: Path,  # a file
+    sha256: str,  # of its bytes, in hexadecimal
+    placeholders=(),  # sha256 of files that stand for a missing image
+    name: str = "",  # what to call it in messages
 ) -> None:
     "Raise `NoImage` for a file that is a known placeholder, or does not decode fully as an image, and `UnreadableImage` where that cannot be told."
-    if sha256 in placeholders: raise NoImage("placeholder", "the bytes of a known placeholder", sha256=sha256)
-    try: load_image(path)
-    except UnreadableImage: raise                                                          # says nothing of the file
+    if sha256 in placeholders:
+        raise NoImage("placeholder", "the bytes of a known placeholder", sha256=sha256)
+    try:
+        load_image(path)
+    except UnreadableImage:
+        raise  # says nothing of the file
     except QKSError as error:
         cause = error.__cause__
-        with open(path, "rb") as file: start = file.read(512).lstrip().lower()
-        if start.startswith((b"<!doctype html", b"<html")): raise NoImage("refused", "a page of HTML instead of an image") from error
+        with open(path, "rb") as file:
+            start = file.read(512).lstrip().lower()
+        if start.startswith((b"<!doctype html", b"<html")):
+            raise NoImage("refused", "a page of HTML instead of an image") from error
         damaged = cause is not None and not isinstance(cause, (UnidentifiedImageError, Image.DecompressionBombError))
-        raise NoImage("failed" if damaged else "refused", str(error).replace(str(path), name or path.name), again=damaged) from error
+        raise NoImage(
+            "failed" if damaged else "refused", str(error).replace(str(path), name or path.name), again=damaged
+        ) from error
 
 # %% ../../nbs/fetch/02_download.ipynb #69609236
-USER_AGENT = f"qks/{__version__} (research on image classification; +https://github.com/qks-project/qks)" # so that a host knows who asks
+USER_AGENT = f"qks/{__version__} (research on image classification; +https://github.com/qks-project/qks)"  # so that a host knows who asks
 MAX_REDIRECTS = 5
 
 # %% ../../nbs/fetch/02_download.ipynb #b46d1c82
 class Downloader:
     "Turns addresses into verified files, from any number of threads at once."
-    def __init__(self,
-        policy: FetchPolicy = FetchPolicy(), # how hard to ask, how long to wait, what to take
-        placeholders = (), # sha256, in hexadecimal, of files that stand for a missing image
+
+    def __init__(
+        self,
+        policy: FetchPolicy = FetchPolicy(),  # how hard to ask, how long to wait, what to take
+        placeholders=(),  # sha256, in hexadecimal, of files that stand for a missing image
     ):
-        self.policy, self.placeholders, self.stop = policy, set(placeholders), threading.Event()
-        self.gates, self.lock = {}, threading.Lock()
-        self.client = httpx.Client(headers={"User-Agent": USER_AGENT, "Accept": "image/*", "Accept-Encoding": "identity"},
-            timeout=httpx.Timeout(policy.timeout, pool=None), limits=httpx.Limits(max_connections=policy.workers))
+        self.policy = policy
+        self.placeholders = set(placeholders)
+        self.stop = threading.Event()
+        self.gates = {}
+        self.lock = threading.Lock()
+        self.client = httpx.Client(
+            headers={"User-Agent": USER_AGENT, "Accept": "image/*", "Accept-Encoding": "identity"},
+            timeout=httpx.Timeout(policy.timeout, pool=None),
+            limits=httpx.Limits(max_connections=policy.workers),
+        )
 
     def gate(self, url):
-        with self.lock: return self.gates.setdefault(url.netloc, HostGate(url.host, self.policy, self.stop))
+        with self.lock:
+            return self.gates.setdefault(url.netloc, HostGate(url.host, self.policy, self.stop))
 
     def once(self, url, part, name):
         "One request for one image, into the file `part`; returns (bytes, sha256)."
@@ -199,10 +250,14 @@ class Downloader:
                         size, sha256 = write_body(response, part, self.policy, self.stop)
                         break
                     url = response.next_request.url
-                if "photo_unavailable" in url.path: raise NoImage("placeholder", f"redirect to {url.path}")
-            else: raise NoImage("refused", f"more than {MAX_REDIRECTS} redirects")
-        except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError) as error: raise NoImage("dead", f"no usable address ({error})") from error
-        except httpx.RequestError as error: raise NoImage("failed", f"{type(error).__name__}: {error}", again=True) from error
+                if "photo_unavailable" in url.path:
+                    raise NoImage("placeholder", f"redirect to {url.path}")
+            else:
+                raise NoImage("refused", f"more than {MAX_REDIRECTS} redirects")
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError) as error:
+            raise NoImage("dead", f"no usable address ({error})") from error
+        except httpx.RequestError as error:
+            raise NoImage("failed", f"{type(error).__name__}: {error}", again=True) from error
         check_image(part, sha256, self.placeholders, name)
         return size, sha256
 
@@ -210,10 +265,16 @@ class Downloader:
         "Put the image behind `url` at `path` and return (bytes, sha256); raises `NoImage` and then leaves nothing behind."
         part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         policy = self.policy
-        asking = Retrying(stop=stop_after_attempt(policy.retries + 1), retry=retry_if_exception(lambda error: getattr(error, "again", False)),
-            wait=wait_exponential(policy.backoff, policy.max_wait) + wait_random(0, policy.backoff), sleep=self.stop.wait, reraise=True)
+        asking = Retrying(
+            stop=stop_after_attempt(policy.retries + 1),
+            retry=retry_if_exception(lambda error: getattr(error, "again", False)),
+            wait=wait_exponential(policy.backoff, policy.max_wait) + wait_random(0, policy.backoff),
+            sleep=self.stop.wait,
+            reraise=True,
+        )
         try:
             size, sha256 = asking(self.once, url, part, path.name)
             os.replace(part, path)
             return size, sha256
-        finally: part.unlink(missing_ok=True)
+        finally:
+            part.unlink(missing_ok=True)

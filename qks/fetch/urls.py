@@ -17,116 +17,155 @@ from ..data.files import inside_path, raw_lines
 # %% ../../nbs/fetch/01_urls.ipynb #26ae785d
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
+
 def check_target(
-    target: str, # a path below the image folder, with forward slashes
-    where: str, # file and line, for the message
-) -> str: # the same path
+    target: str,  # a path below the image folder, with forward slashes
+    where: str,  # file and line, for the message
+) -> str:  # the same path
     "Check that a path names an image inside the folder; raises `QKSError` where it does not."
     parts = target.split("/")
     if inside_path(target, where) != target or ":" in target:
         raise QKSError(f"{where}: {target[:80]!r} is no plain path; expected one without './', '//', '\\\\' or ':'")
     if not target.isprintable() or max(len(part.encode()) for part in parts) > 200:
-        raise QKSError(f"{where}: {target[:80]!r} is no usable file name; expected printable letters, at most 200 bytes a name")
+        raise QKSError(
+            f"{where}: {target[:80]!r} is no usable file name; expected printable letters, at most 200 bytes a name"
+        )
     if not target.lower().endswith(IMAGE_SUFFIXES) or parts[-1].startswith("."):
         raise QKSError(f"{where}: {target[:80]!r} names no image; expected an ending such as .jpg or .png")
     return target
 
 # %% ../../nbs/fetch/01_urls.ipynb #ede67030
 def check_row(
-    first_rows: dict, # target -> (line, url) of the rows so far; this row is added
-    target: str, # path below the image folder
-    url: str, # its address; '' where the list has none
-    path, # the list's file, for the message
-    line: int, # and the line in it
-) -> bool: # False for a row that stood there before, word for word
+    first_rows: dict,  # target -> (line, url) of the rows so far; this row is added
+    target: str,  # path below the image folder
+    url: str,  # its address; '' where the list has none
+    path,  # the list's file, for the message
+    line: int,  # and the line in it
+) -> bool:  # False for a row that stood there before, word for word
     "Check one row of a list, target and address; raises `QKSError` naming file and line."
     where = f"{path} line {line}"
     check_target(target, where)
-    if url and not re.fullmatch(r"https?://[!-~]+", url): # one printable ASCII word
+    if url and not re.fullmatch(r"https?://[!-~]+", url):  # one printable ASCII word
         raise QKSError(f"{where}: {url[:80]!r} is no address; expected http:// or https://, or null")
     first_line, first_url = first_rows.setdefault(target, (line, url))
-    if first_url != url: raise QKSError(f"{where}: {target!r} already stands in line {first_line} with another address; keep one")
+    if first_url != url:
+        raise QKSError(f"{where}: {target!r} already stands in line {first_line} with another address; keep one")
     return first_line == line
 
 # %% ../../nbs/fetch/01_urls.ipynb #fed35ee0
-SIZES = ("small", "middle", "large", "original") # smallest first
+SIZES = ("small", "middle", "large", "original")  # smallest first
 NUSWIDE_COLUMNS = ("photo_file", "photo_id", "url_large", "url_middle", "url_small", "url_original")
 
+
 def size_order(
-    size: str = "middle", # the size to have: small, middle, large or original
-) -> tuple: # all sizes: this one, the larger ones upwards, the smaller ones downwards
+    size: str = "middle",  # the size to have: small, middle, large or original
+) -> tuple:  # all sizes: this one, the larger ones upwards, the smaller ones downwards
     "In which order the sizes of a photograph are tried; raises `QKSError` for a size that does not exist."
-    if size not in SIZES: raise QKSError(f"size is {size!r}: give one of {', '.join(SIZES)}")
+    if size not in SIZES:
+        raise QKSError(f"size is {size!r}: give one of {', '.join(SIZES)}")
     at = SIZES.index(size)
     return SIZES[at:] + SIZES[:at][::-1]
 
 # %% ../../nbs/fetch/01_urls.ipynb #72177f27
 def read_nuswide_urls(
-    path, # NUS-WIDE-urls.txt
-    size: str = "middle", # the size to have where there is a choice: small, middle, large or original
+    path,  # NUS-WIDE-urls.txt
+    size: str = "middle",  # the size to have where there is a choice: small, middle, large or original
 ):
     "Yield (target, url) for every image of NUS-WIDE's address list, target below Flickr/; raises `QKSError` naming file and line."
-    order, columns, first_rows = [f"url_{name}" for name in size_order(size)], None, {}
+    order = [f"url_{name}" for name in size_order(size)]
+    columns = None
+    first_rows = {}
     for line, text in enumerate(raw_lines(path, strict=False), 1):
         if columns is None:
             columns = text.strip().strip("%").lower().split()
             if sorted(columns) != sorted(NUSWIDE_COLUMNS) or columns[0] != "photo_file":
-                raise QKSError(f"{path} line {line} is not the header of NUS-WIDE-urls.txt: expected {' '.join(NUSWIDE_COLUMNS)}")
+                raise QKSError(
+                    f"{path} line {line} is not the header of NUS-WIDE-urls.txt: expected {' '.join(NUSWIDE_COLUMNS)}"
+                )
             continue
-        if not text.strip(): continue
-        words = text.rsplit(None, 5) # a folder may have a blank in its name, the other columns have none
+        if not text.strip():
+            continue
+        words = text.rsplit(None, 5)  # a folder may have a blank in its name, the other columns have none
         row = dict(zip(columns, words))
         if len(words) != 6 or not row["photo_id"].isdecimal():
             raise QKSError(f"{path} line {line}: expected {' '.join(columns)}, six columns with a number as photo_id")
         target = re.split(r"(?:^|[\\/])Flickr[\\/]", row["photo_file"].strip(), maxsplit=1)[-1].replace("\\", "/")
         url = next((row[name] for name in order if row[name].lower() != "null"), "")
-        if check_row(first_rows, target, url, path, line): yield target, url
-    if not first_rows: raise QKSError(f"{path} lists no image: expected NUS-WIDE-urls.txt")
+        if check_row(first_rows, target, url, path, line):
+            yield target, url
+    if not first_rows:
+        raise QKSError(f"{path} lists no image: expected NUS-WIDE-urls.txt")
 
 # %% ../../nbs/fetch/01_urls.ipynb #1ef421a2
 MIRROR = "https://open-images-dataset.s3.amazonaws.com/{}.jpg"
-SOURCES = {"thumbnail": ("Thumbnail300KURL", "OriginalURL"), "original": ("OriginalURL", "Thumbnail300KURL"), "mirror": ()}
+SOURCES = {
+    "thumbnail": ("Thumbnail300KURL", "OriginalURL"),
+    "original": ("OriginalURL", "Thumbnail300KURL"),
+    "mirror": (),
+}
+
 
 def openimages_rows(
-    path, # an official image CSV, or a list of SUBSET/IMAGEID
+    path,  # an official image CSV, or a list of SUBSET/IMAGEID
 ):
     "Yield (line, row as a dictionary) of an Open Images list; raises `QKSError` where it is no such list."
-    reader, columns = csv.reader(raw_lines(path, strict=False)), None
+    reader = csv.reader(raw_lines(path, strict=False))
+    columns = None
     try:
         for words in reader:
-            if not words: continue
+            if not words:
+                continue
             if columns is None:
                 plain = len(words) == 1 and "/" in words[0]
                 columns = ["path"] if plain else words
                 if not plain and not {"ImageID", "Subset", "OriginalURL"} <= set(columns):
-                    raise QKSError(f"{path} line 1 is no header of an Open Images list: expected ImageID, Subset, OriginalURL, … or lines SUBSET/IMAGEID")
-                if not plain: continue
+                    raise QKSError(
+                        f"{path} line 1 is no header of an Open Images list: expected ImageID, Subset, OriginalURL, … or lines SUBSET/IMAGEID"
+                    )
+                if not plain:
+                    continue
             if len(words) != len(columns):
                 raise QKSError(f"{path} line {reader.line_num} has {len(words)} columns: expected {len(columns)}")
             row = dict(zip(columns, words))
-            if "path" in row: row["Subset"], _, row["ImageID"] = row["path"].strip().partition("/")
+            if "path" in row:
+                row["Subset"], _, row["ImageID"] = row["path"].strip().partition("/")
             yield reader.line_num, row
-    except csv.Error as error: raise QKSError(f"{path} line {reader.line_num} is no valid CSV ({error}): fetch the file again") from error
+    except csv.Error as error:
+        raise QKSError(f"{path} line {reader.line_num} is no valid CSV ({error}): fetch the file again") from error
 
 # %% ../../nbs/fetch/01_urls.ipynb #22d2be89
 def read_openimages_ids(
-    path, # an official image CSV, or a list of SUBSET/IMAGEID
-    source: str = "thumbnail", # where to fetch from: thumbnail, original or mirror
-    only = None, # a set of ImageIDs to keep; all where it is None
+    path,  # an official image CSV, or a list of SUBSET/IMAGEID
+    source: str = "thumbnail",  # where to fetch from: thumbnail, original or mirror
+    only=None,  # a set of ImageIDs to keep; all where it is None
 ):
     "Yield (target, url) for every image of an Open Images list, target SUBSET/IMAGEID.jpg; raises `QKSError` naming file and line."
-    if source not in SOURCES: raise QKSError(f"source is {source!r}: give one of {', '.join(SOURCES)}")
-    first_rows, missed, line = {}, set(only or ()), None
+    if source not in SOURCES:
+        raise QKSError(f"source is {source!r}: give one of {', '.join(SOURCES)}")
+    first_rows = {}
+    missed = set(only or ())
+    line = None
     for line, row in openimages_rows(path):
         name = f"{row['Subset']}/{row['ImageID']}"
         if not re.fullmatch("(train|validation|test)/[0-9a-f]{16}", name):
-            raise QKSError(f"{path} line {line}: {name[:80]!r} is no image of Open Images; expected train, validation or test, and 16 hex digits")
+            raise QKSError(
+                f"{path} line {line}: {name[:80]!r} is no image of Open Images; expected train, validation or test, and 16 hex digits"
+            )
         missed.discard(row["ImageID"])
-        if only is not None and row["ImageID"] not in only: continue
+        if only is not None and row["ImageID"] not in only:
+            continue
         urls = [] if "path" in row else [row.get(column, "").strip() for column in SOURCES[source]]
         url = next(filter(None, urls), "") if urls else MIRROR.format(name)
-        if check_row(first_rows, f"{name}.jpg", url, path, line): yield f"{name}.jpg", url
-    if line is None: raise QKSError(f"{path} lists no image: expected an image list of Open Images")
+        if check_row(first_rows, f"{name}.jpg", url, path, line):
+            yield f"{name}.jpg", url
+    if line is None:
+        raise QKSError(f"{path} lists no image: expected an image list of Open Images")
     if wrong := sorted(name for name in missed if not re.fullmatch("[0-9a-f]{16}", name)):
-        raise QKSError(f"{len(wrong):,} of the {len(only):,} ImageIDs asked for are none, such as {wrong[0][:80]!r}: expected 16 hex digits, as in the column ImageID of {path}")
-    if missed: warnings.warn(f"{len(missed):,} of the {len(only):,} ImageIDs asked for are not in {path}, such as {min(missed)}: they may be in another list", stacklevel=2)
+        raise QKSError(
+            f"{len(wrong):,} of the {len(only):,} ImageIDs asked for are none, such as {wrong[0][:80]!r}: expected 16 hex digits, as in the column ImageID of {path}"
+        )
+    if missed:
+        warnings.warn(
+            f"{len(missed):,} of the {len(only):,} ImageIDs asked for are not in {path}, such as {min(missed)}: they may be in another list",
+            stacklevel=2,
+        )

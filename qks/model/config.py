@@ -14,13 +14,16 @@ from ..core import QKSError, check_count
 @dataclass(frozen=True)
 class HeadConfig:
     "Sizes of a QKS head; the defaults are the paper's for NUS-WIDE."
-    n_queries: int = 12 # K; 22 for Open Images
-    n_layers: int = 7 # L; 8 for Open Images
-    n_heads: int = None # None: one per 64 channels
-    ffn_width: int = None # None: four times the width
-    dropout: float = 0.1 # the authors' value
+
+    n_queries: int = 12  # K; 22 for Open Images
+    n_layers: int = 7  # L; 8 for Open Images
+    n_heads: int = None  # None: one per 64 channels
+    ffn_width: int = None  # None: four times the width
+    dropout: float = 0.1  # the authors' value
 
     def __post_init__(self):
         for name in ("n_queries", "n_layers", "n_heads", "ffn_width"):
-            if getattr(self, name) is not None: check_count(name, getattr(self, name))
-        if not 0 <= self.dropout < 1: raise QKSError(f"dropout is {self.dropout}: give a probability, 0 or more and below 1")
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        if not 0 <= self.dropout < 1:
+            raise QKSError(f"dropout is {self.dropout}: give a probability, 0 or more and below 1")

@@ -15,61 +15,79 @@ from ..core.arithmetic import linear
 
 # %% ../../nbs/model/02_fast.ipynb #d0ba25f8
 def block_operations(
-    n_tokens: int, # N
-    n_queries: int, # K
-    width: int, # D
-    n_heads: int, # h
-    ffn_width: int, # inner width of the feed-forward
-    context_width: int = None, # of the image tokens; None: D
-    backward: bool = False, # with the gradients of queries and weights; the image tokens are frozen and get none
-) -> dict: # multiplications of one block for one image
+    n_tokens: int,  # N
+    n_queries: int,  # K
+    width: int,  # D
+    n_heads: int,  # h
+    ffn_width: int,  # inner width of the feed-forward
+    context_width: int = None,  # of the image tokens; None: D
+    backward: bool = False,  # with the gradients of queries and weights; the image tokens are frozen and get none
+) -> dict:  # multiplications of one block for one image
     "What a block costs: the image tokens' part in either order, and what both orders share."
-    context, tokens, queries = context_width or width, 2 if backward else 1, 3 if backward else 1
-    return {"projected": tokens*2*n_tokens*width*context + queries*2*n_queries*n_tokens*width,
-            "absorbed": queries*2*n_queries*width*context + tokens*2*n_heads*n_queries*n_tokens*context,
-            "rest": queries*(6*n_queries*width**2 + 2*n_queries**2*width + 2*n_queries*width*ffn_width)}
+    context = context_width or width
+    tokens = 2 if backward else 1
+    queries = 3 if backward else 1
+    return {
+        "projected": tokens * 2 * n_tokens * width * context + queries * 2 * n_queries * n_tokens * width,
+        "absorbed": queries * 2 * n_queries * width * context + tokens * 2 * n_heads * n_queries * n_tokens * context,
+        "rest": queries * (6 * n_queries * width**2 + 2 * n_queries**2 * width + 2 * n_queries * width * ffn_width),
+    }
 
 # %% ../../nbs/model/02_fast.ipynb #d4547da4
 def absorbing_pays(attention, n_queries: int, n_tokens: int) -> bool:
     "Whether absorbing keys and values into the queries saves multiplications in this cross-attention."
-    width, context = attention.key.weight.shape                                # D, width of the tokens
+    width, context = attention.key.weight.shape  # D, width of the tokens
     cost = block_operations(n_tokens, n_queries, width, attention.n_heads, 0, context)
     return cost["absorbed"] < cost["projected"]
 
 # %% ../../nbs/model/02_fast.ipynb #61e6676e
 def drop(
-    x: torch.Tensor, # any tensor
-    dropout: torch.nn.Dropout, # whose probability and mode count
-) -> torch.Tensor: # zeros at random places, the others scaled up; x itself in eval mode
+    x: torch.Tensor,  # any tensor
+    dropout: torch.nn.Dropout,  # whose probability and mode count
+) -> torch.Tensor:  # zeros at random places, the others scaled up; x itself in eval mode
     "Dropout as torch's, on a CPU with integers drawn four at a time and a probability rounded to 1/65,536."
-    p, kept = dropout.p, round((1 - dropout.p)*2**16)
-    if not dropout.training or p == 0: return x
-    if x.device.type != "cpu" or not 0 < kept < 2**16 or torch.compiler.is_compiling(): return F.dropout(x, p)
-    draws = torch.empty((x.numel() + 3)//4, dtype=torch.int64).random_(-2**63, None)
-    draws = draws.view(torch.int16)[:x.numel()].view(x.shape)                                 # evenly from -2¹⁵ to 2¹⁵ - 1
-    return x*torch.lt(draws, kept - 2**15, out=torch.empty_like(x)).mul_(2**16/kept)         # compared and written as numbers in one go
+    p = dropout.p
+    kept = round((1 - dropout.p) * 2**16)
+    if not dropout.training or p == 0:
+        return x
+    if x.device.type != "cpu" or not 0 < kept < 2**16 or torch.compiler.is_compiling():
+        return F.dropout(x, p)
+    draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    draws = draws.view(torch.int16)[: x.numel()].view(x.shape)  # evenly from -2¹⁵ to 2¹⁵ - 1
+    return x * torch.lt(draws, kept - 2**15, out=torch.empty_like(x)).mul_(
+        2**16 / kept
+    )  # compared and written as numbers in one go
 
 # %% ../../nbs/model/02_fast.ipynb #190dfa61
 def self_attention(
-    attention, # a block's own `Attention`
-    x, # queries [B, K, D], or [1, K, D] where they are the same for every image
-    n_images: int, # B
-) -> torch.Tensor: # [B, K, D]; [1, K, D] where the images are still the same
+    attention,  # a block's own `Attention`
+    x,  # queries [B, K, D], or [1, K, D] where they are the same for every image
+    n_images: int,  # B
+) -> torch.Tensor:  # [B, K, D]; [1, K, D] where the images are still the same
     "Attention among the queries, without its map."
-    def heads(layer): return linear(x, layer.weight, layer.bias).unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)
-    q, k, v = heads(attention.query), heads(attention.key), heads(attention.value)           # [B, h, K, d]
-    p = attention.dropout.p if attention.dropout.training else 0.
+
+    def heads(layer):
+        return linear(x, layer.weight, layer.bias).unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)
+
+    q = heads(attention.query)
+    k = heads(attention.key)
+    v = heads(attention.value)  # [B, h, K, d]
+    p = attention.dropout.p if attention.dropout.training else 0.0
     if p and x.device.type == "cpu":
-        weights = torch.softmax(q @ k.transpose(2, 3)/attention.head_width**0.5, -1)          # [B, h, K, K]
-        gathered = drop(weights.expand(n_images, -1, -1, -1), attention.dropout) @ v          # [B, h, K, d]: each image has its own dropout
+        weights = torch.softmax(q @ k.transpose(2, 3) / attention.head_width**0.5, -1)  # [B, h, K, K]
+        gathered = (
+            drop(weights.expand(n_images, -1, -1, -1), attention.dropout) @ v
+        )  # [B, h, K, d]: each image has its own dropout
     else:
-        if p: q, k, v = (part.expand(n_images, -1, -1, -1) for part in (q, k, v))
-        gathered = F.scaled_dot_product_attention(q, k, v, dropout_p=p)                      # [B, h, K, d]
+        if p:
+            q, k, v = (part.expand(n_images, -1, -1, -1) for part in (q, k, v))
+        gathered = F.scaled_dot_product_attention(q, k, v, dropout_p=p)  # [B, h, K, d]
     return linear(gathered.transpose(1, 2).flatten(2), attention.output.weight, attention.output.bias)
 
 # %% ../../nbs/model/02_fast.ipynb #7c1e0a02
 class ByHead(torch.autograd.Function):
     "The rows of each head times the head's own matrix: [M, h, I] and [h, I, O] give [M, h, O]."
+
     @staticmethod
     def product(x, matrices):
         out = x.new_empty(len(x), *matrices.shape[::2])
@@ -83,88 +101,122 @@ class ByHead(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):                                               # [M, h, O]
+    def backward(ctx, grad):  # [M, h, O]
         x, matrices = ctx.saved_tensors
-        if matrices.is_contiguous(): change = x.permute(1, 2, 0) @ grad.transpose(0, 1)                     # [h, I, O]
-        else: change = (grad.permute(1, 2, 0) @ x.transpose(0, 1)).transpose(1, 2)                          # the same, lying as the matrices lie
+        if matrices.is_contiguous():
+            change = x.permute(1, 2, 0) @ grad.transpose(0, 1)  # [h, I, O]
+        else:
+            change = (grad.permute(1, 2, 0) @ x.transpose(0, 1)).transpose(1, 2)  # the same, lying as the matrices lie
         return ByHead.product(grad, matrices.transpose(1, 2)), change
 
 # %% ../../nbs/model/02_fast.ipynb #7c1e0a06
 class TimesFrozen(torch.autograd.Function):
     "`x @ matrix`, where `turned` holds the numbers of `matrix` with its axes exchanged; only x gets a gradient."
+
     @staticmethod
-    def forward(ctx, x, matrix, turned):                                   # [B, M, I], [B, I, O], [B, O, I]
+    def forward(ctx, x, matrix, turned):  # [B, M, I], [B, I, O], [B, O, I]
         ctx.save_for_backward(turned)
-        return x @ matrix                                                  # [B, M, O]
+        return x @ matrix  # [B, M, O]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad): return grad @ ctx.saved_tensors[0], None, None # [B, M, I]
+    def backward(ctx, grad):
+        return grad @ ctx.saved_tensors[0], None, None  # [B, M, I]
 
 # %% ../../nbs/model/02_fast.ipynb #7c1e0a09
-def lay_out(context) -> bool: # image tokens [B, N, D]
+def lay_out(context) -> bool:  # image tokens [B, N, D]
     "Whether we choose the layout: frozen tokens on a CPU, outside of autocast and compilation."
-    return not (context.device.type != "cpu" or context.requires_grad or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
+    return not (
+        context.device.type != "cpu"
+        or context.requires_grad
+        or torch.is_autocast_enabled("cpu")
+        or torch.compiler.is_compiling()
+    )
 
 # %% ../../nbs/model/02_fast.ipynb #7c1e0a11
-def turn(context): # image tokens [B, N, D] -> [B, D, N]
+def turn(context):  # image tokens [B, N, D] -> [B, D, N]
     "The tokens with their axes exchanged; a copy where that pays, in training, else a view."
     turned = context.transpose(1, 2)
     return turned.contiguous() if torch.is_grad_enabled() and lay_out(context) else turned
 
 # %% ../../nbs/model/02_fast.ipynb #083a1fe0
 def absorbed_attention(
-    attention, # a block's cross-attention
-    queries, # [B, K, D], or [1, K, D] where they are the same for every image
-    context, # image tokens [B, N, D]
-    turned=None, # what `turn(context)` gave [B, D, N]; None: made here
-) -> torch.Tensor: # [B, K, D]
+    attention,  # a block's cross-attention
+    queries,  # [B, K, D], or [1, K, D] where they are the same for every image
+    context,  # image tokens [B, N, D]
+    turned=None,  # what `turn(context)` gave [B, D, N]; None: made here
+) -> torch.Tensor:  # [B, K, D]
     "Cross-attention with keys and values absorbed into the queries, without its map."
-    h, d = attention.n_heads, attention.head_width
-    n_images, (n_starts, n_queries) = len(context), queries.shape[:2]
-    turned, ours = turn(context) if turned is None else turned, lay_out(context)
-    def by_head(x, matrices): return ByHead.apply(x, matrices) if ours else (x.transpose(0, 1) @ matrices).transpose(0, 1)
-    def times(x, matrix, turned): return TimesFrozen.apply(x, matrix, turned) if ours else x @ matrix
-    keys, values = (layer.weight.unflatten(0, (h, d)) for layer in (attention.key, attention.value))        # [h, d, D]
-    q = linear(queries, attention.query.weight, attention.query.bias)/d**0.5                  # [B, K, D]
-    q = by_head(q.reshape(n_starts*n_queries, h, d), keys).reshape(n_starts, n_queries*h, context.shape[2])  # [B, K·h, D]
-    scores = times(q.expand(n_images, -1, -1), turned, context)                               # [B, K·h, N]
-    weights = drop(torch.softmax(scores, -1), attention.dropout)                              # [B, K·h, N]
-    gathered = times(weights, context, turned)                                                # [B, K·h, D]
-    gathered = by_head(gathered.reshape(n_images*n_queries, h, context.shape[2]), values.transpose(1, 2))    # [B·K, h, d]
-    kept = weights.sum(-1).view(n_images*n_queries, h, 1) if attention.dropout.training else 1                # [B·K, h, 1]
-    gathered = gathered + kept*(attention.value.bias + 0*attention.key.bias).view(h, d)
-    gathered = gathered.reshape(n_images, n_queries, h*d)                                     # [B, K, D]
+    h = attention.n_heads
+    d = attention.head_width
+    n_images = len(context)
+    (n_starts, n_queries) = queries.shape[:2]
+    turned = turn(context) if turned is None else turned
+    ours = lay_out(context)
+
+    def by_head(x, matrices):
+        return ByHead.apply(x, matrices) if ours else (x.transpose(0, 1) @ matrices).transpose(0, 1)
+
+    def times(x, matrix, turned):
+        return TimesFrozen.apply(x, matrix, turned) if ours else x @ matrix
+
+    keys, values = (layer.weight.unflatten(0, (h, d)) for layer in (attention.key, attention.value))  # [h, d, D]
+    q = linear(queries, attention.query.weight, attention.query.bias) / d**0.5  # [B, K, D]
+    q = by_head(q.reshape(n_starts * n_queries, h, d), keys).reshape(
+        n_starts, n_queries * h, context.shape[2]
+    )  # [B, K·h, D]
+    scores = times(q.expand(n_images, -1, -1), turned, context)  # [B, K·h, N]
+    weights = drop(torch.softmax(scores, -1), attention.dropout)  # [B, K·h, N]
+    gathered = times(weights, context, turned)  # [B, K·h, D]
+    gathered = by_head(
+        gathered.reshape(n_images * n_queries, h, context.shape[2]), values.transpose(1, 2)
+    )  # [B·K, h, d]
+    kept = weights.sum(-1).view(n_images * n_queries, h, 1) if attention.dropout.training else 1  # [B·K, h, 1]
+    gathered = gathered + kept * (attention.value.bias + 0 * attention.key.bias).view(h, d)
+    gathered = gathered.reshape(n_images, n_queries, h * d)  # [B, K, D]
     return linear(gathered, attention.output.weight, attention.output.bias)
 
 # %% ../../nbs/model/02_fast.ipynb #0f2b5b92
-def projected_attention(attention, queries, context) -> torch.Tensor: # [B, K, D], [B, N, D] -> [B, K, D]
+def projected_attention(attention, queries, context) -> torch.Tensor:  # [B, K, D], [B, N, D] -> [B, K, D]
     "Cross-attention in the plain order by torch's fused attention, without its map."
-    def heads(layer, x): return linear(x, layer.weight, layer.bias).unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)
-    q, k, v = heads(attention.query, queries), heads(attention.key, context), heads(attention.value, context)   # [B, h, ·, d]
-    gathered = F.scaled_dot_product_attention(q.expand(len(context), -1, -1, -1), k, v,
-                                              dropout_p=attention.dropout.p if attention.dropout.training else 0.)
+
+    def heads(layer, x):
+        return linear(x, layer.weight, layer.bias).unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)
+
+    q = heads(attention.query, queries)
+    k = heads(attention.key, context)
+    v = heads(attention.value, context)  # [B, h, ·, d]
+    gathered = F.scaled_dot_product_attention(
+        q.expand(len(context), -1, -1, -1), k, v, dropout_p=attention.dropout.p if attention.dropout.training else 0.0
+    )
     return linear(gathered.transpose(1, 2).flatten(2), attention.output.weight, attention.output.bias)
 
 # %% ../../nbs/model/02_fast.ipynb #06a1847c
-def extract_block(block, x, image_tokens, turned=None) -> torch.Tensor: # [B or 1, K, D], [B, N, D], [B, D, N] -> [B, K, D]
+def extract_block(
+    block, x, image_tokens, turned=None
+) -> torch.Tensor:  # [B or 1, K, D], [B, N, D], [B, D, N] -> [B, K, D]
     "One `ExtractionBlock`, without its attention map."
     x = block.self_norm(x + drop(self_attention(block.self_attention, x, len(image_tokens)), block.dropout))
-    if absorbing_pays(block.cross_attention, x.shape[1], image_tokens.shape[1]): found = absorbed_attention(block.cross_attention, x, image_tokens, turned)
-    else: found = projected_attention(block.cross_attention, x, image_tokens)                 # [B, K, D]
+    if absorbing_pays(block.cross_attention, x.shape[1], image_tokens.shape[1]):
+        found = absorbed_attention(block.cross_attention, x, image_tokens, turned)
+    else:
+        found = projected_attention(block.cross_attention, x, image_tokens)  # [B, K, D]
     x = block.cross_norm(x + drop(found, block.dropout))
-    inner = block.activation(linear(x, block.expand.weight, block.expand.bias))               # [B, K, 4D]
+    inner = block.activation(linear(x, block.expand.weight, block.expand.bias))  # [B, K, 4D]
     return block.ffn_norm(x + drop(linear(inner, block.contract.weight, block.contract.bias), block.dropout))
 
 # %% ../../nbs/model/02_fast.ipynb #272f0478
 def extract(
-    extractor, # a QueryExtractor
-    image_tokens, # [B, N, D]
-) -> torch.Tensor: # query features [B, K, D]
+    extractor,  # a QueryExtractor
+    image_tokens,  # [B, N, D]
+) -> torch.Tensor:  # query features [B, K, D]
     "What `extractor(image_tokens)` gives, in fewer operations; raises `QKSError` where the tokens do not fit."
     extractor.check_tokens(image_tokens)
-    x = drop(extractor.norm(extractor.query_tokens), extractor.dropout)                       # [1, K, D]: every image starts from these
-    absorbs = any(absorbing_pays(block.cross_attention, x.shape[1], image_tokens.shape[1]) for block in extractor.blocks)
-    turned = turn(image_tokens) if absorbs else None                                          # [B, D, N]: once for all blocks
-    for block in extractor.blocks: x = extract_block(block, x, image_tokens, turned)          # [B, K, D]
+    x = drop(extractor.norm(extractor.query_tokens), extractor.dropout)  # [1, K, D]: every image starts from these
+    absorbs = any(
+        absorbing_pays(block.cross_attention, x.shape[1], image_tokens.shape[1]) for block in extractor.blocks
+    )
+    turned = turn(image_tokens) if absorbs else None  # [B, D, N]: once for all blocks
+    for block in extractor.blocks:
+        x = extract_block(block, x, image_tokens, turned)  # [B, K, D]
     return x.expand(len(image_tokens), -1, -1)

@@ -24,72 +24,104 @@ QKSOutput.__doc__ = "logits [B, C]; token_index [B, C]; attention: one [B, heads
 
 # %% ../../nbs/08_head.ipynb #0e1bf4fe
 OFFICIAL_NAMES = {
-    "attention.self.query": "self_attention.query", "attention.self.key": "self_attention.key",
-    "attention.self.value": "self_attention.value", "attention.output.dense": "self_attention.output",
-    "attention.output.LayerNorm": "self_norm", "crossattention.self.query": "cross_attention.query",
-    "crossattention.self.key": "cross_attention.key", "crossattention.self.value": "cross_attention.value",
-    "crossattention.output.dense": "cross_attention.output", "crossattention.output.LayerNorm": "cross_norm",
-    "intermediate_query.dense": "expand", "output_query.dense": "contract", "output_query.LayerNorm": "ffn_norm"}
+    "attention.self.query": "self_attention.query",
+    "attention.self.key": "self_attention.key",
+    "attention.self.value": "self_attention.value",
+    "attention.output.dense": "self_attention.output",
+    "attention.output.LayerNorm": "self_norm",
+    "crossattention.self.query": "cross_attention.query",
+    "crossattention.self.key": "cross_attention.key",
+    "crossattention.self.value": "cross_attention.value",
+    "crossattention.output.dense": "cross_attention.output",
+    "crossattention.output.LayerNorm": "cross_norm",
+    "intermediate_query.dense": "expand",
+    "output_query.dense": "contract",
+    "output_query.LayerNorm": "ffn_norm",
+}
 UNUSED_OFFICIAL = ("clip_model.", "net.embeddings.word_embeddings", "net.embeddings.position_")
 
 # %% ../../nbs/08_head.ipynb #d3b5b403
 def rename_official(
-    state: dict, # the authors' flat state dict, with or without the prefix "module."
-) -> dict: # the same tensors under the names of `QKSHead`
+    state: dict,  # the authors' flat state dict, with or without the prefix "module."
+) -> dict:  # the same tensors under the names of `QKSHead`
     "Translate the authors' weight names; raises `QKSError` for a name that belongs to no QKS checkpoint."
     renamed = {}
     for key, value in state.items():
         key = key.removeprefix("module.")
-        if key.startswith(UNUSED_OFFICIAL): continue
-        if key == "proj": renamed["projection"] = value
-        elif key == "query_tokens": renamed["extractor.query_tokens"] = value
-        elif key.startswith("net.embeddings.LayerNorm."): renamed["extractor.norm." + key.rsplit(".", 1)[1]] = value
+        if key.startswith(UNUSED_OFFICIAL):
+            continue
+        if key == "proj":
+            renamed["projection"] = value
+        elif key == "query_tokens":
+            renamed["extractor.query_tokens"] = value
+        elif key.startswith("net.embeddings.LayerNorm."):
+            renamed["extractor.norm." + key.rsplit(".", 1)[1]] = value
         elif key.startswith("net.encoder.layer."):
             block, _, part = key.removeprefix("net.encoder.layer.").partition(".")
             part, _, kind = part.rpartition(".")
-            if part.startswith(("intermediate.", "output.")): continue # the text branch, unused
-            if part not in OFFICIAL_NAMES: raise QKSError(f"weight {key!r} belongs to no QKS checkpoint: pass the authors' state dict")
+            if part.startswith(("intermediate.", "output.")):
+                continue  # the text branch, unused
+            if part not in OFFICIAL_NAMES:
+                raise QKSError(f"weight {key!r} belongs to no QKS checkpoint: pass the authors' state dict")
             renamed[f"extractor.blocks.{block}.{OFFICIAL_NAMES[part]}.{kind}"] = value
-        else: raise QKSError(f"weight {key!r} belongs to no QKS checkpoint: pass the authors' state dict")
+        else:
+            raise QKSError(f"weight {key!r} belongs to no QKS checkpoint: pass the authors' state dict")
     return renamed
 
 # %% ../../nbs/08_head.ipynb #fb7bf405
 class QKSHead(nn.Module):
     "Query tokens, trainable projection and sharing: all that QKS trains (paper, section 3)."
-    def __init__(self,
-        projection, # where the trainable projection starts: the VLP's own [D, E]
-        config: HeadConfig = HeadConfig(), # sizes
+
+    def __init__(
+        self,
+        projection,  # where the trainable projection starts: the VLP's own [D, E]
+        config: HeadConfig = HeadConfig(),  # sizes
     ):
         super().__init__()
         self.config = config
         self.extractor = QueryExtractor(projection.shape[0], **asdict(config)).to(projection.device)
         self.projection = nn.Parameter(projection.detach().clone().float())
 
-    def forward(self,
-        image_tokens, # [B, N, D]
-        label_embeddings, # [C, E]
-        return_attention: bool = False, # also the cross-attention of every block
+    def forward(
+        self,
+        image_tokens,  # [B, N, D]
+        label_embeddings,  # [C, E]
+        return_attention: bool = False,  # also the cross-attention of every block
     ) -> QKSOutput:
-        if return_attention: features, attention = self.extractor(image_tokens, True)
-        else: features, attention = extract(self.extractor, image_tokens), None      # [B, K, D], the same numbers faster
+        if return_attention:
+            features, attention = self.extractor(image_tokens, True)
+        else:
+            features = extract(self.extractor, image_tokens)
+            attention = None  # [B, K, D], the same numbers faster
         return QKSOutput(*share(features @ self.projection, label_embeddings), attention)
 
     @classmethod
-    def from_state(cls, state: dict, n_heads=None, dropout=0.1): # this class's weights; sizes are read off them
+    def from_state(cls, state: dict, n_heads=None, dropout=0.1):  # this class's weights; sizes are read off them
         "Build the head that fits these weights; raises `QKSError` where they are no QKS head's."
         try:
-            (width, _), blocks = state["projection"].shape, {key.split(".")[2] for key in state if key.startswith("extractor.blocks.")}
-            config = HeadConfig(state["extractor.query_tokens"].shape[1], len(blocks), max(1, width//64) if n_heads is None else n_heads,
-                                state["extractor.blocks.0.expand.weight"].shape[0], dropout)
+            (width, _) = state["projection"].shape
+            blocks = {key.split(".")[2] for key in state if key.startswith("extractor.blocks.")}
+            config = HeadConfig(
+                state["extractor.query_tokens"].shape[1],
+                len(blocks),
+                max(1, width // 64) if n_heads is None else n_heads,
+                state["extractor.blocks.0.expand.weight"].shape[0],
+                dropout,
+            )
             head = cls(state["projection"], config)
             head.load_state_dict(state)
-        except QKSError: raise
+        except QKSError:
+            raise
         except (KeyError, RuntimeError, ValueError, IndexError) as error:
-            raise QKSError(f"these weights are not those of a QKS head ({str(error).splitlines()[-1].strip()[:120]})") from error
+            raise QKSError(
+                f"these weights are not those of a QKS head ({str(error).splitlines()[-1].strip()[:120]})"
+            ) from error
         return head
 
     @classmethod
-    def from_official(cls, state_dict_or_path, n_heads: int = None): # heads cannot be read off the weights; None: one per 64 channels
+    def from_official(
+        cls, state_dict_or_path, n_heads: int = None
+    ):  # heads cannot be read off the weights; None: one per 64 channels
         "Load the authors' checkpoint: a flat state dict, or a file of one."
         state = state_dict_or_path if isinstance(state_dict_or_path, dict) else read_tensors(state_dict_or_path)
         return cls.from_state(rename_official(state), n_heads)
@@ -97,32 +129,37 @@ class QKSHead(nn.Module):
 # %% ../../nbs/08_head.ipynb #9506d49b
 @torch.no_grad()
 def score_batches(
-    head: QKSHead, # any head
-    batches, # image tokens [b, N, D] each
-    label_embeddings, # [C, E]
-    n: int, # images in all batches
-) -> tuple: # logits [n, C] and token_index [n, C] (int32), on the CPU
+    head: QKSHead,  # any head
+    batches,  # image tokens [b, N, D] each
+    label_embeddings,  # [C, E]
+    n: int,  # images in all batches
+) -> tuple:  # logits [n, C] and token_index [n, C] (int32), on the CPU
     "Score images that come in batches against labels; the head's training mode is restored afterwards."
-    was_training, device, done = head.training, head.projection.device, 0
+    was_training = head.training
+    device = head.projection.device
+    done = 0
     head.eval()
-    labels = label_embeddings.to(device)                                                         # [C, E]
-    logits, token_index = torch.empty(n, len(labels)), torch.empty(n, len(labels), dtype=torch.int32)
+    labels = label_embeddings.to(device)  # [C, E]
+    logits = torch.empty(n, len(labels))
+    token_index = torch.empty(n, len(labels), dtype=torch.int32)
     with progress(range(n), "Scoring") as bar:
         for batch in batches:
             scores = head(batch.to(device).float(), labels)
-            rows, done = slice(done, done + len(batch)), done + len(batch)
-            logits[rows], token_index[rows] = scores.logits, scores.token_index
+            rows = slice(done, done + len(batch))
+            done = done + len(batch)
+            logits[rows] = scores.logits
+            token_index[rows] = scores.token_index
             bar.update(len(batch))
-            del scores                                                                           # the device holds one batch's at a time
+            del scores  # the device holds one batch's at a time
     head.train(was_training)
     return logits, token_index
 
 # %% ../../nbs/08_head.ipynb #9506d49d
 def head_scores(
-    head: QKSHead, # any head
-    image_tokens, # [n, N, D]
-    label_embeddings, # [C, E]
-    batch_size: int = 256, # images per forward pass
-) -> tuple: # logits [n, C] and token_index [n, C], as `score_batches`
+    head: QKSHead,  # any head
+    image_tokens,  # [n, N, D]
+    label_embeddings,  # [C, E]
+    batch_size: int = 256,  # images per forward pass
+) -> tuple:  # logits [n, C] and token_index [n, C], as `score_batches`
     "Score images against labels in batches; the head's training mode is restored afterwards."
     return score_batches(head, image_tokens.split(batch_size), label_embeddings, len(image_tokens))

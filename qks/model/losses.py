@@ -21,11 +21,14 @@ def check_values(
     targets: Tensor,  # any shape
 ) -> None:
     "Raise a QKSError unless all targets are -1 (absent), 0 (not annotated) or +1 (present)."
-    if targets.dtype == torch.bool: raise QKSError(BOOLEAN_TARGETS)
+    if targets.dtype == torch.bool:
+        raise QKSError(BOOLEAN_TARGETS)
     wrong = (targets != 0) & (targets.abs() != 1)  # true for nan as well
     if wrong.any():
         place = wrong.nonzero()[0].tolist()
-        raise QKSError(f"targets{place} is {targets[tuple(place)].item()}: use +1 (present), -1 (absent) or 0 (not annotated).")
+        raise QKSError(
+            f"targets{place} is {targets[tuple(place)].item()}: use +1 (present), -1 (absent) or 0 (not annotated)."
+        )
 
 # %% ../../nbs/07_losses.ipynb #4911129b
 def check_targets(
@@ -34,10 +37,14 @@ def check_targets(
 ) -> None:
     "Raise a QKSError unless `targets` are valid labels of the same shape as `logits`; values are looked at on the processor only."
     if logits.ndim != 2 or logits.shape != targets.shape:
-        raise QKSError(f"logits have shape {list(logits.shape)} and targets {list(targets.shape)}: "
-                       "both must have the same shape [images, labels].")
-    if targets.dtype == torch.bool: raise QKSError(BOOLEAN_TARGETS)
-    if targets.device.type == "cpu" and not torch.compiler.is_compiling(): check_values(targets)
+        raise QKSError(
+            f"logits have shape {list(logits.shape)} and targets {list(targets.shape)}: "
+            "both must have the same shape [images, labels]."
+        )
+    if targets.dtype == torch.bool:
+        raise QKSError(BOOLEAN_TARGETS)
+    if targets.device.type == "cpu" and not torch.compiler.is_compiling():
+        check_values(targets)
 
 # %% ../../nbs/07_losses.ipynb #5e520adf
 def at_least_float32(
@@ -73,7 +80,8 @@ def scored_entries(
     logits = at_least_float32(logits)
     if masked:  # chosen before any arithmetic: what is left out can touch neither value nor gradient
         annotated = targets != 0  # [B, C]
-        logits, targets = logits[annotated], targets[annotated]  # [annotated]
+        logits = logits[annotated]
+        targets = targets[annotated]  # [annotated]
     return logits, targets > 0
 
 # %% ../../nbs/07_losses.ipynb #082313b3
@@ -110,7 +118,8 @@ def asymmetric_terms(
 class AsymmetricLoss(nn.Module):
     "Asymmetric loss over [B, C]; forward raises QKSError for bad targets."
 
-    def __init__(self,
+    def __init__(
+        self,
         gamma_neg: float = 4.0,  # focusing exponent of absent labels, 0 or more; the authors' NUS-WIDE value
         gamma_pos: float = 0.0,  # focusing exponent of present labels, 0 or more; the authors' NUS-WIDE value
         margin: float = 0.0,  # probability margin in [0, 1); the authors' NUS-WIDE value
@@ -118,11 +127,17 @@ class AsymmetricLoss(nn.Module):
     ):
         super().__init__()
         if not (gamma_neg >= 0 and gamma_pos >= 0 and 0 <= margin < 1):
-            raise QKSError(f"gamma_neg={gamma_neg}, gamma_pos={gamma_pos}, margin={margin}: "
-                           "the gammas must be 0 or more and the margin in [0, 1).")
-        self.gamma_neg, self.gamma_pos, self.margin, self.masked = gamma_neg, gamma_pos, margin, masked
+            raise QKSError(
+                f"gamma_neg={gamma_neg}, gamma_pos={gamma_pos}, margin={margin}: "
+                "the gammas must be 0 or more and the margin in [0, 1)."
+            )
+        self.gamma_neg = gamma_neg
+        self.gamma_pos = gamma_pos
+        self.margin = margin
+        self.masked = masked
 
-    def forward(self,
+    def forward(
+        self,
         logits: Tensor,  # one number per image and label, [B, C]
         targets: Tensor,  # [B, C], values -1 (absent), 0 (not annotated), +1 (present)
     ) -> Tensor:  # scalar, 0 or more; 0 if there is no entry

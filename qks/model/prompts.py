@@ -14,30 +14,39 @@ from open_clip import OPENAI_IMAGENET_TEMPLATES
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from ..core import QKSError, cache_folder, check_count, check_labels, progress, whole_file
+from ..core import QKSError, cache_folder, check_count, check_labels, progress, atomic_file
 from ..vlp.frozen import VLP, fingerprint, tokenize
-from ..vlp.text import end_places
-
+from ..vlp.text import end_of_text_positions
 
 # %% ../../nbs/06_prompts.ipynb #ac560b0f
-SCENE_TEMPLATES = ("there is a {} in the scene.", "there is the {} in the scene.", "this is a {} in the scene.",
-                   "this is the {} in the scene.", "this is one {} in the scene.")
+SCENE_TEMPLATES = (
+    "there is a {} in the scene.",
+    "there is the {} in the scene.",
+    "this is a {} in the scene.",
+    "this is the {} in the scene.",
+    "this is one {} in the scene.",
+)
 DEFAULT_TEMPLATES = tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES) + SCENE_TEMPLATES
 
 # %% ../../nbs/06_prompts.ipynb #c6a1b1a3
-PROBE = "A CAFÉ's cat_3!" # capitals, accents, signs, digits: what tokenizers treat differently
+PROBE = "A CAFÉ's cat_3!"  # capitals, accents, signs, digits: what tokenizers treat differently
+
 
 def _cache_path(folder, vlp, templates, labels):
     "Where embeddings of these labels by this VLP and pool are kept."
-    words = vlp.tokenizer([PROBE]).tolist()                                                   # how the tokenizer reads, which no weight shows
-    key = json.dumps(["cut to the longest", fingerprint(vlp), vlp.precision, list(templates), list(labels), words]) # first: the way of computing them
-    return cache_folder(folder)/f"labels-{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
+    words = vlp.tokenizer([PROBE]).tolist()  # how the tokenizer reads, which no weight shows
+    key = json.dumps(
+        ["cut to the longest", fingerprint(vlp), vlp.precision, list(templates), list(labels), words]
+    )  # first: the way of computing them
+    return cache_folder(folder) / f"labels-{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
 
 # %% ../../nbs/06_prompts.ipynb #6b8e73a8
 def _read_cache(path, shape):
     "The embeddings kept at `path`, or None where there are none of that shape."
-    try: known = load_file(path)["embeddings"]
-    except Exception: return None # absent or damaged: computed anew
+    try:
+        known = load_file(path)["embeddings"]
+    except Exception:
+        return None  # absent or damaged: computed anew
     return known if tuple(known.shape) == shape else None
 
 # %% ../../nbs/06_prompts.ipynb #0a80cdc6
@@ -45,72 +54,85 @@ def _write_cache(path, embeddings):
     "Write under another name first, so that a half-written file never has the right name; a full or read-only disk only costs the cache."
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as file: file.write(save({"embeddings": embeddings.contiguous()}))
-    except (OSError, SafetensorError): pass
+        with atomic_file(path) as file:
+            file.write(save({"embeddings": embeddings.contiguous()}))
+    except (OSError, SafetensorError):
+        pass
 
 # %% ../../nbs/06_prompts.ipynb #9c0db28b
-SENTENCES = 16_384 # ours: sorted together; enough that nearly every batch holds one length only, and their token ids take 10 MB
+SENTENCES = 16_384  # ours: sorted together; enough that nearly every batch holds one length only, and their token ids take 10 MB
 
 # %% ../../nbs/06_prompts.ipynb #505e0dfc
 def sorted_features(
-    vlp: VLP, # whose text tower to use
-    sentences: list, # T sentences
-    batch_size: int, # sentences per forward pass
-) -> torch.Tensor: # their text features [T, E], on the CPU
+    vlp: VLP,  # whose text tower to use
+    sentences: list,  # T sentences
+    batch_size: int,  # sentences per forward pass
+) -> torch.Tensor:  # their text features [T, E], on the CPU
     "Text features computed in batches of similar length; raises `QKSError` for a sentence too long for the tower."
-    ids = tokenize(vlp, sentences)                                                          # [T, context]
-    places = end_places(vlp.model, ids)                                                     # [T]
+    ids = tokenize(vlp, sentences)  # [T, context]
+    places = end_of_text_positions(vlp.model, ids)  # [T]
     order = torch.arange(len(ids)) if places is None else places.argsort(stable=True)
     features = torch.empty(len(ids), vlp.embed_dim)
-    for rows in progress(order.split(batch_size), "Sentences"): features[rows] = vlp.text_features(ids[rows]).cpu()
+    for rows in progress(order.split(batch_size), "Sentences"):
+        features[rows] = vlp.text_features(ids[rows]).cpu()
     return features
 
 # %% ../../nbs/06_prompts.ipynb #cc65104c
 class PromptPool:
     "Embeds labels as the mean unnormalised text feature over a pool of templates (paper, section 3.4)."
-    def __init__(self,
-        templates=DEFAULT_TEMPLATES, # sentences, each with one {} for the label
+
+    def __init__(
+        self,
+        templates=DEFAULT_TEMPLATES,  # sentences, each with one {} for the label
     ):
         if not isinstance(templates, (str, list, tuple)):
-            raise QKSError(f"templates must be a list of sentences, not {type(templates).__name__}: write ['a photo of a {{}}.']")
+            raise QKSError(
+                f"templates must be a list of sentences, not {type(templates).__name__}: write ['a photo of a {{}}.']"
+            )
         self.templates = (templates,) if isinstance(templates, str) else tuple(templates)
-        if not self.templates: raise QKSError("the prompt pool is empty: give at least one template such as 'a photo of a {}.'")
+        if not self.templates:
+            raise QKSError("the prompt pool is empty: give at least one template such as 'a photo of a {}.'")
         for template in self.templates:
             if not isinstance(template, str) or template.count("{}") != 1:
                 raise QKSError(f"template {template!r} must be a string with exactly one {{}} where the label goes")
 
     @classmethod
-    def single(cls, template: str): # a pool of one sentence, such as "There is a {} in the scene"
+    def single(cls, template: str):  # a pool of one sentence, such as "There is a {} in the scene"
         return cls((template,))
 
-    def prompts(self, label: str) -> list: # the label in every sentence
+    def prompts(self, label: str) -> list:  # the label in every sentence
         return [template.replace("{}", label) for template in self.templates]
 
-    def embed(self,
-        vlp: VLP, # whose text tower to use
-        labels, # C label names, spelled as the data set spells them
-        batch_size: int = 256, # sentences per forward pass
-        cache=None, # folder of the on-disk cache; None: ~/.cache/qks (or $QKS_CACHE); False: no cache
-    ) -> torch.Tensor: # label embeddings [C, E], fp32, on the CPU
+    def embed(
+        self,
+        vlp: VLP,  # whose text tower to use
+        labels,  # C label names, spelled as the data set spells them
+        batch_size: int = 256,  # sentences per forward pass
+        cache=None,  # folder of the on-disk cache; None: ~/.cache/qks (or $QKS_CACHE); False: no cache
+    ) -> torch.Tensor:  # label embeddings [C, E], fp32, on the CPU
         "Embed labels; raises `QKSError` for a bad label list or a label too long for the text tower."
-        labels, batch_size = check_labels(labels), check_count("batch_size", batch_size)
+        labels = check_labels(labels)
+        batch_size = check_count("batch_size", batch_size)
         path = None if cache is False else _cache_path(cache, vlp, self.templates, labels)
-        if path and (known := _read_cache(path, (len(labels), vlp.embed_dim))) is not None: return known
-        at_once, embeddings = max(1, SENTENCES//len(self.templates)), torch.empty(len(labels), vlp.embed_dim)
+        if path and (known := _read_cache(path, (len(labels), vlp.embed_dim))) is not None:
+            return known
+        at_once = max(1, SENTENCES // len(self.templates))
+        embeddings = torch.empty(len(labels), vlp.embed_dim)
         for start in progress(range(0, len(labels), at_once), "Embedding prompts"):
-            sentences = [sentence for label in labels[start:start + at_once] for sentence in self.prompts(label)]
-            features = sorted_features(vlp, sentences, batch_size)                          # [c·P, E], c labels at once
-            embeddings[start:start + at_once] = features.unflatten(0, (-1, len(self.templates))).mean(1)        # [c, E]
-        if path: _write_cache(path, embeddings)
+            sentences = [sentence for label in labels[start : start + at_once] for sentence in self.prompts(label)]
+            features = sorted_features(vlp, sentences, batch_size)  # [c·P, E], c labels at once
+            embeddings[start : start + at_once] = features.unflatten(0, (-1, len(self.templates))).mean(1)  # [c, E]
+        if path:
+            _write_cache(path, embeddings)
         return embeddings
 
 # %% ../../nbs/06_prompts.ipynb #c91ef5e7
 def embed_names(
     pool: PromptPool,
-    vlp: VLP, # whose text tower to use
-    names, # C label names, which may repeat
-    cache=None, # as for `PromptPool.embed`
-) -> torch.Tensor: # [C, E]
+    vlp: VLP,  # whose text tower to use
+    names,  # C label names, which may repeat
+    cache=None,  # as for `PromptPool.embed`
+) -> torch.Tensor:  # [C, E]
     "Label embeddings for names that may repeat."
     distinct = list(dict.fromkeys(names))
     place = {name: i for i, name in enumerate(distinct)}

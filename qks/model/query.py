@@ -12,8 +12,9 @@ from torch import nn
 from ..core import QKSError
 
 # %% ../../nbs/04_query.ipynb #be43300f
-INIT_STD = 0.02 # the authors' initialisation: N(0, 0.02) for query tokens and linear weights, 0 for biases
-LAYER_NORM_EPS = 1e-12 # the authors' value: BERT's
+INIT_STD = 0.02  # the authors' initialisation: N(0, 0.02) for query tokens and linear weights, 0 for biases
+LAYER_NORM_EPS = 1e-12  # the authors' value: BERT's
+
 
 def init_weights(module):
     "N(0, 0.02) for linear weights, 0 for their biases."
@@ -24,77 +25,96 @@ def init_weights(module):
 # %% ../../nbs/04_query.ipynb #14d784b9
 class Attention(nn.Module):
     "Multi-head attention from query tokens to context tokens; a bias in every linear map."
-    def __init__(self,
-        width: int, # D, of the asking side and of the result
-        context_width: int, # width of the tokens looked at
-        n_heads: int, # h
-        dropout: float, # on the attention weights
+
+    def __init__(
+        self,
+        width: int,  # D, of the asking side and of the result
+        context_width: int,  # width of the tokens looked at
+        n_heads: int,  # h
+        dropout: float,  # on the attention weights
     ):
         super().__init__()
-        self.n_heads, self.head_width = n_heads, width//n_heads
+        self.n_heads = n_heads
+        self.head_width = width // n_heads
         self.query = nn.Linear(width, width)
-        self.key, self.value = nn.Linear(context_width, width), nn.Linear(context_width, width)
+        self.key = nn.Linear(context_width, width)
+        self.value = nn.Linear(context_width, width)
         self.output = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, queries, context):                                  # [B, K, D], [B, N, context_width]
-        def heads(x): return x.unflatten(-1, (self.n_heads, self.head_width)).transpose(1, 2)
-        q, k, v = heads(self.query(queries)), heads(self.key(context)), heads(self.value(context))  # [B, h, ·, D/h]
-        weights = torch.softmax(q @ k.transpose(-1, -2)/self.head_width**0.5, -1)                   # [B, h, K, N]
-        gathered = (self.dropout(weights) @ v).transpose(1, 2).flatten(2)                           # [B, K, D]
+    def forward(self, queries, context):  # [B, K, D], [B, N, context_width]
+        def heads(x):
+            return x.unflatten(-1, (self.n_heads, self.head_width)).transpose(1, 2)
+
+        q = heads(self.query(queries))
+        k = heads(self.key(context))
+        v = heads(self.value(context))  # [B, h, ·, D/h]
+        weights = torch.softmax(q @ k.transpose(-1, -2) / self.head_width**0.5, -1)  # [B, h, K, N]
+        gathered = (self.dropout(weights) @ v).transpose(1, 2).flatten(2)  # [B, K, D]
         return self.output(gathered), weights
 
 # %% ../../nbs/04_query.ipynb #dd4be6dc
 class ExtractionBlock(nn.Module):
     "Self-attention, cross-attention, feed-forward; post-norm (paper, section 3.2)."
+
     def __init__(self, width, context_width, n_heads, ffn_width, dropout):
         super().__init__()
         self.self_attention = Attention(width, width, n_heads, dropout)
         self.self_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.cross_attention = Attention(width, context_width, n_heads, dropout)
         self.cross_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.expand, self.contract = nn.Linear(width, ffn_width), nn.Linear(ffn_width, width)
+        self.expand = nn.Linear(width, ffn_width)
+        self.contract = nn.Linear(ffn_width, width)
         self.ffn_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.activation, self.dropout = nn.GELU(), nn.Dropout(dropout)
+        self.activation = nn.GELU()
+        self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x, image_tokens):                                    # [B, K, D], [B, N, context_width]
+    def forward(self, x, image_tokens):  # [B, K, D], [B, N, context_width]
         x = self.self_norm(x + self.dropout(self.self_attention(x, x)[0]))
-        found, attention = self.cross_attention(x, image_tokens)           # [B, K, D], [B, h, K, N]
+        found, attention = self.cross_attention(x, image_tokens)  # [B, K, D], [B, h, K, N]
         x = self.cross_norm(x + self.dropout(found))
         return self.ffn_norm(x + self.dropout(self.contract(self.activation(self.expand(x))))), attention
 
 # %% ../../nbs/04_query.ipynb #f1caf4c8
 class QueryExtractor(nn.Module):
     "`n_queries` learnable label-agnostic tokens that read an image's tokens (paper, section 3.2)."
-    def __init__(self,
-        width: int, # D: the VLP's width
-        n_queries: int = 12, # K; the paper: 12 for NUS-WIDE, 22 for Open Images
-        n_layers: int = 7, # L; the paper: 7 for NUS-WIDE, 8 for Open Images
-        n_heads: int = None, # attention heads; None: one per 64 channels
-        ffn_width: int = None, # inner width of the feed-forward; None: 4 D
-        dropout: float = 0.1, # on attention weights and on each step's output
-        context_width: int = None, # width of the image tokens; None: D
+
+    def __init__(
+        self,
+        width: int,  # D: the VLP's width
+        n_queries: int = 12,  # K; the paper: 12 for NUS-WIDE, 22 for Open Images
+        n_layers: int = 7,  # L; the paper: 7 for NUS-WIDE, 8 for Open Images
+        n_heads: int = None,  # attention heads; None: one per 64 channels
+        ffn_width: int = None,  # inner width of the feed-forward; None: 4 D
+        dropout: float = 0.1,  # on attention weights and on each step's output
+        context_width: int = None,  # width of the image tokens; None: D
     ):
         super().__init__()
-        n_heads, ffn_width = n_heads or max(1, width//64), ffn_width or 4*width
-        if width % n_heads: raise QKSError(f"width {width} cannot be cut into {n_heads} heads of equal size: choose a divisor of it")
+        n_heads = n_heads or max(1, width // 64)
+        ffn_width = ffn_width or 4 * width
+        if width % n_heads:
+            raise QKSError(f"width {width} cannot be cut into {n_heads} heads of equal size: choose a divisor of it")
         self.context_width = context_width or width
         self.query_tokens = nn.Parameter(torch.empty(1, n_queries, width))
-        self.norm, self.dropout = nn.LayerNorm(width, eps=LAYER_NORM_EPS), nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(ExtractionBlock(width, self.context_width, n_heads, ffn_width, dropout)
-                                    for _ in range(n_layers))
+        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            ExtractionBlock(width, self.context_width, n_heads, ffn_width, dropout) for _ in range(n_layers)
+        )
         nn.init.normal_(self.query_tokens, std=INIT_STD)
         self.apply(init_weights)
 
     def check_tokens(self, image_tokens):
         if image_tokens.ndim != 3 or image_tokens.shape[2] != self.context_width:
-            raise QKSError(f"image tokens of shape {list(image_tokens.shape)} do not fit: expected [B, N, {self.context_width}]")
+            raise QKSError(
+                f"image tokens of shape {list(image_tokens.shape)} do not fit: expected [B, N, {self.context_width}]"
+            )
 
-    def forward(self, image_tokens, return_attention=False): # [B, N, context_width]
+    def forward(self, image_tokens, return_attention=False):  # [B, N, context_width]
         self.check_tokens(image_tokens)
-        x = self.dropout(self.norm(self.query_tokens)).expand(len(image_tokens), -1, -1)     # [B, K, D]
+        x = self.dropout(self.norm(self.query_tokens)).expand(len(image_tokens), -1, -1)  # [B, K, D]
         attention = []
         for block in self.blocks:
-            x, weights = block(x, image_tokens)                                              # [B, K, D], [B, h, K, N]
+            x, weights = block(x, image_tokens)  # [B, K, D], [B, h, K, N]
             attention.append(weights)
         return (x, attention) if return_attention else x

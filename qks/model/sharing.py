@@ -11,39 +11,53 @@ import torch
 from ..core import QKSError
 
 # %% ../../nbs/05_sharing.ipynb #3b7e5d02
-MANY_SCORES = 2**20 # ours: below it torch's own call is faster
+MANY_SCORES = 2**20  # ours: below it torch's own call is faster
+
 
 def best_token(
-    scores: torch.Tensor, # [B, K, C]
-) -> tuple: # the largest score of each label [B, C], and the first token that has it [B, C]
+    scores: torch.Tensor,  # [B, K, C]
+) -> tuple:  # the largest score of each label [B, C], and the first token that has it [B, C]
     "Maximum over the tokens and its place."
-    if scores.requires_grad or scores.device.type != "cpu" or scores.numel() < MANY_SCORES: return torch.max(scores, dim=1)
-    best, token = scores[:, 0].clone(), torch.zeros(len(scores), scores.shape[2])                     # [B, C]
+    if scores.requires_grad or scores.device.type != "cpu" or scores.numel() < MANY_SCORES:
+        return torch.max(scores, dim=1)
+    best = scores[:, 0].clone()
+    token = torch.zeros(len(scores), scores.shape[2])  # [B, C]
     larger = torch.empty_like(token)
     for k in range(1, scores.shape[1]):
-        torch.gt(scores[:, k], best, out=larger)                                                      # 1 where token k beats all before
+        torch.gt(scores[:, k], best, out=larger)  # 1 where token k beats all before
         torch.maximum(token, larger.mul_(k), out=token)
         torch.maximum(best, scores[:, k], out=best)
     return best, token.long()
 
 # %% ../../nbs/05_sharing.ipynb #77cdc595
-SCORES_AT_ONCE = 2**22 # ours, on a CPU: 17 MB in fp32; 64 images, 12 tokens and 5,461 labels
+SCORES_AT_ONCE = 2**22  # ours, on a CPU: 17 MB in fp32; 64 images, 12 tokens and 5,461 labels
+
 
 def share(
-    query_features, # projected query tokens [B, K, E], not normalised
-    label_embeddings, # label embeddings [C, E], not normalised
-    at_once: int = None, # at most so many scores exist at a time; None: `SCORES_AT_ONCE`, four times as many on a GPU
-) -> tuple: # logits [B, C] and, for each label, the index of the token it chose [B, C]
+    query_features,  # projected query tokens [B, K, E], not normalised
+    label_embeddings,  # label embeddings [C, E], not normalised
+    at_once: int = None,  # at most so many scores exist at a time; None: `SCORES_AT_ONCE`, four times as many on a GPU
+) -> tuple:  # logits [B, C] and, for each label, the index of the token it chose [B, C]
     "Each label selects its best-matching token (paper, section 3.3); raises `QKSError` where the shapes do not fit."
     if query_features.ndim != 3 or label_embeddings.ndim != 2 or query_features.shape[2] != label_embeddings.shape[1]:
-        raise QKSError(f"query features {list(query_features.shape)} and label embeddings {list(label_embeddings.shape)} do not fit: "
-                       "expected [B, K, E] and [C, E]")
-    at_once = at_once or SCORES_AT_ONCE*(1 if query_features.device.type == "cpu" else 4)
-    size = max(1, at_once//max(1, query_features.shape[0]*query_features.shape[1]))                   # c, labels of a part
-    if size >= len(label_embeddings): return tuple(best_token(query_features @ label_embeddings.T))        # [B, K, C] -> [B, C], [B, C]
+        raise QKSError(
+            f"query features {list(query_features.shape)} and label embeddings {list(label_embeddings.shape)} do not fit: "
+            "expected [B, K, E] and [C, E]"
+        )
+    at_once = at_once or SCORES_AT_ONCE * (1 if query_features.device.type == "cpu" else 4)
+    size = max(1, at_once // max(1, query_features.shape[0] * query_features.shape[1]))  # c, labels of a part
+    if size >= len(label_embeddings):
+        return tuple(best_token(query_features @ label_embeddings.T))  # [B, K, C] -> [B, C], [B, C]
     parts = [slice(start, start + size) for start in range(0, len(label_embeddings), size)]
-    found = (best_token(query_features @ label_embeddings[part].T) for part in parts)                      # [B, K, c] -> [B, c], [B, c]
-    if torch.is_grad_enabled() and query_features.requires_grad: return tuple(torch.cat(both, 1) for both in zip(*found))
-    logits, token_index = (query_features.new_empty(len(query_features), len(label_embeddings), dtype=dtype) for dtype in (None, torch.int64))
-    for part, both in zip(parts, found): logits[:, part], token_index[:, part] = both                      # in place: less memory, but a gradient would go through all of it once a part
+    found = (best_token(query_features @ label_embeddings[part].T) for part in parts)  # [B, K, c] -> [B, c], [B, c]
+    if torch.is_grad_enabled() and query_features.requires_grad:
+        return tuple(torch.cat(both, 1) for both in zip(*found))
+    logits, token_index = (
+        query_features.new_empty(len(query_features), len(label_embeddings), dtype=dtype)
+        for dtype in (None, torch.int64)
+    )
+    for part, both in zip(parts, found):
+        logits[:, part], token_index[:, part] = (
+            both  # in place: less memory, but a gradient would go through all of it once a part
+        )
     return logits, token_index

@@ -26,11 +26,11 @@ from qks.core import (
     QKSError,
     check_count,
     check_labels,
-    check_there,
+    check_image_exists,
     load_image,
     progress,
     read_tensors,
-    whole_file,
+    atomic_file,
 )
 from .head import QKSHead, QKSOutput
 from .prompts import PromptPool
@@ -39,10 +39,10 @@ from ..vlp.loading import check_device, load_vlp
 
 # %% ../../nbs/model/03_tagger.ipynb #9efcb95e
 def check_tag_arguments(
-    labels, # C label names
-    top_k, # how many are asked for; None: all
-    threshold, # how probable they must be, 0 to 1; None: however improbable
-) -> list: # the names
+    labels,  # C label names
+    top_k,  # how many are asked for; None: all
+    threshold,  # how probable they must be, 0 to 1; None: however improbable
+) -> list:  # the names
     "A user's labels, checked together with how many of them are asked for; raises `QKSError` for what cannot be."
     labels = check_labels(labels)
     if top_k is not None and not (isinstance(top_k, Integral) and 1 <= top_k <= len(labels)):
@@ -53,79 +53,108 @@ def check_tag_arguments(
 
 # %% ../../nbs/model/03_tagger.ipynb #1ebdc8b2
 def rank_labels(
-    labels, # C label names
-    logits, # one image's logits [C]
-    token_index, # the token each label chose [C]
-    top_k: int = None, # keep only so many
-    threshold: float = None, # keep only labels at least this probable
-) -> list: # (label, probability, token), most probable first
+    labels,  # C label names
+    logits,  # one image's logits [C]
+    token_index,  # the token each label chose [C]
+    top_k: int = None,  # keep only so many
+    threshold: float = None,  # keep only labels at least this probable
+) -> list:  # (label, probability, token), most probable first
     "One image's answer, by logit, because probabilities of very sure labels are all 1.0 in fp32; of equal ones the first label first."
     some = top_k is not None and top_k < len(logits)
-    kept = ~(logits < logits.topk(top_k).values[-1]) if some else torch.ones_like(logits, dtype=torch.bool)   # [C]; ties may exceed top_k
-    if threshold is not None: kept &= logits.sigmoid() >= threshold
-    kept = kept.nonzero()[:, 0]                                               # [c]
-    kept = kept[logits[kept].argsort(descending=True, stable=True)][:top_k]   # only the survivors are sorted
-    return [(labels[c], probability, token) for c, probability, token in
-            zip(kept.tolist(), logits[kept].sigmoid().tolist(), token_index[kept].tolist())]
+    kept = (
+        ~(logits < logits.topk(top_k).values[-1]) if some else torch.ones_like(logits, dtype=torch.bool)
+    )  # [C]; ties may exceed top_k
+    if threshold is not None:
+        kept &= logits.sigmoid() >= threshold
+    kept = kept.nonzero()[:, 0]  # [c]
+    kept = kept[logits[kept].argsort(descending=True, stable=True)][:top_k]  # only the survivors are sorted
+    return [
+        (labels[c], probability, token)
+        for c, probability, token in zip(kept.tolist(), logits[kept].sigmoid().tolist(), token_index[kept].tolist())
+    ]
 
 # %% ../../nbs/model/03_tagger.ipynb #10a00012
 def read_labels(
-    text: str, # labels, separated by commas or line breaks
-) -> list: # C label names
+    text: str,  # labels, separated by commas or line breaks
+) -> list:  # C label names
     "The labels that a user typed; raises `QKSError` for what is not so written."
-    try: rows = list(csv.reader(text.splitlines(), skipinitialspace=True))
-    except csv.Error as error: raise QKSError(f"the labels {text[:40]!r} are not separated by commas ({error}): write them as cat,dog") from error
+    try:
+        rows = list(csv.reader(text.splitlines(), skipinitialspace=True))
+    except csv.Error as error:
+        raise QKSError(
+            f"the labels {text[:40]!r} are not separated by commas ({error}): write them as cat,dog"
+        ) from error
     return [label.strip() for row in rows for label in (row[:-1] if row and not row[-1].strip() else row)]
 
 # %% ../../nbs/model/03_tagger.ipynb #10a00014
 def write_labels(
-    labels, # label names
-) -> str: # what `read_labels` reads
+    labels,  # label names
+) -> str:  # what `read_labels` reads
     "Labels in one line."
     csv.writer(text := io.StringIO(), lineterminator="").writerow(labels)
     return text.getvalue()
 
 # %% ../../nbs/model/03_tagger.ipynb #10a00008
-NO_PICTURES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"} # what Pillow knows by name only, or with other programs' help
+NO_PICTURES = {
+    "BUFR",
+    "EPS",
+    "FITS",
+    "GRIB",
+    "HDF5",
+    "MPEG",
+    "WMF",
+}  # what Pillow knows by name only, or with other programs' help
+
 
 def find_pictures(
-    places, # paths of files and of folders
-) -> tuple: # paths of the pictures, in order, each once; paths of other files in the folders
+    places,  # paths of files and of folders
+) -> tuple:  # paths of the pictures, in order, each once; paths of other files in the folders
     "The pictures that are named, and those in the folders that are; raises `QKSError` where a file is missing, or none is found."
-    kinds = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in NO_PICTURES}
-    pictures, others = {}, {} # by the whole path, so that no file counts twice
+    kinds = {
+        ending
+        for ending, kind in Image.registered_extensions().items()
+        if kind in Image.OPEN and kind not in NO_PICTURES
+    }
+    pictures = {}
+    others = {}  # by the whole path, so that no file counts twice
     for place in places:
         if not Path(place).is_dir():
-            check_there(place)
+            check_image_exists(place)
             pictures.setdefault(Path(place).resolve(), str(place))
             continue
         for path in sorted(path for path in Path(place).rglob("*") if path.is_file()):
-            if any(part.startswith(".") for part in path.relative_to(place).parts): continue
+            if any(part.startswith(".") for part in path.relative_to(place).parts):
+                continue
             (pictures if path.suffix.lower() in kinds else others).setdefault(path.resolve(), str(path))
-    if not pictures: raise QKSError(f"no picture is in {', '.join(map(str, places))}: name picture files, or folders that hold some")
+    if not pictures:
+        raise QKSError(f"no picture is in {', '.join(map(str, places))}: name picture files, or folders that hold some")
     return list(pictures.values()), list(others.values())
 
 # %% ../../nbs/model/03_tagger.ipynb #10a0000f
 def image_list(
-    images, # a path, PIL image or array; or any iterable of them
+    images,  # a path, PIL image or array; or any iterable of them
 ) -> list:
     "One image or many, as a list; raises `QKSError` where there is none."
     one = isinstance(images, (str, bytes, Path, np.ndarray, torch.Tensor)) or not isinstance(images, Iterable)
-    if not (found := [images] if one else list(images)): raise QKSError("no image was given: pass at least one path, PIL image or array")
+    if not (found := [images] if one else list(images)):
+        raise QKSError("no image was given: pass at least one path, PIL image or array")
     return found
 
 # %% ../../nbs/model/03_tagger.ipynb #10a0000b
 def read_pictures(
-    images, # an iterable of paths, PIL images or uint8 arrays
-    unreadable=None, # called with an image that cannot be read and its `QKSError`; None: the error is raised
-): # yields (image as it was given, PIL image)
+    images,  # an iterable of paths, PIL images or uint8 arrays
+    unreadable=None,  # called with an image that cannot be read and its `QKSError`; None: the error is raised
+):  # yields (image as it was given, PIL image)
     "Read images one by one, without those that cannot be read."
     for image in images:
-        try: picture = load_image(image)
+        try:
+            picture = load_image(image)
         except QKSError as error:
-            if unreadable is None: raise
+            if unreadable is None:
+                raise
             unreadable(image, error)
-        else: yield image, picture
+        else:
+            yield image, picture
 
 # %% ../../nbs/model/03_tagger.ipynb #a1acdcca
 def _save(qks, folder):
@@ -133,41 +162,76 @@ def _save(qks, folder):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in qks.head.state_dict().items()}
-    with whole_file(folder/"head.safetensors") as file: file.write(save(weights))
-    config = {"head": asdict(qks.head.config), "templates": qks.pool.templates, "vlp": qks.vlp.source,
-              "vlp_fingerprint": fingerprint(qks.vlp), "labels": qks.labels}
-    with whole_file(folder/"config.json") as file: file.write((json.dumps(config, indent=2) + "\n").encode())
+    with atomic_file(folder / "head.safetensors") as file:
+        file.write(save(weights))
+    config = {
+        "head": asdict(qks.head.config),
+        "templates": qks.pool.templates,
+        "vlp": qks.vlp.source,
+        "vlp_fingerprint": fingerprint(qks.vlp),
+        "labels": qks.labels,
+    }
+    with atomic_file(folder / "config.json") as file:
+        file.write((json.dumps(config, indent=2) + "\n").encode())
 
 # %% ../../nbs/model/03_tagger.ipynb #563120ee
 def model_folder(
-    folder, # of a model, or of the run that it came from
-) -> Path: # of the model
+    folder,  # of a model, or of the run that it came from
+) -> Path:  # of the model
     "Where a model lies: the folder itself, or a run's `model`."
-    inside = Path(folder)/"model"
-    return inside if (inside/"head.safetensors").is_file() and not (Path(folder)/"head.safetensors").is_file() else Path(folder)
+    inside = Path(folder) / "model"
+    return (
+        inside
+        if (inside / "head.safetensors").is_file() and not (Path(folder) / "head.safetensors").is_file()
+        else Path(folder)
+    )
 
 # %% ../../nbs/model/03_tagger.ipynb #563120f0
 def _load(folder, vlp=None, device=None):
     "VLP, head, pool and label names from a folder; raises `QKSError` where files are missing, damaged, or made for another VLP."
     check_device(device)
-    if vlp is not None and not isinstance(vlp, VLP): raise QKSError(f"vlp is {vlp!r}: pass a VLP, as load_vlp('ViT-B-16', 'openai') gives it")
-    path = model_folder(folder)/"config.json"
-    if not path.is_file(): raise QKSError(f"{folder} is not a saved QKS: expected a folder with config.json and head.safetensors, the folder of a finished run, or 'pocket'")
+    if vlp is not None and not isinstance(vlp, VLP):
+        raise QKSError(f"vlp is {vlp!r}: pass a VLP, as load_vlp('ViT-B-16', 'openai') gives it")
+    path = model_folder(folder) / "config.json"
+    if not path.is_file():
+        raise QKSError(
+            f"{folder} is not a saved QKS: expected a folder with config.json and head.safetensors, the folder of a finished run, or 'pocket'"
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         if "train" in config:
-            how = f"run qks reproduce --force --out {folder} again" if "data" in config else "go on with it (qks train … --resume) until it is finished"
+            how = (
+                f"run qks reproduce --force --out {folder} again"
+                if "data" in config
+                else "go on with it (qks train … --resume) until it is finished"
+            )
             raise QKSError(f"the run in {folder} has no model yet: {how}")
-        source, sizes, pool, expected, labels = config["vlp"], config["head"], PromptPool(config["templates"]), config["vlp_fingerprint"], [*config.get("labels", ())]
-        head = QKSHead.from_state({name: tensor.float() for name, tensor in read_tensors(path.with_name("head.safetensors")).items()},
-                                  sizes["n_heads"], sizes["dropout"])
-        try: vlp = vlp or load_vlp(**source, device=device)
-        except QKSError as error: raise QKSError(f"the VLP that {path} names cannot be loaded: {error}; or name the one that the head was trained on with vlp= (--vlp and --pretrained on the command line)") from error
-    except QKSError: raise
-    except (ValueError, KeyError, TypeError) as error: # ValueError: no JSON, no UTF-8
-        raise QKSError(f"{path} is damaged ({type(error).__name__}: {error}): expected the keys head, templates, vlp and vlp_fingerprint; save the model again") from error
+        source = config["vlp"]
+        sizes = config["head"]
+        pool = PromptPool(config["templates"])
+        expected = config["vlp_fingerprint"]
+        labels = [*config.get("labels", ())]
+        head = QKSHead.from_state(
+            {name: tensor.float() for name, tensor in read_tensors(path.with_name("head.safetensors")).items()},
+            sizes["n_heads"],
+            sizes["dropout"],
+        )
+        try:
+            vlp = vlp or load_vlp(**source, device=device)
+        except QKSError as error:
+            raise QKSError(
+                f"the VLP that {path} names cannot be loaded: {error}; or name the one that the head was trained on with vlp= (--vlp and --pretrained on the command line)"
+            ) from error
+    except QKSError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:  # ValueError: no JSON, no UTF-8
+        raise QKSError(
+            f"{path} is damaged ({type(error).__name__}: {error}): expected the keys head, templates, vlp and vlp_fingerprint; save the model again"
+        ) from error
     if fingerprint(vlp) != expected:
-        raise QKSError(f"the head in {folder} was trained on another VLP than {vlp.name} as it is loaded here: name the one it was trained on, with its weights (--vlp, --pretrained and perhaps --gelu on the command line, vlp= in Python), or another model")
+        raise QKSError(
+            f"the head in {folder} was trained on another VLP than {vlp.name} as it is loaded here: name the one it was trained on, with its weights (--vlp, --pretrained and perhaps --gelu on the command line, vlp= in Python), or another model"
+        )
     return vlp, head, pool, labels
 
 # %% ../../nbs/model/03_tagger.ipynb #8af62fd8
@@ -175,49 +239,80 @@ def _tags(qks, read, embeddings, rank, batch_size):
     "Yield every image, as it was given, with what `rank` makes of its scores; `read` yields the image and its picture."
     while batch := list(islice(read, batch_size)):
         output = qks.predict([picture for _, picture in batch], embeddings)
-        for (image, _), *scores in zip(batch, output.logits, output.token_index): yield image, rank(*scores)
+        for (image, _), *scores in zip(batch, output.logits, output.token_index):
+            yield image, rank(*scores)
 
 # %% ../../nbs/model/03_tagger.ipynb #8af62fdb
 class QKS:
     "A frozen VLP, a trained head and a prompt pool: pictures and label names in, tags out."
-    def __init__(self, vlp: VLP, head: QKSHead, pool: PromptPool = None, labels=()): # labels: names it was trained on, where known
-        if not isinstance(vlp, VLP): raise QKSError(f"vlp is {vlp!r}: pass a VLP, as load_vlp('ViT-B-16', 'openai') gives it")
+
+    def __init__(
+        self, vlp: VLP, head: QKSHead, pool: PromptPool = None, labels=()
+    ):  # labels: names it was trained on, where known
+        if not isinstance(vlp, VLP):
+            raise QKSError(f"vlp is {vlp!r}: pass a VLP, as load_vlp('ViT-B-16', 'openai') gives it")
         if head.projection.shape != vlp.projection.shape:
-            raise QKSError(f"the head was made for a VLP with [D, E] = {list(head.projection.shape)}, but that of {vlp.name} is {list(vlp.projection.shape)}: use the VLP that the head was trained with")
-        self.vlp, self.head, self.pool, self.labels = vlp, head.eval().to(vlp.device), pool or PromptPool(), tuple(dict.fromkeys(labels))
+            raise QKSError(
+                f"the head was made for a VLP with [D, E] = {list(head.projection.shape)}, but that of {vlp.name} is {list(vlp.projection.shape)}: use the VLP that the head was trained with"
+            )
+        self.vlp = vlp
+        self.head = head.eval().to(vlp.device)
+        self.pool = pool or PromptPool()
+        self.labels = tuple(dict.fromkeys(labels))
 
     @classmethod
-    def from_pretrained(cls, name_or_dir="pocket", vlp=None, device=None): # "pocket", a folder from `save_pretrained`, or that of a run
-        return cls(*_load(ASSETS/"pocket_qks" if str(name_or_dir) == "pocket" else name_or_dir, vlp, device))
-    def save_pretrained(self, folder): _save(self, folder) # safetensors and JSON
+    def from_pretrained(
+        cls, name_or_dir="pocket", vlp=None, device=None
+    ):  # "pocket", a folder from `save_pretrained`, or that of a run
+        return cls(*_load(ASSETS / "pocket_qks" if str(name_or_dir) == "pocket" else name_or_dir, vlp, device))
+
+    def save_pretrained(self, folder):
+        _save(self, folder)  # safetensors and JSON
 
     @torch.no_grad()
-    def predict(self,
-        images, # PIL images
-        label_embeddings, # [C, E]
-        return_attention: bool = False, # also the cross-attention of every block
-    ) -> QKSOutput: # on the CPU
-        tokens = self.vlp.image_tokens(preprocess_images(self.vlp, images))                   # [B, N, D]
+    def predict(
+        self,
+        images,  # PIL images
+        label_embeddings,  # [C, E]
+        return_attention: bool = False,  # also the cross-attention of every block
+    ) -> QKSOutput:  # on the CPU
+        tokens = self.vlp.image_tokens(preprocess_images(self.vlp, images))  # [B, N, D]
         logits, index, attention = self.head.eval()(tokens, label_embeddings.to(tokens.device), return_attention)
         return QKSOutput(logits.cpu(), index.cpu(), attention and [a.cpu() for a in attention])
 
-    def tag(self,
-        images, # any iterable of paths, PIL images or uint8 arrays; or one of them
-        labels, # label names, any
-        top_k: int = None, # keep only so many, the most probable
-        threshold: float = None, # keep only labels at least this probable
-        batch_size: int = 32, # images per forward pass
-    ) -> list: # per image a list of (label, probability, token), most probable first
+    def tag(
+        self,
+        images,  # any iterable of paths, PIL images or uint8 arrays; or one of them
+        labels,  # label names, any
+        top_k: int = None,  # keep only so many, the most probable
+        threshold: float = None,  # keep only labels at least this probable
+        batch_size: int = 32,  # images per forward pass
+    ) -> list:  # per image a list of (label, probability, token), most probable first
         "Tag images with any labels; raises `QKSError` for a bad image, label, `top_k` or `threshold`."
-        for image in (images := image_list(images)): check_there(image)                      # all of them, before the first is looked at
+        for image in (images := image_list(images)):
+            check_image_exists(image)  # all of them, before the first is looked at
         return [tags for _, tags in self.tag_each(progress(images, "Tagging"), labels, top_k, threshold, batch_size)]
 
-    def tag_each(self,
-        images, # any iterable of paths, PIL images or uint8 arrays
-        labels, top_k: int = None, threshold: float = None, batch_size: int = 32, # as for `tag`
-        unreadable=None, # called with an image that cannot be read and its `QKSError`; None: the error is raised
-    ): # yields (image as it was given, its tags)
+    def tag_each(
+        self,
+        images,  # any iterable of paths, PIL images or uint8 arrays
+        labels,
+        top_k: int = None,
+        threshold: float = None,
+        batch_size: int = 32,  # as for `tag`
+        unreadable=None,  # called with an image that cannot be read and its `QKSError`; None: the error is raised
+    ):  # yields (image as it was given, its tags)
         "`tag` image by image, in order, with the images of one batch in memory; raises `QKSError` as `tag` does."
-        labels, batch_size = check_tag_arguments(labels, top_k, threshold), check_count("batch_size", batch_size)
-        def rank(logits, token_index): return rank_labels(labels, logits, token_index, top_k, threshold)
-        return _tags(self, read_pictures(images, unreadable), self.pool.embed(self.vlp, labels).to(self.vlp.device), rank, batch_size)
+        labels = check_tag_arguments(labels, top_k, threshold)
+        batch_size = check_count("batch_size", batch_size)
+
+        def rank(logits, token_index):
+            return rank_labels(labels, logits, token_index, top_k, threshold)
+
+        return _tags(
+            self,
+            read_pictures(images, unreadable),
+            self.pool.embed(self.vlp, labels).to(self.vlp.device),
+            rank,
+            batch_size,
+        )

@@ -21,157 +21,206 @@ from ..core import QKSError, check_count, load_image
 
 # %% ../../nbs/tokens/01_augment.ipynb #620b02d8
 def cutout(
-    image, # a PIL image in RGB, W x H
-    rng: np.random.Generator, # draws the place and the colour
-    part: float = 0.5, # side of the rectangle over side of the image; the paper: half
-): # a copy of the image with one rectangle filled
+    image,  # a PIL image in RGB, W x H
+    rng: np.random.Generator,  # draws the place and the colour
+    part: float = 0.5,  # side of the rectangle over side of the image; the paper: half
+):  # a copy of the image with one rectangle filled
     "Cover one rectangle of the image with one colour (paper, section 4.2)."
-    (width, height), image = image.size, image.copy()
-    w, h = round(part*width), round(part*height)
-    left, top = int(rng.integers(width)) - w//2, int(rng.integers(height)) - h//2
+    (width, height) = image.size
+    image = image.copy()
+    w = round(part * width)
+    h = round(part * height)
+    left = int(rng.integers(width)) - w // 2
+    top = int(rng.integers(height)) - h // 2
     colour = tuple(rng.integers(256, size=3).tolist())
     image.paste(colour, (max(left, 0), max(top, 0), min(left + w, width), min(top + h, height)))
     return image
 
 # %% ../../nbs/tokens/01_augment.ipynb #9042cfab
 def split_preprocess(
-    preprocess, # a VLP's preprocessing: torchvision transforms in a row, one of them ToTensor
-) -> tuple: # (PIL image -> PIL image, PIL image -> tensor [3, H, W])
+    preprocess,  # a VLP's preprocessing: torchvision transforms in a row, one of them ToTensor
+) -> tuple:  # (PIL image -> PIL image, PIL image -> tensor [3, H, W])
     "Part a preprocessing into its steps on the picture and its steps on numbers; raises `QKSError` where it cannot be parted."
     steps = getattr(preprocess, "transforms", [])
     place = next((i for i, step in enumerate(steps) if isinstance(step, ToTensor)), None)
     if place is None:
-        raise QKSError("augmented views need a preprocessing that is a torchvision Compose with a ToTensor step, as open_clip's are; "
-                       "use views=1, or give the VLP such a preprocessing")
+        raise QKSError(
+            "augmented views need a preprocessing that is a torchvision Compose with a ToTensor step, as open_clip's are; "
+            "use views=1, or give the VLP such a preprocessing"
+        )
     return Compose(steps[:place]), Compose(steps[place:])
 
 # %% ../../nbs/tokens/01_augment.ipynb #a0974fd4
 def preprocess_digest(
-    preprocess, # PIL image -> tensor; what cannot be called has no digest
-) -> str: # 32 hexadecimal digits
+    preprocess,  # PIL image -> tensor; what cannot be called has no digest
+) -> str:  # 32 hexadecimal digits
     "A digest of what a preprocessing makes of two fixed pictures, a tall and a wide one; global random numbers stay as they are."
-    if not callable(preprocess): return ""
+    if not callable(preprocess):
+        return ""
     digest = hashlib.blake2b(digest_size=16)
     for height, width in ((331, 257), (240, 320)):
         y, x, colour = np.indices((height, width, 3))
-        picture = Image.fromarray(((x*(colour + 1) + y*(3 - colour) + (x*y)//7 % 61) % 256).astype(np.uint8))
+        picture = Image.fromarray(((x * (colour + 1) + y * (3 - colour) + (x * y) // 7 % 61) % 256).astype(np.uint8))
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
             numbers = torch.as_tensor(preprocess(picture)).contiguous()
-        digest.update(f"{numbers.dtype} {list(numbers.shape)} ".encode() + numbers.flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(
+            f"{numbers.dtype} {list(numbers.shape)} ".encode() + numbers.flatten().view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()
 
 # %% ../../nbs/tokens/01_augment.ipynb #c12ae5ca
 class Augmentation:
     "The paper's augmentation (section 4.2) before a VLP's normalisation; a view depends on seed, image index and view index alone."
-    def __init__(self,
-        preprocess, # the VLP's preprocessing, as at test time
-        seed: int = 0, # another seed, other views
+
+    def __init__(
+        self,
+        preprocess,  # the VLP's preprocessing, as at test time
+        seed: int = 0,  # another seed, other views
     ):
         check_count("the seed of an augmentation", seed, least=0)
         self.before, self.after = split_preprocess(preprocess)
-        self.randaugment, self.seed = RandAugment(), seed
+        self.randaugment = RandAugment()
+        self.seed = seed
 
-    def picture(self, image, index: int, view: int): # the changed picture, still a PIL image
+    def picture(self, image, index: int, view: int):  # the changed picture, still a PIL image
         rng = np.random.default_rng([self.seed, index, view])
         image = cutout(self.before(image), rng)
-        if rng.random() < 0.5: image = ImageOps.mirror(image)
+        if rng.random() < 0.5:
+            image = ImageOps.mirror(image)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(rng.integers(2**63)))
             return self.randaugment(image)
 
-    def __call__(self, image, index: int, view: int) -> torch.Tensor: # [3, H, W]
+    def __call__(self, image, index: int, view: int) -> torch.Tensor:  # [3, H, W]
         return self.after(self.picture(image, index, view))
 
-    def __repr__(self): return f"cutout 0.5, flip 0.5, {self.randaugment!r}, seed {self.seed}"
+    def __repr__(self):
+        return f"cutout 0.5, flip 0.5, {self.randaugment!r}, seed {self.seed}"
 
 # %% ../../nbs/tokens/01_augment.ipynb #3b329098
 class ImageViews(torch.utils.data.Dataset):
     "Item j is view j % V of image j // V, preprocessed; an image that cannot be read comes as its `QKSError`."
-    def __init__(self,
-        data, # n images: anything with a length and path(index)
-        preprocess, # the VLP's preprocessing
-        views: int = 1, # V
-        augmentation: Augmentation = None, # None: every view is the plain preprocessing
-        first_view: int = 0, # number of the first view
+
+    def __init__(
+        self,
+        data,  # n images: anything with a length and path(index)
+        preprocess,  # the VLP's preprocessing
+        views: int = 1,  # V
+        augmentation: Augmentation = None,  # None: every view is the plain preprocessing
+        first_view: int = 0,  # number of the first view
     ):
-        self.data, self.preprocess, self.views, self.augmentation, self.first_view = data, preprocess, views, augmentation, first_view
-        self._last = None, None                                          # (index, image): views of an image come one after the other
+        self.data = data
+        self.preprocess = preprocess
+        self.views = views
+        self.augmentation = augmentation
+        self.first_view = first_view
+        self._last = None, None  # (index, image): views of an image come one after the other
 
-    def __len__(self): return len(self.data)*self.views
+    def __len__(self):
+        return len(self.data) * self.views
 
-    def __getitem__(self, item): # [3, H, W]
+    def __getitem__(self, item):  # [3, H, W]
         index, view = divmod(int(item), self.views)
         try:
-            if self._last[0] != index: self._last = index, load_image(self.data.path(index))
-            if self.augmentation is None: return self.preprocess(self._last[1])
+            if self._last[0] != index:
+                self._last = index, load_image(self.data.path(index))
+            if self.augmentation is None:
+                return self.preprocess(self._last[1])
             return self.augmentation(self._last[1], index, self.first_view + view)
-        except QKSError as error: return error
+        except QKSError as error:
+            return error
 
 # %% ../../nbs/tokens/01_augment.ipynb #d72b3dd9
 def stack_images(
-    items: list, # what `ImageViews` gave: tensors [3, H, W], or errors
-): # one batch [B, 3, H, W], or the first error
+    items: list,  # what `ImageViews` gave: tensors [3, H, W], or errors
+):  # one batch [B, 3, H, W], or the first error
     "Make a batch of items; an error stands for the whole batch."
     return next((item for item in items if isinstance(item, QKSError)), None) or torch.stack(items)
 
 # %% ../../nbs/tokens/01_augment.ipynb #35c1a30f
-WORKER_FAILURES = ("DataLoader worker", "unable to open shared memory", "unable to mmap", "out of shared memory", "unable to write to file </torch", "ancdata") # torch's words
+WORKER_FAILURES = (
+    "DataLoader worker",
+    "unable to open shared memory",
+    "unable to mmap",
+    "out of shared memory",
+    "unable to write to file </torch",
+    "ancdata",
+)  # torch's words
+
 
 @contextmanager
 def worker_errors(
-    *always, # other errors that can come from nowhere else inside
+    *always,  # other errors that can come from nowhere else inside
 ):
     "What is raised inside because processes that read images died, or could not hand over a batch, becomes one `QKSError`; also a decorator."
-    try: yield
+    try:
+        yield
     except (RuntimeError, *always) as error:
-        if not isinstance(error, always) and not any(words in str(error) for words in WORKER_FAILURES): raise
+        if not isinstance(error, always) and not any(words in str(error) for words in WORKER_FAILURES):
+            raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        told = lines[-1 if lines[0].startswith("Caught ") else 0].strip()[:120]                 # what was caught in a worker stands behind its traceback
-        raise QKSError(f"the processes that read images failed ({told}): use fewer workers, or give the machine more (shared) memory") from error
+        told = lines[-1 if lines[0].startswith("Caught ") else 0].strip()[
+            :120
+        ]  # what was caught in a worker stands behind its traceback
+        raise QKSError(
+            f"the processes that read images failed ({told}): use fewer workers, or give the machine more (shared) memory"
+        ) from error
 
 # %% ../../nbs/tokens/01_augment.ipynb #dd56f292
 def check_workers(
-    workers, # what the user gave
+    workers,  # what the user gave
 ):
     "Raise `QKSError` for what is no number of processes."
     check_count("workers", workers, least=0)
 
 # %% ../../nbs/tokens/01_augment.ipynb #dd56f294
 def load_batches(
-    images: ImageViews, # what to load
-    batches: list, # batches of item numbers
-    workers: int = 0, # processes that read and preprocess beside this one
+    images: ImageViews,  # what to load
+    batches: list,  # batches of item numbers
+    workers: int = 0,  # processes that read and preprocess beside this one
 ):
     "Yield one tensor [B, 3, H, W] a batch, in order; raises `QKSError` for an image that cannot be read and for a worker that died."
     check_workers(workers)
     generator = torch.Generator().manual_seed(0)
-    with worker_errors(OSError):                                                            # the system's, for a process that could not start
-        for loaded in DataLoader(images, batch_sampler=batches, num_workers=workers, collate_fn=stack_images, generator=generator):
-            if isinstance(loaded, QKSError): raise loaded
+    with worker_errors(OSError):  # the system's, for a process that could not start
+        for loaded in DataLoader(
+            images, batch_sampler=batches, num_workers=workers, collate_fn=stack_images, generator=generator
+        ):
+            if isinstance(loaded, QKSError):
+                raise loaded
             yield loaded
 
 # %% ../../nbs/tokens/01_augment.ipynb #feaee65b
 class LiveTokens:
     "The paper's pipeline without a cache: `tokens[rows]` augments the images and runs the VLP; `set_epoch` chooses the view."
-    def __init__(self,
-        vlp, # a frozen VLP
-        data, # n images: anything with a length and path(index)
-        augmentation: Augmentation = None, # None: the plain preprocessing, in every epoch the same
-        workers: int = 0, # processes that read and preprocess images, for `stream`
+
+    def __init__(
+        self,
+        vlp,  # a frozen VLP
+        data,  # n images: anything with a length and path(index)
+        augmentation: Augmentation = None,  # None: the plain preprocessing, in every epoch the same
+        workers: int = 0,  # processes that read and preprocess images, for `stream`
     ):
-        self.vlp, self.workers, self.images = vlp, workers, ImageViews(data, vlp.preprocess, 1, augmentation)
+        self.vlp = vlp
+        self.workers = workers
+        self.images = ImageViews(data, vlp.preprocess, 1, augmentation)
 
-    def __len__(self): return len(self.images)
+    def __len__(self):
+        return len(self.images)
 
-    def set_epoch(self, epoch: int): self.images.first_view = epoch
+    def set_epoch(self, epoch: int):
+        self.images.first_view = epoch
 
-    def __getitem__(self, rows): # image numbers, as a tensor or list -> tokens [B, N, D]
+    def __getitem__(self, rows):  # image numbers, as a tensor or list -> tokens [B, N, D]
         return next(self._tokens([rows], 0))
 
-    def stream(self, batches): # batches of image numbers -> an iterator over tokens [B, N, D], read ahead by the workers
+    def stream(
+        self, batches
+    ):  # batches of image numbers -> an iterator over tokens [B, N, D], read ahead by the workers
         return self._tokens(batches, self.workers)
 
     def _tokens(self, batches, workers):
         batches = [torch.as_tensor(rows).tolist() for rows in batches]
-        for images in load_batches(self.images, batches, workers): yield self.vlp.image_tokens(images)
+        for images in load_batches(self.images, batches, workers):
+            yield self.vlp.image_tokens(images)

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from ..core import QKSError, available_memory, check_count, progress, write_whole
+from ..core import QKSError, available_memory, check_count, progress, write_atomic
 from .augment import Augmentation, ImageViews, load_batches, preprocess_digest, worker_errors
 from .store import BatchFile, missing_batches, read_batches, sound_batches
 from ..vlp.frozen import fingerprint
@@ -27,224 +27,298 @@ from ..vlp.frozen import fingerprint
 # %% ../../nbs/tokens/03_cache.ipynb #2dac2c6f
 DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
+
 def cache_shape(
-    vlp, # a frozen VLP
-    n_images: int, # n
-    views: int = 1, # V
-) -> tuple: # (n, N, D), or (n, V, N, D) for more than one view
+    vlp,  # a frozen VLP
+    n_images: int,  # n
+    views: int = 1,  # V
+) -> tuple:  # (n, N, D), or (n, V, N, D) for more than one view
     "The shape of the tokens of a split."
     pixels = torch.zeros(1, 3, vlp.image_size, vlp.image_size)
-    return (check_count("n_images", n_images), *((views,) if check_count("views", views) > 1 else ()), *vlp.image_tokens(pixels).shape[1:])
+    return (
+        check_count("n_images", n_images),
+        *((views,) if check_count("views", views) > 1 else ()),
+        *vlp.image_tokens(pixels).shape[1:],
+    )
 
 # %% ../../nbs/tokens/03_cache.ipynb #900ea4a3
 def cache_size(
-    vlp, # a frozen VLP
-    n_images: int, # n
-    dtype: torch.dtype = torch.float16, # of the numbers on disk
-    views: int = 1, # V
-) -> int: # bytes
+    vlp,  # a frozen VLP
+    n_images: int,  # n
+    dtype: torch.dtype = torch.float16,  # of the numbers on disk
+    views: int = 1,  # V
+) -> int:  # bytes
     "How large a token cache will be; raises `QKSError` for a dtype that no cache has."
-    if dtype not in DTYPES: raise QKSError(f"a token cache cannot hold {dtype}: give torch.float16, torch.bfloat16 or torch.float32")
-    return math.prod(cache_shape(vlp, n_images, views))*dtype.itemsize
+    if dtype not in DTYPES:
+        raise QKSError(f"a token cache cannot hold {dtype}: give torch.float16, torch.bfloat16 or torch.float32")
+    return math.prod(cache_shape(vlp, n_images, views)) * dtype.itemsize
 
 # %% ../../nbs/tokens/03_cache.ipynb #a00981b6
 def image_marks(
-    data, # n images: anything with a length and path(index)
-    identify: str = "stat", # "stat": path, size, time of change; "content": the bytes, wherever they lie
-) -> list: # n times 16 bytes
+    data,  # n images: anything with a length and path(index)
+    identify: str = "stat",  # "stat": path, size, time of change; "content": the bytes, wherever they lie
+) -> list:  # n times 16 bytes
     "What tells each image from its changed self; raises `QKSError` for an image that is not there."
-    if identify not in ("stat", "content"): raise QKSError(f"identify is {identify!r}: give 'stat' or 'content'")
+    if identify not in ("stat", "content"):
+        raise QKSError(f"identify is {identify!r}: give 'stat' or 'content'")
     marks = []
     for index in range(len(data)):
         path = Path(data.path(index))
         try:
-            if identify == "content": mark = path.read_bytes()
-            else: mark = os.fsencode(path.absolute()) + f"|{(stat := path.stat()).st_size}|{stat.st_mtime_ns}".encode()
+            if identify == "content":
+                mark = path.read_bytes()
+            else:
+                mark = os.fsencode(path.absolute()) + f"|{(stat := path.stat()).st_size}|{stat.st_mtime_ns}".encode()
         except OSError as error:
-            raise QKSError(f"image {path} cannot be read ({error.strerror}): check the path, or leave it out of the list") from error
+            raise QKSError(
+                f"image {path} cannot be read ({error.strerror}): check the path, or leave it out of the list"
+            ) from error
         marks.append(hashlib.blake2b(mark, digest_size=16).digest())
     return marks
 
 # %% ../../nbs/tokens/03_cache.ipynb #7d7ec5c2
-FORMAT = 1 # raised when files of an older library can no longer be read
+FORMAT = 1  # raised when files of an older library can no longer be read
+
 
 def cache_ingredients(
-    vlp, # a frozen VLP
-    images: ImageViews, # what is cached
-    dtype: torch.dtype, # of the numbers on disk
-    identify: str = "stat", # how an image is known; its list is known by whole paths, or by file names for "content"
-) -> dict: # everything that the tokens depend on, but the images' own bytes
+    vlp,  # a frozen VLP
+    images: ImageViews,  # what is cached
+    dtype: torch.dtype,  # of the numbers on disk
+    identify: str = "stat",  # how an image is known; its list is known by whole paths, or by file names for "content"
+) -> dict:  # everything that the tokens depend on, but the images' own bytes
     "What makes a token cache the one it is; its digest names the folder."
-    def name(index): # of an image
+
+    def name(index):  # of an image
         path = Path(images.data.path(index))
         return os.fsencode(path.name if identify == "content" else path.absolute())
+
     names = hashlib.sha256()
-    for index in range(len(images.data)): names.update((b"\0" if index else b"") + name(index))     # one by one: there may be millions
+    for index in range(len(images.data)):
+        names.update((b"\0" if index else b"") + name(index))  # one by one: there may be millions
     changes = preprocess_digest(images.augmentation and (lambda picture: images.augmentation(picture, 0, 0)))
-    return {"format": FORMAT, "vlp": fingerprint(vlp), "precision": vlp.precision, "leading_tokens_dropped": vlp.first_token,
-            "preprocess": re.sub(r" at 0x[0-9a-fA-F]+", "", repr(vlp.preprocess)), "preprocess_digest": preprocess_digest(vlp.preprocess), # no addresses: they differ each run
-            "image_size": vlp.image_size,
-            "augmentation": repr(images.augmentation), "augmentation_digest": changes, "views": images.views, "dtype": DTYPES[dtype], "images": len(images.data),
-            "first_image": Path(images.data.path(0)).name, "images_by": identify, "images_digest": names.hexdigest()[:32]}
+    return {
+        "format": FORMAT,
+        "vlp": fingerprint(vlp),
+        "precision": vlp.precision,
+        "leading_tokens_dropped": vlp.first_token,
+        "preprocess": re.sub(r" at 0x[0-9a-fA-F]+", "", repr(vlp.preprocess)),
+        "preprocess_digest": preprocess_digest(vlp.preprocess),  # no addresses: they differ each run
+        "image_size": vlp.image_size,
+        "augmentation": repr(images.augmentation),
+        "augmentation_digest": changes,
+        "views": images.views,
+        "dtype": DTYPES[dtype],
+        "images": len(images.data),
+        "first_image": Path(images.data.path(0)).name,
+        "images_by": identify,
+        "images_digest": names.hexdigest()[:32],
+    }
 
 # %% ../../nbs/tokens/03_cache.ipynb #7ea6976d
 def cache_key(
-    ingredients: dict, # from `cache_ingredients`
-) -> str: # 24 hexadecimal digits
+    ingredients: dict,  # from `cache_ingredients`
+) -> str:  # 24 hexadecimal digits
     "The name of a cache: a digest of its ingredients."
     return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()[:24]
 
 # %% ../../nbs/tokens/03_cache.ipynb #ccad5aff
 def missing_bytes(
-    vlp, # a frozen VLP
-    data, # images
-    folder=None, # where caches are kept on disk; None: in memory
-    dtype: torch.dtype = torch.float16, # of the numbers on disk
-    views: int = 1, # V
-    seed: int = 0, # of the augmentation
-    identify: str = "stat", # how an image is known
-) -> int: # bytes
+    vlp,  # a frozen VLP
+    data,  # images
+    folder=None,  # where caches are kept on disk; None: in memory
+    dtype: torch.dtype = torch.float16,  # of the numbers on disk
+    views: int = 1,  # V
+    seed: int = 0,  # of the augmentation
+    identify: str = "stat",  # how an image is known
+) -> int:  # bytes
     "How much room `cache_tokens` would still take with the same arguments."
-    if not len(data): return 0
-    if folder is None: return cache_size(vlp, len(data), torch.float32, views)
+    if not len(data):
+        return 0
+    if folder is None:
+        return cache_size(vlp, len(data), torch.float32, views)
     images = ImageViews(data, vlp.preprocess, views, Augmentation(vlp.preprocess, seed) if views > 1 else None)
-    numbers = Path(folder)/f"tokens-{cache_key(cache_ingredients(vlp, images, dtype, identify))}"/"tokens.bin"
+    numbers = Path(folder) / f"tokens-{cache_key(cache_ingredients(vlp, images, dtype, identify))}" / "tokens.bin"
     return max(0, cache_size(vlp, len(data), dtype, views) - (numbers.stat().st_size if numbers.exists() else 0))
 
 # %% ../../nbs/tokens/03_cache.ipynb #5b3f9609
 def check_meta(
-    folder: Path, # a cache's own folder
-    ingredients: dict, # of the cache that is wanted
-    shape: tuple, # of the tokens that are wanted
+    folder: Path,  # a cache's own folder
+    ingredients: dict,  # of the cache that is wanted
+    shape: tuple,  # of the tokens that are wanted
 ):
     "Compare meta.json with what is wanted, or write it; raises `QKSError` where another cache lies there."
-    path, wanted = folder/"meta.json", {**ingredients, "shape": list(shape)}
+    path = folder / "meta.json"
+    wanted = {**ingredients, "shape": list(shape)}
     if not path.exists():
-        (folder/"finished.txt").unlink(missing_ok=True)                           # numbers that nobody vouches for do not count
-        return write_whole(path, json.dumps(wanted, indent=1) + "\n")
-    try: found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError): found = None
-    if found == wanted: return
-    differs = ", ".join(name for name in wanted if found.get(name) != wanted[name]) if isinstance(found, dict) else "it cannot be read"
+        (folder / "finished.txt").unlink(missing_ok=True)  # numbers that nobody vouches for do not count
+        return write_atomic(path, json.dumps(wanted, indent=1) + "\n")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        found = None
+    if found == wanted:
+        return
+    differs = (
+        ", ".join(name for name in wanted if found.get(name) != wanted[name])
+        if isinstance(found, dict)
+        else "it cannot be read"
+    )
     raise QKSError(f"{path} is not that of the token cache wanted here ({differs}): delete the folder, or name another")
 
 # %% ../../nbs/tokens/03_cache.ipynb #7f55e76e
 def check_room(
-    folder, # where it will be written; None: in memory
-    n_bytes: int, # still to be written
+    folder,  # where it will be written; None: in memory
+    n_bytes: int,  # still to be written
 ):
     "Compare what will be kept with the free space or memory; raises `QKSError` naming both."
     if folder is None:
-        if n_bytes <= (free := available_memory()): return
-        raise QKSError(f"the tokens need {n_bytes/1e9:,.2f} GB of memory, but {free/1e9:,.2f} GB are available: keep them on disk in a cache folder "
-                       "(--cache FOLDER on the command line; in Python folder= of cache_tokens, cache= of load_benchmark)")
+        if n_bytes <= (free := available_memory()):
+            return
+        raise QKSError(
+            f"the tokens need {n_bytes / 1e9:,.2f} GB of memory, but {free / 1e9:,.2f} GB are available: keep them on disk in a cache folder "
+            "(--cache FOLDER on the command line; in Python folder= of cache_tokens, cache= of load_training_data)"
+        )
     there = next((path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists()), None)
-    if there is None: raise QKSError(f"the token cache cannot be kept in {folder}: there is no such drive")
+    if there is None:
+        raise QKSError(f"the token cache cannot be kept in {folder}: there is no such drive")
     if n_bytes > (free := shutil.disk_usage(there).free):
-        raise QKSError(f"the token cache needs {n_bytes/1e9:,.2f} GB more in {folder}, but {free/1e9:,.2f} GB are free: make room, or name a folder on a larger disk")
+        raise QKSError(
+            f"the token cache needs {n_bytes / 1e9:,.2f} GB more in {folder}, but {free / 1e9:,.2f} GB are free: make room, or name a folder on a larger disk"
+        )
 
 # %% ../../nbs/tokens/03_cache.ipynb #d7c10c57
 @worker_errors()
 def fill(
-    file: BatchFile, # the file; what is finished in it stays
-    vlp, # a frozen VLP
-    images: ImageViews, # its items
-    batch_size: int, # items per forward pass
-    workers: int, # processes that read images
+    file: BatchFile,  # the file; what is finished in it stays
+    vlp,  # a frozen VLP
+    images: ImageViews,  # its items
+    batch_size: int,  # items per forward pass
+    workers: int,  # processes that read images
 ):
     "Compute and write every batch that is missing; raises `QKSError` for an image, a number or a disk that does not let it."
     batches = missing_batches(finished := read_batches(file.record), len(images), batch_size)
-    done, description = sum(stop - start for start, stop, *_ in finished), f"Caching image tokens ({file.n_bytes/1e9:.2f} GB)"
+    done = sum(stop - start for start, stop, *_ in finished)
+    description = f"Caching image tokens ({file.n_bytes / 1e9:.2f} GB)"
     for batch, pixels in zip(progress(batches, description), load_batches(images, batches, workers)):
-        tokens = vlp.image_tokens(pixels).to(file.dtype)                                       # [b, N, D]
+        tokens = vlp.image_tokens(pixels).to(file.dtype)  # [b, N, D]
         if not tokens.isfinite().all():
-            raise QKSError(f"the tokens of {images.data.path(batch[0]//images.views)} or one of the {len(batch) - 1} items after it are not finite in "
-                           f"{DTYPES[file.dtype]}: use dtype=torch.bfloat16 (--cache-dtype bf16 on the command line), or check the VLP's weights")
-        try: file.write(batch[0], tokens.cpu())
+            raise QKSError(
+                f"the tokens of {images.data.path(batch[0] // images.views)} or one of the {len(batch) - 1} items after it are not finite in "
+                f"{DTYPES[file.dtype]}: use dtype=torch.bfloat16 (--cache-dtype bf16 on the command line), or check the VLP's weights"
+            )
+        try:
+            file.write(batch[0], tokens.cpu())
         except OSError as error:
-            raise QKSError(f"{error.filename or file.numbers} cannot be written ({error.strerror}); {done:,} of {len(images):,} items are finished "
-                           "and kept: make room, or mend the disk, and run again") from error
+            raise QKSError(
+                f"{error.filename or file.numbers} cannot be written ({error.strerror}); {done:,} of {len(images):,} items are finished "
+                "and kept: make room, or mend the disk, and run again"
+            ) from error
         done += len(batch)
 
 # %% ../../nbs/tokens/03_cache.ipynb #ab448cf7
-LOCK_SECONDS = 10 # how long to wait for a lock; a killed process's workers leave within about 5 s
+LOCK_SECONDS = 10  # how long to wait for a lock; a killed process's workers leave within about 5 s
+
 
 def open_cache(
-    folder: Path, # where caches are kept
-    vlp, # a frozen VLP
-    images: ImageViews, # what to cache
-    batch_size: int, # items per forward pass
-    workers: int, # processes that read images
-    dtype: torch.dtype, # of the numbers on disk
-    identify: str, # how an image is known
-    verify: bool, # read every batch and compare its digest
-) -> BatchFile: # complete
+    folder: Path,  # where caches are kept
+    vlp,  # a frozen VLP
+    images: ImageViews,  # what to cache
+    batch_size: int,  # items per forward pass
+    workers: int,  # processes that read images
+    dtype: torch.dtype,  # of the numbers on disk
+    identify: str,  # how an image is known
+    verify: bool,  # read every batch and compare its digest
+) -> BatchFile:  # complete
     "Find the cache of these images, and compute what it lacks; raises `QKSError` where that is not possible."
-    shape, ingredients = cache_shape(vlp, len(images)), cache_ingredients(vlp, images, dtype, identify)
-    place = Path(folder)/f"tokens-{cache_key(ingredients)}"
+    shape = cache_shape(vlp, len(images))
+    ingredients = cache_ingredients(vlp, images, dtype, identify)
+    place = Path(folder) / f"tokens-{cache_key(ingredients)}"
     file = BatchFile(place, shape, dtype, image_marks(images.data, identify))
     try:
         place.mkdir(parents=True, exist_ok=True)
-        if (place/"meta.json").exists() and file.is_untouched():                              # the usual case needs no lock
+        if (place / "meta.json").exists() and file.is_untouched():  # the usual case needs no lock
             check_meta(place, ingredients, shape)
-            if not missing_batches(sound_batches(file, verify), len(images), batch_size): return file
+            if not missing_batches(sound_batches(file, verify), len(images), batch_size):
+                return file
         # not complete, touched, or something is wrong
-        with FileLock(place/"lock", timeout=LOCK_SECONDS):
+        with FileLock(place / "lock", timeout=LOCK_SECONDS):
             check_meta(place, ingredients, shape)
             file.numbers.touch()
-            finished, sound = read_batches(file.record), sound_batches(file, verify=True)               # about to write: everything is read
-            if finished != sound: warnings.warn(f"{len(finished) - len(sound)} of {len(finished)} batches in {place} are cut off, damaged, or of images that changed: they are computed again", stacklevel=3)
+            finished = read_batches(file.record)
+            sound = sound_batches(file, verify=True)  # about to write: everything is read
+            if finished != sound:
+                warnings.warn(
+                    f"{len(finished) - len(sound)} of {len(finished)} batches in {place} are cut off, damaged, or of images that changed: they are computed again",
+                    stacklevel=3,
+                )
             file.keep(sound)
             check_room(place, file.n_bytes - min(file.size, file.n_bytes))
             fill(file, vlp, images, batch_size, workers)
-            if file.size > file.n_bytes: os.truncate(file.numbers, file.n_bytes)
-            write_whole(file.complete, file.mark)
+            if file.size > file.n_bytes:
+                os.truncate(file.numbers, file.n_bytes)
+            write_atomic(file.complete, file.mark)
     except Timeout as error:
-        raise QKSError(f"another process is writing the token cache {place}: wait until it is done, or name another folder") from error
+        raise QKSError(
+            f"another process is writing the token cache {place}: wait until it is done, or name another folder"
+        ) from error
     except OSError as error:
-        raise QKSError(f"{error.filename or place} cannot be used as a token cache ({error.strerror or error}): check the path, its permissions and free space") from error
+        raise QKSError(
+            f"{error.filename or place} cannot be used as a token cache ({error.strerror or error}): check the path, its permissions and free space"
+        ) from error
     return file
 
 # %% ../../nbs/tokens/03_cache.ipynb #622fabd2
 @worker_errors()
 def cache_tokens(
-    vlp, # a frozen VLP
-    data, # n images: anything with a length and path(index), such as LabelledImages
-    batch_size: int = 64, # images per forward pass
-    workers: int = 0, # processes that read and preprocess images beside this one
-    folder=None, # where caches are kept on disk; None: in memory
-    dtype: torch.dtype = torch.float16, # of the numbers on disk: torch.float16, torch.bfloat16 or torch.float32; in memory it is always float32
-    views: int = 1, # V; 1: the plain preprocessing; more: so many augmented views of each image
-    seed: int = 0, # of the augmentation
-    identify: str = "stat", # how an image is known: "stat" (path, size, time of change) or "content" (its bytes)
-    verify: bool = False, # compare the digest of every batch on disk; otherwise of eight
-): # tokens [n, N, D], or [n, V, N, D]: a tensor; from a folder `DiskTokens`, whose rows are read when they are asked for
+    vlp,  # a frozen VLP
+    data,  # n images: anything with a length and path(index), such as LabelledImages
+    batch_size: int = 64,  # images per forward pass
+    workers: int = 0,  # processes that read and preprocess images beside this one
+    folder=None,  # where caches are kept on disk; None: in memory
+    dtype: torch.dtype = torch.float16,  # of the numbers on disk: torch.float16, torch.bfloat16 or torch.float32; in memory it is always float32
+    views: int = 1,  # V; 1: the plain preprocessing; more: so many augmented views of each image
+    seed: int = 0,  # of the augmentation
+    identify: str = "stat",  # how an image is known: "stat" (path, size, time of change) or "content" (its bytes)
+    verify: bool = False,  # compare the digest of every batch on disk; otherwise of eight
+):  # tokens [n, N, D], or [n, V, N, D]: a tensor; from a folder `DiskTokens`, whose rows are read when they are asked for
     "Run the VLP over every image once; raises `QKSError` for an image that cannot be read, a disk or a memory that is too small."
-    if not len(data): raise QKSError(f"there is no image in this split of {getattr(data, 'root', 'the data')}: nothing to cache")
-    batch_size, views = check_count("batch_size", batch_size), check_count("views", views)
+    if not len(data):
+        raise QKSError(f"there is no image in this split of {getattr(data, 'root', 'the data')}: nothing to cache")
+    batch_size = check_count("batch_size", batch_size)
+    views = check_count("views", views)
     images = ImageViews(data, vlp.preprocess, views, Augmentation(vlp.preprocess, seed) if views > 1 else None)
     if folder is not None:
-        cache_size(vlp, len(data), dtype, views)                                               # refuses a dtype that no cache has
+        cache_size(vlp, len(data), dtype, views)  # refuses a dtype that no cache has
         return open_cache(folder, vlp, images, batch_size, workers, dtype, identify, verify).tensor(views)
     check_room(None, cache_size(vlp, len(data), torch.float32, views))
-    batches, cached = missing_batches([], len(images), batch_size), None
+    batches = missing_batches([], len(images), batch_size)
+    cached = None
     for batch, pixels in zip(progress(batches, "Caching image tokens"), load_batches(images, batches, workers)):
-        tokens = vlp.image_tokens(pixels).cpu()                                                # [B, N, D]
-        if cached is None: cached = torch.empty(len(images), *tokens.shape[1:])                # [n·V, N, D]
-        cached[batch.start:batch.stop] = tokens
+        tokens = vlp.image_tokens(pixels).cpu()  # [B, N, D]
+        if cached is None:
+            cached = torch.empty(len(images), *tokens.shape[1:])  # [n·V, N, D]
+        cached[batch.start : batch.stop] = tokens
     return cached.unflatten(0, (len(data), views)) if views > 1 else cached
 
 # %% ../../nbs/tokens/03_cache.ipynb #d5f47d85
 def list_caches(
-    folder, # where caches are kept
-) -> list: # of dictionaries: name, images, views, dtype, vlp, GB, finished (a fraction)
+    folder,  # where caches are kept
+) -> list:  # of dictionaries: name, images, views, dtype, vlp, GB, finished (a fraction)
     "What the token caches in a folder hold, so that one can see which to delete."
     rows = []
     for path in sorted(Path(folder).glob("tokens-*/meta.json")):
-        try: meta = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, OSError, TypeError): meta = {}
-        size = (path.with_name("tokens.bin").stat().st_size if path.with_name("tokens.bin").exists() else 0)/1e9
+        try:
+            meta = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, OSError, TypeError):
+            meta = {}
+        size = (path.with_name("tokens.bin").stat().st_size if path.with_name("tokens.bin").exists() else 0) / 1e9
         done = sum(stop - start for start, stop, *_ in read_batches(path.with_name("finished.txt")))
-        rows.append({"name": path.parent.name, **{name: meta.get(name) for name in ("images", "views", "dtype", "vlp")},
-                     "GB": size, "finished": done/max(1, (meta.get("images") or 0)*(meta.get("views") or 1))})
+        rows.append(
+            {
+                "name": path.parent.name,
+                **{name: meta.get(name) for name in ("images", "views", "dtype", "vlp")},
+                "GB": size,
+                "finished": done / max(1, (meta.get("images") or 0) * (meta.get("views") or 1)),
+            }
+        )
     return rows

@@ -21,44 +21,55 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core import QKSError, progress, write_whole
+from ..core import QKSError, progress, write_atomic
 
 # %% ../../nbs/tokens/02_store.ipynb #7d0fbffc
 def write_flushed(
-    path: Path, # an existing file, where there is a place
-    data, # bytes, or an array of them
-    place: int = None, # the first byte written over; None: at the end
+    path: Path,  # an existing file, where there is a place
+    data,  # bytes, or an array of them
+    place: int = None,  # the first byte written over; None: at the end
 ):
     "Write bytes and return when they are on the disk; a nearly full disk takes a part of them and then raises OSError."
     with open(path, "ab" if place is None else "r+b", buffering=0) as file:
-        if place is not None: file.seek(place)
+        if place is not None:
+            file.seek(place)
         rest = memoryview(data)
-        while rest: rest = rest[file.write(rest):]
+        while rest:
+            rest = rest[file.write(rest) :]
         os.fsync(file.fileno())
 
 # %% ../../nbs/tokens/02_store.ipynb #aafb942e
 def batch_line(
-    start: int, # first item
-    stop: int, # the item after the last
-    digest: str, # of the batch's bytes, 32 hexadecimal digits
-    source: str, # of its images' marks, 32 hexadecimal digits
-) -> str: # one line of finished.txt
+    start: int,  # first item
+    stop: int,  # the item after the last
+    digest: str,  # of the batch's bytes, 32 hexadecimal digits
+    source: str,  # of its images' marks, 32 hexadecimal digits
+) -> str:  # one line of finished.txt
     "The record of one finished batch, with a checksum of itself."
     line = f"{start} {stop} {digest} {source}"
     return f"{line} {zlib.crc32(line.encode()):08x}\n"
 
 # %% ../../nbs/tokens/02_store.ipynb #4ead8e4c
 def read_batches(
-    path: Path, # finished.txt
-) -> list: # (start, stop, digest, source) of every finished batch, sorted
+    path: Path,  # finished.txt
+) -> list:  # (start, stop, digest, source) of every finished batch, sorted
     "Read the record of finished batches; lines that are torn or changed, or that overlap an earlier one, do not count."
-    if not path.is_file(): return []
+    if not path.is_file():
+        return []
     lines = path.read_bytes().decode("ascii", errors="replace").splitlines(keepends=True)
-    parts = [line.split(" ") for line in lines if re.fullmatch(r"\d{1,15} \d{1,15} [0-9a-f]{32} [0-9a-f]{32} [0-9a-f]{8}\n", line)]
-    found = sorted((int(part[0]), int(part[1]), *part[2:4]) for part in parts if batch_line(*part[:4]) == " ".join(part))
-    batches, end = [], 0
+    parts = [
+        line.split(" ")
+        for line in lines
+        if re.fullmatch(r"\d{1,15} \d{1,15} [0-9a-f]{32} [0-9a-f]{32} [0-9a-f]{8}\n", line)
+    ]
+    found = sorted(
+        (int(part[0]), int(part[1]), *part[2:4]) for part in parts if batch_line(*part[:4]) == " ".join(part)
+    )
+    batches = []
+    end = 0
     for batch in found:
-        if not end <= batch[0] < batch[1]: continue
+        if not end <= batch[0] < batch[1]:
+            continue
         batches.append(batch)
         end = batch[1]
     return batches
@@ -66,137 +77,210 @@ def read_batches(
 # %% ../../nbs/tokens/02_store.ipynb #f729b1af
 class OpenFile:
     "A file that stays open while somebody may read it; in another process it is opened anew."
+
     def __init__(self, path: Path):
-        self.path, self.descriptor = path, os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self.path = path
+        self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         self.lock = threading.Lock()
         weakref.finalize(self, os.close, self.descriptor)
 
-    def __reduce__(self): return OpenFile, (self.path,)
+    def __reduce__(self):
+        return OpenFile, (self.path,)
 
-    def fill(self, into: memoryview, place: int): # raises OSError where the disk fails or the file has ended
+    def fill(self, into: memoryview, place: int):  # raises OSError where the disk fails or the file has ended
         while into:
-            try: count = os.preadv(self.descriptor, [into], place) if hasattr(os, "preadv") else self._seek(into, place)
-            except OSError as error: raise OSError(error.errno, error.strerror, str(self.path)) from error
-            if not count: raise OSError(errno.EIO, f"the file ends at byte {place:,}", str(self.path))
-            into, place = into[count:], place + count
+            try:
+                count = os.preadv(self.descriptor, [into], place) if hasattr(os, "preadv") else self._seek(into, place)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self.path)) from error
+            if not count:
+                raise OSError(errno.EIO, f"the file ends at byte {place:,}", str(self.path))
+            into = into[count:]
+            place = place + count
 
     def _seek(self, into, place):
         with self.lock:
             os.lseek(self.descriptor, place, os.SEEK_SET)
             found = os.read(self.descriptor, len(into))
-        into[:len(found)] = found
+        into[: len(found)] = found
         return len(found)
 
 # %% ../../nbs/tokens/02_store.ipynb #dfa4cf8a
-AT_ONCE = 1024 # ours: items read before they are converted or moved; 0.3 GB for a ViT-B/16
+AT_ONCE = 1024  # ours: items read before they are converted or moved; 0.3 GB for a ViT-B/16
+
 
 class DiskTokens:
     "Tokens in a file, [items, N, D] or [n, V, N, D], read when they are asked for; raises OSError where they cannot be read."
-    def __init__(self, file: OpenFile, shape: tuple, dtype: torch.dtype, offset: int = 0): # offset: bytes before them
-        self.file, self.shape, self.dtype, self.offset = file, torch.Size(shape), dtype, offset
-        self.ndim, self.nbytes, self.device = len(shape), math.prod(shape)*dtype.itemsize, torch.device("cpu")
 
-    def __len__(self): return self.shape[0]
+    def __init__(self, file: OpenFile, shape: tuple, dtype: torch.dtype, offset: int = 0):  # offset: bytes before them
+        self.file = file
+        self.shape = torch.Size(shape)
+        self.dtype = dtype
+        self.offset = offset
+        self.ndim = len(shape)
+        self.nbytes = math.prod(shape) * dtype.itemsize
+        self.device = torch.device("cpu")
 
-    def items(self, rows, axes=1): # numbers of items [*], counted by so many axes -> [*, N, D]
+    def __len__(self):
+        return self.shape[0]
+
+    def items(self, rows, axes=1):  # numbers of items [*], counted by so many axes -> [*, N, D]
         shape = self.shape[axes:]
-        found, size = torch.empty(*rows.shape, *shape, dtype=self.dtype), math.prod(shape)*self.dtype.itemsize
-        into = memoryview(found.flatten().view(torch.uint8).numpy())                           # the same memory
-        for i, row in enumerate(rows.flatten().tolist()): self.file.fill(into[i*size:(i + 1)*size], self.offset + row*size)
+        found = torch.empty(*rows.shape, *shape, dtype=self.dtype)
+        size = math.prod(shape) * self.dtype.itemsize
+        into = memoryview(found.flatten().view(torch.uint8).numpy())  # the same memory
+        for i, row in enumerate(rows.flatten().tolist()):
+            self.file.fill(into[i * size : (i + 1) * size], self.offset + row * size)
         return found
 
-    def read(self): return self.items(torch.arange(len(self)))
+    def read(self):
+        return self.items(torch.arange(len(self)))
 
     def __getitem__(self, rows):
         if isinstance(rows, slice) and rows.step in (None, 1):
             start, stop, _ = rows.indices(len(self))
-            return DiskTokens(self.file, (max(0, stop - start), *self.shape[1:]), self.dtype, self.offset + start*math.prod(self.shape[1:])*self.dtype.itemsize)
-        if not isinstance(rows, tuple): return self.items(torch.arange(len(self))[rows])
+            return DiskTokens(
+                self.file,
+                (max(0, stop - start), *self.shape[1:]),
+                self.dtype,
+                self.offset + start * math.prod(self.shape[1:]) * self.dtype.itemsize,
+            )
+        if not isinstance(rows, tuple):
+            return self.items(torch.arange(len(self))[rows])
         if len(rows) == 2 and all(isinstance(part, torch.Tensor) for part in rows):
-            first, second = (torch.arange(size)[part] for size, part in zip(self.shape, rows))            # from 0 on, or IndexError
-            return self.items(first*self.shape[1] + second, 2)
+            first, second = (
+                torch.arange(size)[part] for size, part in zip(self.shape, rows)
+            )  # from 0 on, or IndexError
+            return self.items(first * self.shape[1] + second, 2)
         return self.read()[rows]
 
-    def split(self, size): return [self[start:start + size] for start in range(0, len(self), size)]
+    def split(self, size):
+        return [self[start : start + size] for start in range(0, len(self), size)]
 
-    def to(self, *wanted): # a device or a dtype; a part at a time, so that the whole need not lie here
-        if len(self) <= (step := max(1, AT_ONCE//math.prod(self.shape[1:-2]))): return self.read().to(*wanted) # views count as items
+    def to(self, *wanted):  # a device or a dtype; a part at a time, so that the whole need not lie here
+        if len(self) <= (step := max(1, AT_ONCE // math.prod(self.shape[1:-2]))):
+            return self.read().to(*wanted)  # views count as items
         found = self[:1].read().to(*wanted).new_empty(self.shape)
-        for there, part in zip(found.split(step), self.split(step)): there.copy_(part.read())
+        for there, part in zip(found.split(step), self.split(step)):
+            there.copy_(part.read())
         return found
 
-    def __getattr__(self, name): # whatever else a tensor can do
-        if name.startswith("__") or not hasattr(torch.Tensor, name): raise AttributeError(f"DiskTokens has no {name!r}")
+    def __getattr__(self, name):  # whatever else a tensor can do
+        if name.startswith("__") or not hasattr(torch.Tensor, name):
+            raise AttributeError(f"DiskTokens has no {name!r}")
         return getattr(self.read(), name)
 
     @classmethod
-    def __torch_function__(cls, function, types, args=(), kwargs=None): # torch.equal(tokens, ...) and the like
-        def whole(value): return value.read() if isinstance(value, cls) else [*map(whole, value)] if isinstance(value, (list, tuple)) else value
+    def __torch_function__(cls, function, types, args=(), kwargs=None):  # torch.equal(tokens, ...) and the like
+        def whole(value):
+            return (
+                value.read()
+                if isinstance(value, cls)
+                else [*map(whole, value)]
+                if isinstance(value, (list, tuple))
+                else value
+            )
+
         return function(*map(whole, args), **{name: whole(value) for name, value in (kwargs or {}).items()})
 
 # %% ../../nbs/tokens/02_store.ipynb #27ec18f7
 class BatchFile:
     "The numbers of a cache and the record of its finished batches."
-    def __init__(self,
-        folder: Path, # the cache's own folder
-        shape: tuple, # [items, N, D]
-        dtype: torch.dtype, # of the numbers on disk
-        marks: list, # of the images: a mark for each item, or one for each V items
+
+    def __init__(
+        self,
+        folder: Path,  # the cache's own folder
+        shape: tuple,  # [items, N, D]
+        dtype: torch.dtype,  # of the numbers on disk
+        marks: list,  # of the images: a mark for each item, or one for each V items
     ):
-        self.numbers, self.record, self.complete = folder/"tokens.bin", folder/"finished.txt", folder/"complete.json"
-        self.shape, self.dtype, self.marks, self.views = shape, dtype, marks, shape[0]//len(marks)
-        self.item_bytes = math.prod(shape[1:])*dtype.itemsize
-        self.n_bytes = shape[0]*self.item_bytes
+        self.numbers = folder / "tokens.bin"
+        self.record = folder / "finished.txt"
+        self.complete = folder / "complete.json"
+        self.shape = shape
+        self.dtype = dtype
+        self.marks = marks
+        self.views = shape[0] // len(marks)
+        self.item_bytes = math.prod(shape[1:]) * dtype.itemsize
+        self.n_bytes = shape[0] * self.item_bytes
 
     @property
-    def size(self): return self.numbers.stat().st_size if self.numbers.exists() else 0
+    def size(self):
+        return self.numbers.stat().st_size if self.numbers.exists() else 0
 
     @property
-    def mark(self): return json.dumps({"bytes": self.n_bytes, "mtime_ns": self.numbers.stat().st_mtime_ns})
+    def mark(self):
+        return json.dumps({"bytes": self.n_bytes, "mtime_ns": self.numbers.stat().st_mtime_ns})
 
-    def is_untouched(self): # complete, and the same file as then
-        try: return self.size == self.n_bytes and self.complete.read_text() == self.mark
-        except (OSError, ValueError): return False
+    def is_untouched(self):  # complete, and the same file as then
+        try:
+            return self.size == self.n_bytes and self.complete.read_text() == self.mark
+        except (OSError, ValueError):
+            return False
 
-    def source(self, start, stop): # digest of the marks of the images behind these items
-        return hashlib.blake2b(b"".join(self.marks[start//self.views:(stop - 1)//self.views + 1]), digest_size=16).hexdigest()
+    def source(self, start, stop):  # digest of the marks of the images behind these items
+        return hashlib.blake2b(
+            b"".join(self.marks[start // self.views : (stop - 1) // self.views + 1]), digest_size=16
+        ).hexdigest()
 
-    def digest(self, start, stop): # of the bytes that the file holds for these items
+    def digest(self, start, stop):  # of the bytes that the file holds for these items
         with open(self.numbers, "rb") as file:
-            file.seek(start*self.item_bytes)
-            return hashlib.blake2b(file.read((stop - start)*self.item_bytes), digest_size=16).hexdigest()
+            file.seek(start * self.item_bytes)
+            return hashlib.blake2b(file.read((stop - start) * self.item_bytes), digest_size=16).hexdigest()
 
-    def write(self, start, tokens): # tokens [b, N, D] on the CPU; counts as finished when this returns
+    def write(self, start, tokens):  # tokens [b, N, D] on the CPU; counts as finished when this returns
         raw = tokens.to(self.dtype).contiguous().flatten().view(torch.uint8).numpy()
-        write_flushed(self.numbers, raw, start*self.item_bytes)                   # first the numbers
-        stop, digest = start + len(tokens), hashlib.blake2b(raw, digest_size=16).hexdigest()
-        write_flushed(self.record, batch_line(start, stop, digest, self.source(start, stop)).encode()) # then the word that they are there
+        write_flushed(self.numbers, raw, start * self.item_bytes)  # first the numbers
+        stop = start + len(tokens)
+        digest = hashlib.blake2b(raw, digest_size=16).hexdigest()
+        write_flushed(
+            self.record, batch_line(start, stop, digest, self.source(start, stop)).encode()
+        )  # then the word that they are there
 
-    def keep(self, batches): # only these count from now on
-        write_whole(self.record, "".join(batch_line(*batch) for batch in batches))
+    def keep(self, batches):  # only these count from now on
+        write_atomic(self.record, "".join(batch_line(*batch) for batch in batches))
 
-    def tensor(self, views=1): # DiskTokens [items, N, D], or [n, V, N, D]; raises QKSError where the file is too short
-        if self.size < self.n_bytes: raise QKSError(f"{self.numbers} holds {self.size:,} of {self.n_bytes:,} bytes: compute its tokens again, or copy the file once more")
-        return DiskTokens(OpenFile(self.numbers), self.shape if views == 1 else (self.shape[0]//views, views, *self.shape[1:]), self.dtype)
+    def tensor(self, views=1):  # DiskTokens [items, N, D], or [n, V, N, D]; raises QKSError where the file is too short
+        if self.size < self.n_bytes:
+            raise QKSError(
+                f"{self.numbers} holds {self.size:,} of {self.n_bytes:,} bytes: compute its tokens again, or copy the file once more"
+            )
+        return DiskTokens(
+            OpenFile(self.numbers),
+            self.shape if views == 1 else (self.shape[0] // views, views, *self.shape[1:]),
+            self.dtype,
+        )
 
 # %% ../../nbs/tokens/02_store.ipynb #ea897776
 def sound_batches(
-    file: BatchFile, # the file
-    verify: bool = False, # compare all digests; otherwise eight, spread over the file
-) -> list: # (start, stop, digest, source) of every finished batch that counts
+    file: BatchFile,  # the file
+    verify: bool = False,  # compare all digests; otherwise eight, spread over the file
+) -> list:  # (start, stop, digest, source) of every finished batch that counts
     "Which batches count: their line is whole, their bytes are there, their images unchanged, and their digest right where it is looked at."
-    there = min(file.size, file.n_bytes)//file.item_bytes                         # whole items
-    batches = [batch for batch in read_batches(file.record) if batch[1] <= there and file.source(*batch[:2]) == batch[3]]
-    looked_at = batches if verify or len(batches) <= 8 else [batches[i] for i in np.linspace(0, len(batches) - 1, 8).astype(int)]
-    wrong = {batch for batch in progress(looked_at, "Checking tokens on the disk") if file.digest(*batch[:2]) != batch[2]}
+    there = min(file.size, file.n_bytes) // file.item_bytes  # whole items
+    batches = [
+        batch for batch in read_batches(file.record) if batch[1] <= there and file.source(*batch[:2]) == batch[3]
+    ]
+    looked_at = (
+        batches
+        if verify or len(batches) <= 8
+        else [batches[i] for i in np.linspace(0, len(batches) - 1, 8).astype(int)]
+    )
+    wrong = {
+        batch for batch in progress(looked_at, "Checking tokens on the disk") if file.digest(*batch[:2]) != batch[2]
+    }
     return [batch for batch in batches if batch not in wrong]
 
 # %% ../../nbs/tokens/02_store.ipynb #63a6a938
 def missing_batches(
-    finished: list, # (start, stop, …), sorted, without overlap
-    n_items: int, # all items
-    batch_size: int, # at most so many in a batch
-) -> list: # ranges of items
+    finished: list,  # (start, stop, …), sorted, without overlap
+    n_items: int,  # all items
+    batch_size: int,  # at most so many in a batch
+) -> list:  # ranges of items
     "What is still to be computed, in order."
     edges = [0, *(edge for batch in finished for edge in batch[:2]), n_items]
-    return [range(start, min(start + batch_size, stop)) for begin, stop in zip(edges[::2], edges[1::2]) for start in range(begin, stop, batch_size)]
+    return [
+        range(start, min(start + batch_size, stop))
+        for begin, stop in zip(edges[::2], edges[1::2])
+        for start in range(begin, stop, batch_size)
+    ]

@@ -18,94 +18,118 @@ from ..core import QKSError
 # %% ../../nbs/tokens/04_stream.ipynb #5fc32236
 class ViewSampler:
     "Tokens [n, V, N, D] seen as [n, N, D]: one view an image, drawn anew by `set_epoch`."
-    def __init__(self,
-        tokens, # [n, V, N, D]: a tensor, DiskTokens
-        seed: int = 0, # of the draws
+
+    def __init__(
+        self,
+        tokens,  # [n, V, N, D]: a tensor, DiskTokens
+        seed: int = 0,  # of the draws
     ):
-        if tokens.ndim != 4: raise QKSError(f"tokens of shape {list(tokens.shape)} hold no views: expected [n, V, N, D], as cache_tokens(views=V) gives them")
-        self.tokens, self.seed = tokens, seed
+        if tokens.ndim != 4:
+            raise QKSError(
+                f"tokens of shape {list(tokens.shape)} hold no views: expected [n, V, N, D], as cache_tokens(views=V) gives them"
+            )
+        self.tokens = tokens
+        self.seed = seed
         self.set_epoch(0)
 
-    def set_epoch(self, epoch: int): # any whole number, 0 or more
+    def set_epoch(self, epoch: int):  # any whole number, 0 or more
         draw = np.random.default_rng([self.seed, epoch]).integers(self.tokens.shape[1], size=len(self.tokens))
-        self.view = torch.from_numpy(draw).to(self.device)                                     # [n]
+        self.view = torch.from_numpy(draw).to(self.device)  # [n]
 
-    def __len__(self): return len(self.tokens)
-
-    @property
-    def device(self): return self.tokens.device
+    def __len__(self):
+        return len(self.tokens)
 
     @property
-    def nbytes(self): return self.tokens.nbytes # of all views
+    def device(self):
+        return self.tokens.device
 
-    def to(self, device): return ViewSampler(self.tokens.to(device), self.seed) # all views; the epoch is still to be set
+    @property
+    def nbytes(self):
+        return self.tokens.nbytes  # of all views
 
-    def __getitem__(self, rows): # a tensor, list or slice of image numbers -> [B, N, D]
+    def to(self, device):
+        return ViewSampler(self.tokens.to(device), self.seed)  # all views; the epoch is still to be set
+
+    def __getitem__(self, rows):  # a tensor, list or slice of image numbers -> [B, N, D]
         rows = torch.arange(len(self), device=self.device)[rows]
         return self.tokens[rows, self.view[rows]]
 
 # %% ../../nbs/tokens/04_stream.ipynb #8d031ef2
 def token_digest(
-    tokens, # [n, ...]: a tensor, DiskTokens, a ViewSampler
-    some: int = 8, # rows that are read
-) -> str: # 16 hexadecimal digits; None for tokens that are computed when asked for
+    tokens,  # [n, ...]: a tensor, DiskTokens, a ViewSampler
+    some: int = 8,  # rows that are read
+) -> str:  # 16 hexadecimal digits; None for tokens that are computed when asked for
     "Digest of a few rows, by which a run knows its tokens again; it draws no random numbers."
-    if isinstance(tokens, ViewSampler): return f"{token_digest(tokens.tokens, some)}, seed {tokens.seed}"
-    if not hasattr(tokens, "nbytes"): return None
-    rows = torch.arange(some)*(len(tokens) - 1)//max(some - 1, 1)                          # fewer rows than that: some of them twice
+    if isinstance(tokens, ViewSampler):
+        return f"{token_digest(tokens.tokens, some)}, seed {tokens.seed}"
+    if not hasattr(tokens, "nbytes"):
+        return None
+    rows = torch.arange(some) * (len(tokens) - 1) // max(some - 1, 1)  # fewer rows than that: some of them twice
     read = tokens[rows.to(tokens.device)].cpu().float().numpy()
     return hashlib.blake2b(f"{list(tokens.shape)}".encode() + read.tobytes(), digest_size=8).hexdigest()
 
 # %% ../../nbs/tokens/04_stream.ipynb #a5e758ef
 def to_device_if_it_fits(
-    tokens, # a tensor, DiskTokens
-    device, # where the head trains
-    step: int = 0, # bytes that training takes there beside the tokens
-    spare: int = 4_000_000_000, # bytes that stay free there besides, for the judge; ours
-): # a tensor on the device, or the tokens as they were
+    tokens,  # a tensor, DiskTokens
+    device,  # where the head trains
+    step: int = 0,  # bytes that training takes there beside the tokens
+    spare: int = 4_000_000_000,  # bytes that stay free there besides, for the judge; ours
+):  # a tensor on the device, or the tokens as they were
     "Move tokens to a CUDA device where its free memory holds them; elsewhere they stay where they are."
     device = torch.device(device)
-    if device.type != "cuda": return tokens
-    torch.cuda.empty_cache()                                                               # else the tokens of an earlier training still count as taken
+    if device.type != "cuda":
+        return tokens
+    torch.cuda.empty_cache()  # else the tokens of an earlier training still count as taken
     return tokens.to(device) if tokens.nbytes + step + spare <= torch.cuda.mem_get_info(device)[0] else tokens
 
 # %% ../../nbs/tokens/04_stream.ipynb #076f7174
 def stream(
-    tokens, # [n, N, D]: a tensor, DiskTokens, a ViewSampler, LiveTokens
-    batches, # batches of image numbers
-    ahead: int = 2, # batches read before they are asked for; 0: none
-    pin: bool = False, # put them where a GPU can fetch them by itself
+    tokens,  # [n, N, D]: a tensor, DiskTokens, a ViewSampler, LiveTokens
+    batches,  # batches of image numbers
+    ahead: int = 2,  # batches read before they are asked for; 0: none
+    pin: bool = False,  # put them where a GPU can fetch them by itself
 ):
     "Yield tokens[rows] for each batch of rows, read by a thread beside the caller's work; what fails there is raised here."
-    if hasattr(tokens, "stream"): yield from tokens.stream(batches)
-    elif ahead == 0: yield from (tokens[rows] for rows in batches)
+    if hasattr(tokens, "stream"):
+        yield from tokens.stream(batches)
+    elif ahead == 0:
+        yield from (tokens[rows] for rows in batches)
     else:
         waiting = deque()
-        def read(rows): return tokens[rows].pin_memory() if pin else tokens[rows]
+
+        def read(rows):
+            return tokens[rows].pin_memory() if pin else tokens[rows]
+
         with ThreadPoolExecutor(1) as reader:
             for rows in batches:
                 waiting.append(reader.submit(read, rows))
-                if len(waiting) > ahead: yield waiting.popleft().result()
-            while waiting: yield waiting.popleft().result()
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
 
 # %% ../../nbs/tokens/04_stream.ipynb #f6814b6d
-AHEAD = 2 # ours: batches that a device has waiting
+AHEAD = 2  # ours: batches that a device has waiting
+
 
 def read_ahead(
-    tokens, # as for `stream`
-    batches, # batches of image numbers
-    device, # where the head computes
+    tokens,  # as for `stream`
+    batches,  # batches of image numbers
+    device,  # where the head computes
 ):
     "`stream`, ahead of a device; not on the processor, where a thread that reads would only take turns with the head, nor where the tokens are on the device already."
-    there, device = getattr(tokens, "device", None), torch.device(device)
-    if device.type == "cpu" or (there is not None and torch.device(there).type == device.type): return stream(tokens, batches, 0)
+    there = getattr(tokens, "device", None)
+    device = torch.device(device)
+    if device.type == "cpu" or (there is not None and torch.device(there).type == device.type):
+        return stream(tokens, batches, 0)
     return stream(tokens, batches, AHEAD, pin=device.type == "cuda")
 
 # %% ../../nbs/tokens/04_stream.ipynb #f6814b6f
 def send(
-    numbers: torch.Tensor, # a batch, wherever it lies
-    device, # where the head computes
-) -> torch.Tensor: # there
+    numbers: torch.Tensor,  # a batch, wherever it lies
+    device,  # where the head computes
+) -> torch.Tensor:  # there
     "A batch on its way to the head; a GPU fetches it by itself."
-    if torch.device(device).type != "cuda" or numbers.device.type != "cpu": return numbers.to(device)
+    if torch.device(device).type != "cuda" or numbers.device.type != "cpu":
+        return numbers.to(device)
     return (numbers if numbers.is_pinned() else numbers.pin_memory()).to(device, non_blocking=True)

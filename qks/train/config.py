@@ -21,81 +21,114 @@ from ..model.losses import AsymmetricLoss, bce_loss, ranking_loss
 LOSSES = {"asl": AsymmetricLoss(), "bce": bce_loss, "ranking": ranking_loss}
 
 # %% ../../nbs/train/01_config.ipynb #53393429
-CHOICES = {"loss": tuple(LOSSES), "schedule": ("plateau", "cosine"), "selection": ("seen", "official"), "precision": tuple(PRECISIONS)}
+CHOICES = {
+    "loss": tuple(LOSSES),
+    "schedule": ("plateau", "cosine"),
+    "selection": ("seen", "official"),
+    "precision": tuple(PRECISIONS),
+}
+
 
 @dataclass(frozen=True)
 class TrainConfig:
     "How to train a head; the defaults are the paper's for NUS-WIDE, but for `selection`."
-    epochs: int = 60 # the authors' maximum
-    batch_size: int = 64 # the authors'; images a step, over all devices and parts
-    lr: float = 1e-5 # the authors'
-    weight_decay: float = 1e-4 # the authors', on all weights
-    loss: str = "asl" # "asl" (the paper on NUS-WIDE), "bce" (on Open Images), "ranking" (what earlier work used)
-    schedule: str = "plateau" # "plateau" (the authors': patience 1, factor 0.1) or "cosine" (ours, to zero)
-    selection: str = "seen" # best epoch by seen labels of a held-out split (ours), or "official": by unseen test labels
-    topk: tuple = (3, 5) # the authors' for NUS-WIDE; (10, 20) for Open Images
-    seed: int = 0 # of batches and dropout; the authors' 0
-    precision: str = "fp32" # "fp32" (the authors'), "bf16", or "fp16" on a GPU
-    accumulate: int = 1 # parts that a device computes its share of a batch in
-    clip: float = 0. # longest gradient, as a norm over all weights; 0: as long as it is
-    ema: float = 0. # decay a step of the averaged weights, such as 0.999; 0: no average
-    warmup: int = None # steps that the cosine rises; None: one epoch, at most 100
-    fused: bool = False # AdamW in one kernel
-    compile: bool = False # torch.compile
+
+    epochs: int = 60  # the authors' maximum
+    batch_size: int = 64  # the authors'; images a step, over all devices and parts
+    lr: float = 1e-5  # the authors'
+    weight_decay: float = 1e-4  # the authors', on all weights
+    loss: str = "asl"  # "asl" (the paper on NUS-WIDE), "bce" (on Open Images), "ranking" (what earlier work used)
+    schedule: str = "plateau"  # "plateau" (the authors': patience 1, factor 0.1) or "cosine" (ours, to zero)
+    selection: str = (
+        "seen"  # best epoch by seen labels of a held-out split (ours), or "official": by unseen test labels
+    )
+    topk: tuple = (3, 5)  # the authors' for NUS-WIDE; (10, 20) for Open Images
+    seed: int = 0  # of batches and dropout; the authors' 0
+    precision: str = "fp32"  # "fp32" (the authors'), "bf16", or "fp16" on a GPU
+    accumulate: int = 1  # parts that a device computes its share of a batch in
+    clip: float = 0.0  # longest gradient, as a norm over all weights; 0: as long as it is
+    ema: float = 0.0  # decay a step of the averaged weights, such as 0.999; 0: no average
+    warmup: int = None  # steps that the cosine rises; None: one epoch, at most 100
+    fused: bool = False  # AdamW in one kernel
+    compile: bool = False  # torch.compile
 
     def __post_init__(self):
         for name, known in CHOICES.items():
-            if getattr(self, name) not in known: raise QKSError(f"{name} {getattr(self, name)!r} is unknown: give one of {', '.join(known)}")
-        for name in ("epochs", "batch_size", "accumulate"): check_count(name, getattr(self, name))
-        if check_count("seed", self.seed, least=0) >= 2**63: raise QKSError(f"seed is {self.seed}: give a smaller one, below 2^63")
-        if not 0 <= self.weight_decay < math.inf: raise QKSError(f"weight_decay is {self.weight_decay}: give 0 or more")
-        if not 0 < self.lr < math.inf: raise QKSError(f"lr is {self.lr}: it must be above 0")
-        if not 0 <= self.clip < math.inf: raise QKSError(f"clip is {self.clip}: give a norm above 0, or 0 for no limit")
-        if not 0 <= self.ema < 1: raise QKSError(f"ema is {self.ema}: give a decay below 1, such as 0.999, or 0 for no average")
+            if getattr(self, name) not in known:
+                raise QKSError(f"{name} {getattr(self, name)!r} is unknown: give one of {', '.join(known)}")
+        for name in ("epochs", "batch_size", "accumulate"):
+            check_count(name, getattr(self, name))
+        if check_count("seed", self.seed, least=0) >= 2**63:
+            raise QKSError(f"seed is {self.seed}: give a smaller one, below 2^63")
+        if not 0 <= self.weight_decay < math.inf:
+            raise QKSError(f"weight_decay is {self.weight_decay}: give 0 or more")
+        if not 0 < self.lr < math.inf:
+            raise QKSError(f"lr is {self.lr}: it must be above 0")
+        if not 0 <= self.clip < math.inf:
+            raise QKSError(f"clip is {self.clip}: give a norm above 0, or 0 for no limit")
+        if not 0 <= self.ema < 1:
+            raise QKSError(f"ema is {self.ema}: give a decay below 1, such as 0.999, or 0 for no average")
         if self.warmup is not None:
             check_count("warmup", self.warmup)
-            if self.schedule != "cosine": raise QKSError(f"warmup belongs to the cosine schedule, and the schedule is {self.schedule!r}: choose one")
-        if not self.topk: raise QKSError("topk is empty: give whole numbers such as (3, 5)")
-        for k in self.topk: check_count("k of topk", k)
+            if self.schedule != "cosine":
+                raise QKSError(
+                    f"warmup belongs to the cosine schedule, and the schedule is {self.schedule!r}: choose one"
+                )
+        if not self.topk:
+            raise QKSError("topk is empty: give whole numbers such as (3, 5)")
+        for k in self.topk:
+            check_count("k of topk", k)
 
 # %% ../../nbs/train/01_config.ipynb #8611b477
 def make_optimizer(
-    weights, # the parameters to train
-    config: TrainConfig, # lr, weight decay, fused
+    weights,  # the parameters to train
+    config: TrainConfig,  # lr, weight decay, fused
 ) -> torch.optim.AdamW:
     "AdamW; raises `QKSError` where a fused one is asked for and the device has none."
-    try: return torch.optim.AdamW(weights, lr=config.lr, weight_decay=config.weight_decay, fused=config.fused or None)
+    try:
+        return torch.optim.AdamW(weights, lr=config.lr, weight_decay=config.weight_decay, fused=config.fused or None)
     except RuntimeError as error:
-        raise QKSError(f"a fused AdamW is not possible here ({str(error).splitlines()[0][:100]}): leave fused out") from error
+        raise QKSError(
+            f"a fused AdamW is not possible here ({str(error).splitlines()[0][:100]}): leave fused out"
+        ) from error
 
 # %% ../../nbs/train/01_config.ipynb #704f9160
 def make_schedule(optimizer, config: TrainConfig, steps_per_epoch: int):
     "The learning-rate schedule: stepped once an epoch with the score (plateau), or once a step (cosine)."
     if config.schedule == "plateau":
         return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", patience=1, factor=0.1)
-    total, warmup = config.epochs*steps_per_epoch, config.warmup or min(100, steps_per_epoch)
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1)/warmup)*0.5*(1 + math.cos(math.pi*min(1, step/total))))
+    total = config.epochs * steps_per_epoch
+    warmup = config.warmup or min(100, steps_per_epoch)
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * min(1, step / total)))
+    )
 
 # %% ../../nbs/train/01_config.ipynb #cc56de0e
 def check_trackers(
-    names, # of accelerate's trackers
+    names,  # of accelerate's trackers
 ):
     "Raise `QKSError` for a tracker that is unknown or not installed."
     there = sorted(str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers())
     for name in names:
-        if name not in LOGGER_TYPE_TO_CLASS: raise QKSError(f"tracker {name!r} is not known: give one of {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}")
-        if name not in there: raise QKSError(f"tracker {name!r} is not installed: install it, or leave it out; CSV files are always written")
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise QKSError(f"tracker {name!r} is not known: give one of {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}")
+        if name not in there:
+            raise QKSError(
+                f"tracker {name!r} is not installed: install it, or leave it out; CSV files are always written"
+            )
 
 # %% ../../nbs/train/01_config.ipynb #505d07be
 @dataclass(frozen=True)
 class RunConfig:
     "Where a run is kept and how often it is written down; all defaults are ours."
-    folder: Path # checkpoints and logs; a folder that holds a run of the same configuration is gone on with
-    keep: int = 2 # last checkpoints that stay, besides the best
-    save_steps: int = None # a checkpoint every so many steps, besides one an epoch; None: one an epoch
-    log_steps: int = 50 # a line of steps.csv every so many steps
-    log_with: tuple = () # trackers of accelerate, such as ("tensorboard",), besides CSV
+
+    folder: Path  # checkpoints and logs; a folder that holds a run of the same configuration is gone on with
+    keep: int = 2  # last checkpoints that stay, besides the best
+    save_steps: int = None  # a checkpoint every so many steps, besides one an epoch; None: one an epoch
+    log_steps: int = 50  # a line of steps.csv every so many steps
+    log_with: tuple = ()  # trackers of accelerate, such as ("tensorboard",), besides CSV
 
     def __post_init__(self):
-        for name in ("keep", "log_steps", *(["save_steps"] if self.save_steps is not None else [])): check_count(name, getattr(self, name))
+        for name in ("keep", "log_steps", *(["save_steps"] if self.save_steps is not None else [])):
+            check_count(name, getattr(self, name))
         check_trackers(self.log_with)

@@ -11,86 +11,126 @@ import errno
 import io
 from pathlib import Path
 
-from ..core import QKSError, write_whole
+from ..core import QKSError, write_atomic
 from .config import RunConfig
 
 # %% ../../nbs/train/05_logs.ipynb #c1444367
 def csv_lines(
-    rows: list, # dictionaries with the same keys
-    header: bool = True, # the keys first
-) -> str: # the lines of a CSV file
+    rows: list,  # dictionaries with the same keys
+    header: bool = True,  # the keys first
+) -> str:  # the lines of a CSV file
     "Rows as CSV."
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
-    if header and rows: writer.writeheader()
+    if header and rows:
+        writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
 
 # %% ../../nbs/train/05_logs.ipynb #94849c1d
 def is_row(
-    line: str, # of a CSV file
-    header: str, # its first line
-    last: int, # the last step that stays
+    line: str,  # of a CSV file
+    header: str,  # its first line
+    last: int,  # the last step that stays
 ) -> bool:
     "Whether a line is whole, has as many entries as the header, all of them numbers, and counts no later step."
     entries = line.split(",")
-    try: return line.endswith("\n") and len([float(entry) for entry in entries]) == len(header.split(",")) and int(entries[0]) <= last
-    except ValueError: return False
+    try:
+        return (
+            line.endswith("\n")
+            and len([float(entry) for entry in entries]) == len(header.split(","))
+            and int(entries[0]) <= last
+        )
+    except ValueError:
+        return False
 
 # %% ../../nbs/train/05_logs.ipynb #ce81b8f5
 def cut_lines(
-    path: Path, # a CSV file whose first column counts steps
-    last: int, # the last step that stays
+    path: Path,  # a CSV file whose first column counts steps
+    last: int,  # the last step that stays
 ):
     "Drop the lines behind a step, and what a kill or a power cut left of a line; without a whole first line nothing stays."
-    if not path.exists(): return
+    if not path.exists():
+        return
     header, *lines = path.read_bytes().decode("utf-8", errors="replace").splitlines(keepends=True) or [""]
-    if not (header.startswith("step,") and header.endswith("\n")): return write_whole(path, "")
-    write_whole(path, "".join([header, *(line for line in lines if is_row(line, header, last))]))
+    if not (header.startswith("step,") and header.endswith("\n")):
+        return write_atomic(path, "")
+    write_atomic(path, "".join([header, *(line for line in lines if is_row(line, header, last))]))
 
 # %% ../../nbs/train/05_logs.ipynb #ca174efb
 class RunLog:
     "The files and trackers of one run; only the first process writes. Raises `QKSError` where a file cannot be written."
-    def __init__(self,
-        run: RunConfig, # where
-        accelerator, # of the run, made with run.log_with
-        config: dict, # what trackers show beside the curves
-        step: int = 0, # where the run goes on
+
+    def __init__(
+        self,
+        run: RunConfig,  # where
+        accelerator,  # of the run, made with run.log_with
+        config: dict,  # what trackers show beside the curves
+        step: int = 0,  # where the run goes on
     ):
-        self.folder, self.accelerator, self.main = Path(run.folder), accelerator, accelerator.is_main_process
-        if not self.main: return
+        self.folder = Path(run.folder)
+        self.accelerator = accelerator
+        self.main = accelerator.is_main_process
+        if not self.main:
+            return
         self._try(self.folder.mkdir, parents=True, exist_ok=True)
-        for part in self.folder.glob(".*.csv.*.part"): self._try(part.unlink)                  # what a kill left of a file
-        self._try(cut_lines, self.folder/"steps.csv", step)
+        for part in self.folder.glob(".*.csv.*.part"):
+            self._try(part.unlink)  # what a kill left of a file
+        self._try(cut_lines, self.folder / "steps.csv", step)
         shown = {name: value if isinstance(value, (int, float, str)) else str(value) for name, value in config.items()}
-        if run.log_with: self._track(accelerator.init_trackers, "qks", shown, {"tensorboard": {"purge_step": step + 1}}) # later events belong to a run that was killed
+        if run.log_with:
+            self._track(
+                accelerator.init_trackers, "qks", shown, {"tensorboard": {"purge_step": step + 1}}
+            )  # later events belong to a run that was killed
 
     def _try(self, write, *args, **kwargs):
-        try: return write(*args, **kwargs)
-        except OSError as error: raise self._no_room(error) from error
+        try:
+            return write(*args, **kwargs)
+        except OSError as error:
+            raise self._no_room(error) from error
 
-    def _no_room(self, error): return QKSError(f"the log in {self.folder} cannot be written ({error.strerror or error}): make room, or mend the disk; checkpoints are kept")
+    def _no_room(self, error):
+        return QKSError(
+            f"the log in {self.folder} cannot be written ({error.strerror or error}): make room, or mend the disk; checkpoints are kept"
+        )
 
     def _track(self, tell, *args, **kwargs):
-        try: tell(*args, **kwargs)
-        except Exception as error: # each tracker fails in its own way: not logged in, no network
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC: raise self._no_room(error) from error
-            raise QKSError(f"a tracker cannot be written ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:100]}): mend it, or leave it out of log_with") from error
+        try:
+            tell(*args, **kwargs)
+        except Exception as error:  # each tracker fails in its own way: not logged in, no network
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise self._no_room(error) from error
+            raise QKSError(
+                f"a tracker cannot be written ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:100]}): mend it, or leave it out of log_with"
+            ) from error
 
-    def step(self, row: dict): # a line of steps.csv, its first entry the step
-        if not self.main: return
-        path = self.folder/"steps.csv"
+    def step(self, row: dict):  # a line of steps.csv, its first entry the step
+        if not self.main:
+            return
+        path = self.folder / "steps.csv"
+
         def write():
-            with open(path, "a", encoding="utf-8", newline="") as file: file.write(csv_lines([row], header=not path.stat().st_size))
+            with open(path, "a", encoding="utf-8", newline="") as file:
+                file.write(csv_lines([row], header=not path.stat().st_size))
+
         self._try(write)
-        self._track(self.accelerator.log, {name: value for name, value in row.items() if name not in ("step", "epoch")}, step=row["step"])
+        self._track(
+            self.accelerator.log,
+            {name: value for name, value in row.items() if name not in ("step", "epoch")},
+            step=row["step"],
+        )
 
-    def epochs(self, history: list): # all of epochs.csv
-        if self.main and history: self._try(write_whole, self.folder/"epochs.csv", csv_lines(history))
+    def epochs(self, history: list):  # all of epochs.csv
+        if self.main and history:
+            self._try(write_atomic, self.folder / "epochs.csv", csv_lines(history))
 
-    def epoch(self, history: list, step: int): # the same, and its last line for the trackers
+    def epoch(self, history: list, step: int):  # the same, and its last line for the trackers
         self.epochs(history)
-        if self.main: self._track(self.accelerator.log, {f"epoch/{name}": value for name, value in history[-1].items()}, step=step)
+        if self.main:
+            self._track(
+                self.accelerator.log, {f"epoch/{name}": value for name, value in history[-1].items()}, step=step
+            )
 
-    def close(self): # trackers hold back their last events until then
-        for tracker in self.accelerator.trackers: self._track(tracker.finish)             # end_training() would part the processes as well
+    def close(self):  # trackers hold back their last events until then
+        for tracker in self.accelerator.trackers:
+            self._track(tracker.finish)  # end_training() would part the processes as well

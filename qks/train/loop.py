@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOCK_SECONDS', 'validation_labels', 'selection_score', 'run_identity', 'check_identity', 'step_row', 'best_state',
-           'go_on', 'Keeper', 'log_open', 'alone_in', 'check_training', 'train_on', 'fit']
+           'resume_training', 'Checkpointing', 'log_open', 'lock_run_folder', 'check_training', 'train_on', 'fit']
 
 # %% ../../nbs/train/06_loop.ipynb #f1359722
 import hashlib
@@ -35,7 +35,7 @@ from qks.train.checkpoint import (
     take_checkpoint,
 )
 from .config import RunConfig, TrainConfig
-from .devices import in_turns, make_accelerator, release_accelerator, score_images, together
+from .devices import rank_by_rank, make_accelerator, release_accelerator, score_images, collective_call
 from .logs import RunLog
 from qks.train.steps import (
     Interrupted,
@@ -51,213 +51,312 @@ from qks.train.steps import (
 
 # %% ../../nbs/train/06_loop.ipynb #15e10006
 def validation_labels(
-    validation, # (image_tokens [m, N, D], labels [m, S] for "seen" or [m, S+U] for "official", or an Index)
-    n_labels: int, # S+U
-    n_seen: int, # S
-    config: TrainConfig, # which rule, which k
-) -> np.ndarray: # int8 [m, S] or [m, S+U]
+    validation,  # (image_tokens [m, N, D], labels [m, S] for "seen" or [m, S+U] for "official", or an Index)
+    n_labels: int,  # S+U
+    n_seen: int,  # S
+    config: TrainConfig,  # which rule, which k
+) -> np.ndarray:  # int8 [m, S] or [m, S+U]
     "The labels that the rule of `config.selection` looks at; raises `QKSError` where it could not measure anything."
     tokens, labels = validation
-    if isinstance(labels, Index): labels = labels.dense().labels                                         # [m, C]; raises where that is too much
+    if isinstance(labels, Index):
+        labels = labels.dense().labels  # [m, C]; raises where that is too much
     wanted = n_seen if config.selection == "seen" else n_labels
-    if config.selection == "official" and n_labels <= n_seen: raise QKSError(f"selection 'official' chooses by unseen labels, and all {n_seen} are seen ones: choose by 'seen'")
-    if labels.shape[1] < wanted: raise QKSError(f"selection {config.selection!r} needs validation labels of {wanted} columns, but they have {labels.shape[1]}")
-    if len(tokens) != len(labels): raise QKSError(f"{len(tokens)} validation images but {len(labels)} rows of labels: give one row an image")
-    labels = torch.as_tensor(labels)[:, :wanted]                                                         # [m, S or S+U]
+    if config.selection == "official" and n_labels <= n_seen:
+        raise QKSError(
+            f"selection 'official' chooses by unseen labels, and all {n_seen} are seen ones: choose by 'seen'"
+        )
+    if labels.shape[1] < wanted:
+        raise QKSError(
+            f"selection {config.selection!r} needs validation labels of {wanted} columns, but they have {labels.shape[1]}"
+        )
+    if len(tokens) != len(labels):
+        raise QKSError(f"{len(tokens)} validation images but {len(labels)} rows of labels: give one row an image")
+    labels = torch.as_tensor(labels)[:, :wanted]  # [m, S or S+U]
     labels = check_scores(np.broadcast_to(np.float32(0), labels.shape), labels)[1]
-    if not (labels < 0).any(): raise QKSError("validation labels hold no -1: 0 means not annotated, so write absent labels as -1 (labels*2 - 1 for 0/1)")
-    if config.selection == "seen": plan_part(DenseLabels(labels), np.arange(n_seen), config.topk, PROTOCOLS["official"], "seen")
-    else: plan(DenseLabels(labels), n_seen, config.topk)
+    if not (labels < 0).any():
+        raise QKSError(
+            "validation labels hold no -1: 0 means not annotated, so write absent labels as -1 (labels*2 - 1 for 0/1)"
+        )
+    if config.selection == "seen":
+        plan_part(DenseLabels(labels), np.arange(n_seen), config.topk, PROTOCOLS["official"], "seen")
+    else:
+        plan(DenseLabels(labels), n_seen, config.topk)
     return labels
 
 # %% ../../nbs/train/06_loop.ipynb #5ce1af2d
 def selection_score(
-    head: QKSHead, # the head to judge
-    validation, # (image_tokens [m, N, D], labels [m, S] for "seen" or [m, S+U] for "official", or an Index)
-    label_embeddings, # [S+U, E], seen labels first
-    n_seen: int, # S
-    config: TrainConfig, # which rule, which k
-) -> dict: # "mAP", "F1@k" …, and "score": mAP + ΣF1@k
+    head: QKSHead,  # the head to judge
+    validation,  # (image_tokens [m, N, D], labels [m, S] for "seen" or [m, S+U] for "official", or an Index)
+    label_embeddings,  # [S+U, E], seen labels first
+    n_seen: int,  # S
+    config: TrainConfig,  # which rule, which k
+) -> dict:  # "mAP", "F1@k" …, and "score": mAP + ΣF1@k
     "Judge a head by the rule of `config.selection`; raises `QKSError` where the validation labels do not fit the rule."
-    labels = validation_labels(validation, len(label_embeddings), n_seen, config)                        # [m, S or S+U]
-    scores = score_images(head, validation[0], label_embeddings[:labels.shape[1]])[0]                    # [m, S or S+U]
-    if config.selection == "seen": metrics = evaluate_part(scores, labels, config.topk, "seen")
-    else: metrics = evaluate_scores(scores, labels, n_seen, config.topk)["zsl"]
+    labels = validation_labels(validation, len(label_embeddings), n_seen, config)  # [m, S or S+U]
+    scores = score_images(head, validation[0], label_embeddings[: labels.shape[1]])[0]  # [m, S or S+U]
+    if config.selection == "seen":
+        metrics = evaluate_part(scores, labels, config.topk, "seen")
+    else:
+        metrics = evaluate_scores(scores, labels, n_seen, config.topk)["zsl"]
     return metrics | {"score": metrics["mAP"] + sum(metrics[f"F1@{k}"] for k in config.topk)}
 
 # %% ../../nbs/train/06_loop.ipynb #c47084fb
 def run_identity(
-    trainer: Trainer, # new
-    validation, # (image_tokens [m, N, D], labels [m, S] or [m, S+U]) for the judge
-) -> dict: # name -> number or word
+    trainer: Trainer,  # new
+    validation,  # (image_tokens [m, N, D], labels [m, S] or [m, S+U]) for the judge
+) -> dict:  # name -> number or word
     "What makes a run the one it is."
-    trainer_parts = {"images": len(trainer.targets), "labels": trainer.targets.digest(), "tokens": token_digest(trainer.tokens), "processes": trainer.accelerator.num_processes,
-                     "embeddings": hashlib.blake2b(trainer.embeddings.cpu().numpy().tobytes(), digest_size=8).hexdigest(),
-                     "judging labels": Targets(validation[1]).digest(), "judging tokens": token_digest(validation[0])}
-    recipe = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(trainer.config).items()}
+    trainer_parts = {
+        "images": len(trainer.targets),
+        "labels": trainer.targets.digest(),
+        "tokens": token_digest(trainer.tokens),
+        "processes": trainer.accelerator.num_processes,
+        "embeddings": hashlib.blake2b(trainer.embeddings.cpu().numpy().tobytes(), digest_size=8).hexdigest(),
+        "judging labels": Targets(validation[1]).digest(),
+        "judging tokens": token_digest(validation[0]),
+    }
+    recipe = {
+        name: list(value) if isinstance(value, tuple) else value for name, value in asdict(trainer.config).items()
+    }
     return recipe | {f"head {name}": value for name, value in asdict(trainer.head.config).items()} | trainer_parts
 
 # %% ../../nbs/train/06_loop.ipynb #849a1204
 def check_identity(
-    found: dict, # of the run in the folder
-    wanted: dict, # of this one
-    folder, # for the message
+    found: dict,  # of the run in the folder
+    wanted: dict,  # of this one
+    folder,  # for the message
 ):
     "Raise `QKSError` where a folder holds a run of another configuration; tokens without a digest are not compared."
-    def same(name): return found.get(name) == wanted.get(name) or (name.endswith("tokens") and None in (found.get(name), wanted.get(name)))
-    differs = [f"{name} {found.get(name)} there, {wanted.get(name)} here" for name in {**found, **wanted} if not same(name)]
-    if differs: raise QKSError(f"{folder} holds a run of another configuration ({'; '.join(differs)}): use the same one to go on, or name another folder")
+
+    def same(name):
+        return found.get(name) == wanted.get(name) or (
+            name.endswith("tokens") and None in (found.get(name), wanted.get(name))
+        )
+
+    differs = [
+        f"{name} {found.get(name)} there, {wanted.get(name)} here" for name in {**found, **wanted} if not same(name)
+    ]
+    if differs:
+        raise QKSError(
+            f"{folder} holds a run of another configuration ({'; '.join(differs)}): use the same one to go on, or name another folder"
+        )
 
 # %% ../../nbs/train/06_loop.ipynb #d6cc7286
 def step_row(
-    trainer: Trainer, # after a step
-) -> dict: # step, epoch, loss, lr, images/s
+    trainer: Trainer,  # after a step
+) -> dict:  # step, epoch, loss, lr, images/s
     "What is written down of a step."
-    images = min(trainer.step*trainer.config.batch_size, len(trainer.targets))
-    return {"step": trainer.steps_done, "epoch": trainer.epoch, "loss": trainer.total/images, "lr": trainer.optimizer.param_groups[0]["lr"],
-            "images/s": round(images/max(trainer.seconds, 1e-9), 1)}
+    images = min(trainer.step * trainer.config.batch_size, len(trainer.targets))
+    return {
+        "step": trainer.steps_done,
+        "epoch": trainer.epoch,
+        "loss": trainer.total / images,
+        "lr": trainer.optimizer.param_groups[0]["lr"],
+        "images/s": round(images / max(trainer.seconds, 1e-9), 1),
+    }
 
 # %% ../../nbs/train/06_loop.ipynb #9d77ca5a
 def best_state(
-    folder: Path, # of the run
-    last: dict, # the trainer's state to go on from
-    steps_per_epoch: int, # a checkpoint of the end of an epoch holds the weights that were judged
-) -> tuple: # a step and the trainer's state then; None and None where there is none
+    folder: Path,  # of the run
+    last: dict,  # the trainer's state to go on from
+    steps_per_epoch: int,  # a checkpoint of the end of an epoch holds the weights that were judged
+) -> tuple:  # a step and the trainer's state then; None and None where there is none
     "The best epoch whose weights can still be read."
-    if last["best_step"] is None: return None, None
-    def rank(step): return step != last["best_step"], -last["history"][step//steps_per_epoch - 1]["score"], step
-    ends = {step for step in list_checkpoints(folder) if step % steps_per_epoch == 0 and 0 < step//steps_per_epoch <= len(last["history"])}
-    states = ((step, take_checkpoint(folder/NAME.format(step))) for step in sorted(ends, key=rank))
+    if last["best_step"] is None:
+        return None, None
+
+    def rank(step):
+        return step != last["best_step"], -last["history"][step // steps_per_epoch - 1]["score"], step
+
+    ends = {
+        step
+        for step in list_checkpoints(folder)
+        if step % steps_per_epoch == 0 and 0 < step // steps_per_epoch <= len(last["history"])
+    }
+    states = ((step, take_checkpoint(folder / NAME.format(step))) for step in sorted(ends, key=rank))
     return next(((step, state["trainer"]) for step, state in states if state is not None), (None, None))
 
 # %% ../../nbs/train/06_loop.ipynb #84d37704
-def go_on(
-    folder: Path, # of the run
-    trainer: Trainer, # new; brought to where the run was
-    identity: dict, # of this run
+def resume_training(
+    folder: Path,  # of the run
+    trainer: Trainer,  # new; brought to where the run was
+    identity: dict,  # of this run
 ):
     "Restore the newest whole checkpoint, if there is one; raises `QKSError` where it is of another configuration or not the same everywhere."
-    found = in_turns(lambda: last_checkpoint(folder))
+    found = rank_by_rank(lambda: last_checkpoint(folder))
     places = gather_object([found and (found["trainer"]["epoch"], found["trainer"]["step"])])
-    if len(set(places)) > 1: raise QKSError(f"not every process finds the same checkpoints in {folder}: name a folder on a disk that all machines share")
-    if found is None: return
+    if len(set(places)) > 1:
+        raise QKSError(
+            f"not every process finds the same checkpoints in {folder}: name a folder on a disk that all machines share"
+        )
+    if found is None:
+        return
     check_identity(found["identity"], identity, folder)
     state = found["trainer"]
-    step, best = in_turns(lambda: best_state(folder, state, trainer.steps_per_epoch))
+    step, best = rank_by_rank(lambda: best_state(folder, state, trainer.steps_per_epoch))
     if step != state["best_step"] and trainer.accelerator.is_main_process:
-        warnings.warn(f"the checkpoint of the best epoch (step {state['best_step']}) in {folder} is damaged or gone: "
-                      f"{'the next epoch' if step is None else f'the one of step {step}'} takes its place", stacklevel=2)
+        warnings.warn(
+            f"the checkpoint of the best epoch (step {state['best_step']}) in {folder} is damaged or gone: "
+            f"{'the next epoch' if step is None else f'the one of step {step}'} takes its place",
+            stacklevel=2,
+        )
     restore_trainer(trainer, state | {"best_step": step}, best)
 
 # %% ../../nbs/train/06_loop.ipynb #053835d2
-class Keeper:
+class Checkpointing:
     "A run's folder: the checkpoint it goes on from, those it writes, its log. Without a folder it keeps nothing."
-    def __init__(self,
-        run: RunConfig, # where and how often; None: nowhere
-        trainer: Trainer, # new; brought to where the run was
-        stop: StopSignals, # what was received meanwhile
-        validation=None, # for the judge, where there is a folder
+
+    def __init__(
+        self,
+        run: RunConfig,  # where and how often; None: nowhere
+        trainer: Trainer,  # new; brought to where the run was
+        stop: StopSignals,  # what was received meanwhile
+        validation=None,  # for the judge, where there is a folder
     ):
-        self.run, self.trainer, self.stop, self.main = run, trainer, stop, trainer.accelerator.is_main_process
-        if run is None: return
-        self.folder, self.identity = Path(run.folder), run_identity(trainer, validation)
-        go_on(self.folder, trainer, self.identity)
-        self.log, self.done = together(lambda: RunLog(run, trainer.accelerator, self.identity, trainer.steps_done)), trainer.steps_done
-        together(lambda: self.log.epochs(trainer.history))                                          # killed between a checkpoint and its line
+        self.run = run
+        self.trainer = trainer
+        self.stop = stop
+        self.main = trainer.accelerator.is_main_process
+        if run is None:
+            return
+        self.folder = Path(run.folder)
+        self.identity = run_identity(trainer, validation)
+        resume_training(self.folder, trainer, self.identity)
+        self.log = collective_call(lambda: RunLog(run, trainer.accelerator, self.identity, trainer.steps_done))
+        self.done = trainer.steps_done
+        collective_call(lambda: self.log.epochs(trainer.history))  # killed between a checkpoint and its line
 
     def save(self):
         state = {"identity": self.identity, "trainer": trainer_state(self.trainer)}
-        together(lambda: self.main and save_checkpoint(self.folder, self.trainer.steps_done, state, self.trainer.best_step))
-        if self.main: prune_checkpoints(self.folder, self.run.keep)
+        collective_call(
+            lambda: self.main and save_checkpoint(self.folder, self.trainer.steps_done, state, self.trainer.best_step)
+        )
+        if self.main:
+            prune_checkpoints(self.folder, self.run.keep)
 
     def heed_signals(self, saved=False):
-        if not self.stop.agreed(self.trainer.accelerator): return
-        if not saved: self.save()
-        raise Interrupted(f"training was stopped after step {self.trainer.steps_done}, and {self.folder} keeps all of it: "
-                          "run the same again to go on (on the command line with --resume)")
+        if not self.stop.agreed(self.trainer.accelerator):
+            return
+        if not saved:
+            self.save()
+        raise Interrupted(
+            f"training was stopped after step {self.trainer.steps_done}, and {self.folder} keeps all of it: "
+            "run the same again to go on (on the command line with --resume)"
+        )
 
     def after_step(self):
-        if self.run is None: return
-        trainer, before, self.done = self.trainer, self.done, self.trainer.steps_done
-        def passed(every): return bool(every) and self.done//every > before//every
-        if passed(self.run.log_steps): together(lambda: self.log.step(step_row(trainer)))
-        saves = passed(self.run.save_steps) and trainer.step < trainer.steps_per_epoch              # an epoch's end has its own
-        if saves: self.save()
+        if self.run is None:
+            return
+        trainer = self.trainer
+        before = self.done
+        self.done = self.trainer.steps_done
+
+        def passed(every):
+            return bool(every) and self.done // every > before // every
+
+        if passed(self.run.log_steps):
+            collective_call(lambda: self.log.step(step_row(trainer)))
+        saves = passed(self.run.save_steps) and trainer.step < trainer.steps_per_epoch  # an epoch's end has its own
+        if saves:
+            self.save()
         self.heed_signals(saves)
 
     def after_epoch(self):
-        if self.run is None: return
-        self.save()                                                                                 # first: a log that cannot be written must not cost an epoch
-        together(lambda: self.log.epoch(self.trainer.history, self.trainer.steps_done))
+        if self.run is None:
+            return
+        self.save()  # first: a log that cannot be written must not cost an epoch
+        collective_call(lambda: self.log.epoch(self.trainer.history, self.trainer.steps_done))
         self.heed_signals(True)
 
-    def explain(self, error): # the same error, with what is kept
+    def explain(self, error):  # the same error, with what is kept
         kept = list_checkpoints(self.folder) if self.run is not None else {}
         return type(error)(f"{error}; {self.folder} keeps the run up to step {max(kept)}") if kept else error
 
 # %% ../../nbs/train/06_loop.ipynb #ec63721f
 @contextmanager
 def log_open(
-    keeper: Keeper, # whose log
+    keeper: Checkpointing,  # whose log
 ):
     "Close a run's log when the block ends, however it ends."
-    try: yield
+    try:
+        yield
     except BaseException:
         if keeper.run is not None:
-            with suppress(QKSError): keeper.log.close()
+            with suppress(QKSError):
+                keeper.log.close()
         raise
-    if keeper.run is not None: keeper.log.close()
+    if keeper.run is not None:
+        keeper.log.close()
 
 # %% ../../nbs/train/06_loop.ipynb #11ae0002
-LOCK_SECONDS = 10 # ours: how long a run waits for one that is about to leave
+LOCK_SECONDS = 10  # ours: how long a run waits for one that is about to leave
+
 
 @contextmanager
-def alone_in(
-    folder, # of the run; None: nothing is held
-    mine: bool = True, # whether this process holds it, for all
+def lock_run_folder(
+    folder,  # of the run; None: nothing is held
+    mine: bool = True,  # whether this process holds it, for all
 ):
     "Hold a run's folder while the block lasts; raises `QKSError` in all processes where another run does."
-    lock = FileLock(Path(folder or ".")/".lock")
+    lock = FileLock(Path(folder or ".") / ".lock")
+
     def acquire():
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=LOCK_SECONDS)
-        except Timeout as error: raise QKSError(f"another process trains in {folder}: wait until it is done, or stop it, or name another folder") from error
-        except OSError as error: raise QKSError(f"{folder} cannot hold a run ({error.strerror or error}): check the path, its permissions and free space") from error
-    if folder is not None: together(acquire if mine else lambda: None)
-    try: yield
-    finally: lock.release()
+        except Timeout as error:
+            raise QKSError(
+                f"another process trains in {folder}: wait until it is done, or stop it, or name another folder"
+            ) from error
+        except OSError as error:
+            raise QKSError(
+                f"{folder} cannot hold a run ({error.strerror or error}): check the path, its permissions and free space"
+            ) from error
+
+    if folder is not None:
+        collective_call(acquire if mine else lambda: None)
+    try:
+        yield
+    finally:
+        lock.release()
 
 # %% ../../nbs/train/06_loop.ipynb #59823008
 def check_training(
-    tokens, # of the training images
-    targets: Targets, # their labels
-    label_embeddings, # [S+U, E]
+    tokens,  # of the training images
+    targets: Targets,  # their labels
+    label_embeddings,  # [S+U, E]
 ):
     "Raise `QKSError` where tokens, labels and embeddings do not fit."
-    if len(tokens) != len(targets): raise QKSError(f"{len(tokens)} images but {len(targets)} rows of labels: give one row an image")
-    if not len(targets): raise QKSError("there is no training image: give at least one")
-    if len(label_embeddings) < targets.n_seen: raise QKSError(f"{targets.n_seen} label columns but {len(label_embeddings)} label embeddings: give one a label")
+    if len(tokens) != len(targets):
+        raise QKSError(f"{len(tokens)} images but {len(targets)} rows of labels: give one row an image")
+    if not len(targets):
+        raise QKSError("there is no training image: give at least one")
+    if len(label_embeddings) < targets.n_seen:
+        raise QKSError(f"{targets.n_seen} label columns but {len(label_embeddings)} label embeddings: give one a label")
 
 # %% ../../nbs/train/06_loop.ipynb #c01dee7b
 def train_on(
-    trainer: Trainer, # new, or gone on with
-    validation, # for the judge
-    label_embeddings, # [S+U, E]
-    keeper: Keeper, # of the run
+    trainer: Trainer,  # new, or gone on with
+    validation,  # for the judge
+    label_embeddings,  # [S+U, E]
+    keeper: Checkpointing,  # of the run
 ):
     "The epochs that are left."
-    weights, alone = None, trainer.accelerator.num_processes == 1
+    weights = None
+    alone = trainer.accelerator.num_processes == 1
     for epoch in (bar := progress(range(trainer.epoch, trainer.config.epochs + 1), "Training")):
         start = time.time() - trainer.seconds
-        if trainer.device.type != "cpu": weights = {name: tensor.clone() for name, tensor in trainer.head.state_dict().items()}
+        if trainer.device.type != "cpu":
+            weights = {name: tensor.clone() for name, tensor in trainer.head.state_dict().items()}
         try:
             for _ in epoch_steps(trainer, alone and (lambda: keeper.stop.received is not None)):
                 trainer.seconds = time.time() - start
                 keeper.after_step()
-            if weights: check_finite(list(trainer.head.parameters()), "the weights are", trainer.epoch, trainer.step)
-        except QKSError: # on a device the weights may be spoilt before a loss is looked at
-            if weights: trainer.head.load_state_dict(weights)
+            if weights:
+                check_finite(list(trainer.head.parameters()), "the weights are", trainer.epoch, trainer.step)
+        except QKSError:  # on a device the weights may be spoilt before a loss is looked at
+            if weights:
+                trainer.head.load_state_dict(weights)
             raise
         judged = selection_score(trainer.judged, validation, label_embeddings, trainer.targets.n_seen, trainer.config)
         trainer.seconds = time.time() - start
@@ -267,28 +366,45 @@ def train_on(
 
 # %% ../../nbs/train/06_loop.ipynb #703ded3c
 def fit(
-    head: QKSHead, # trained in place; ends with the weights of its best epoch
-    train, # (image_tokens [n, N, D]: a tensor, DiskTokens, ViewSampler or LiveTokens; labels [n, S] in {-1, 0, +1}, or an Index)
-    label_embeddings, # [S+U, E], seen labels first; only the first S take part in training
-    validation, # (image_tokens [m, N, D], labels [m, S], or [m, S+U] for selection="official")
-    config: TrainConfig = TrainConfig(), # the recipe
-    run: RunConfig = None, # where checkpoints and logs go, and where an interrupted run goes on; None: nowhere
-) -> list: # per epoch a dict: epoch, loss, lr, seconds, and what `selection_score` gave
+    head: QKSHead,  # trained in place; ends with the weights of its best epoch
+    train,  # (image_tokens [n, N, D]: a tensor, DiskTokens, ViewSampler or LiveTokens; labels [n, S] in {-1, 0, +1}, or an Index)
+    label_embeddings,  # [S+U, E], seen labels first; only the first S take part in training
+    validation,  # (image_tokens [m, N, D], labels [m, S], or [m, S+U] for selection="official")
+    config: TrainConfig = TrainConfig(),  # the recipe
+    run: RunConfig = None,  # where checkpoints and logs go, and where an interrupted run goes on; None: nowhere
+) -> list:  # per epoch a dict: epoch, loss, lr, seconds, and what `selection_score` gave
     "Train a head on cached tokens (paper, section 4.2); raises `QKSError` for labels that do not fit or a loss that is not finite."
-    tokens, targets = train[0], Targets(train[1])
+    tokens = train[0]
+    targets = Targets(train[1])
     check_training(tokens, targets, label_embeddings)
-    validation = validation[0], validation_labels(validation, len(label_embeddings), targets.n_seen, config)   # looked at before the first step
-    accelerator = make_accelerator(head.projection.device, config.precision, **({"log_with": list(run.log_with), "project_dir": str(run.folder)} if run and run.log_with else {}))
+    validation = (
+        validation[0],
+        validation_labels(validation, len(label_embeddings), targets.n_seen, config),
+    )  # looked at before the first step
+    accelerator = make_accelerator(
+        head.projection.device,
+        config.precision,
+        **({"log_with": list(run.log_with), "project_dir": str(run.folder)} if run and run.log_with else {}),
+    )
     keeper = None
     try:
-        with StopSignals(run is not None) as stop, worker_errors(), alone_in(run and run.folder, accelerator.is_main_process):
-            trainer = Trainer(head, tokens, targets, label_embeddings[:targets.n_seen], config, accelerator)
-            with log_open(keeper := Keeper(run, trainer, stop, validation)): train_on(trainer, validation, label_embeddings.to(trainer.device), keeper)
-    except QKSError as error: raise keeper.explain(error) if keeper else error
-    except OSError as error: # tokens that cannot be read
-        told = QKSError(f"the training data cannot be read ({f'{error.filename}: ' if error.filename else ''}{error.strerror or error}): check the disk they lie on")
+        with (
+            StopSignals(run is not None) as stop,
+            worker_errors(),
+            lock_run_folder(run and run.folder, accelerator.is_main_process),
+        ):
+            trainer = Trainer(head, tokens, targets, label_embeddings[: targets.n_seen], config, accelerator)
+            with log_open(keeper := Checkpointing(run, trainer, stop, validation)):
+                train_on(trainer, validation, label_embeddings.to(trainer.device), keeper)
+    except QKSError as error:
+        raise keeper.explain(error) if keeper else error
+    except OSError as error:  # tokens that cannot be read
+        told = QKSError(
+            f"the training data cannot be read ({f'{error.filename}: ' if error.filename else ''}{error.strerror or error}): check the disk they lie on"
+        )
         raise (keeper.explain(told) if keeper else told) from error
-    finally: release_accelerator()
+    finally:
+        release_accelerator()
     head.load_state_dict(trainer.best)
     head.eval()
     return trainer.history

@@ -31,250 +31,372 @@ from .devices import batch_pieces, make_accelerator, release_accelerator
 # %% ../../nbs/train/03_steps.ipynb #46ba6968
 class HeadLoss(nn.Module):
     "A head with the loss it learns from."
-    def __init__(self,
-        head: nn.Module, # any head
-        loss_function, # (logits [B, S], targets [B, S]) -> scalar
+
+    def __init__(
+        self,
+        head: nn.Module,  # any head
+        loss_function,  # (logits [B, S], targets [B, S]) -> scalar
     ):
         super().__init__()
-        self.head, self.loss_function = head, loss_function
+        self.head = head
+        self.loss_function = loss_function
 
-    def forward(self, image_tokens, label_embeddings, targets): # [B, N, D], [S, E], [B, S] -> scalar
+    def forward(self, image_tokens, label_embeddings, targets):  # [B, N, D], [S, E], [B, S] -> scalar
         return self.loss_function(self.head(image_tokens, label_embeddings).logits, targets)
 
 # %% ../../nbs/train/03_steps.ipynb #d3f41964
 class Targets:
     "Labels of n images, asked for by rows: a matrix [n, S], or the seen labels of an `Index`. Raises `QKSError` for other shapes and values."
-    def __init__(self,
-        labels, # [n, S] in {-1, 0, +1}, or an Index
+
+    def __init__(
+        self,
+        labels,  # [n, S] in {-1, 0, +1}, or an Index
     ):
         self.index = labels if isinstance(labels, Index) else None
         self.matrix = torch.as_tensor(labels) if self.index is None else None
-        if self.index is None and self.matrix.ndim != 2: raise QKSError(f"training labels have shape {list(self.matrix.shape)}: expected [images, labels]")
-        if self.index is None: check_values(self.matrix)
+        if self.index is None and self.matrix.ndim != 2:
+            raise QKSError(f"training labels have shape {list(self.matrix.shape)}: expected [images, labels]")
+        if self.index is None:
+            check_values(self.matrix)
         self.n_seen = self.matrix.shape[1] if self.index is None else self.index.n_seen
 
-    def __len__(self): return len(self.matrix if self.index is None else self.index)
+    def __len__(self):
+        return len(self.matrix if self.index is None else self.index)
 
-    def __getitem__(self, rows): # image numbers [B] -> [B, S]
-        if self.index is None: return self.matrix[rows.to(self.matrix.device)].float()
-        return torch.from_numpy(self.index.labels(rows.cpu().numpy())[:, :self.n_seen]).float()
+    def __getitem__(self, rows):  # image numbers [B] -> [B, S]
+        if self.index is None:
+            return self.matrix[rows.to(self.matrix.device)].float()
+        return torch.from_numpy(self.index.labels(rows.cpu().numpy())[:, : self.n_seen]).float()
 
-    def to(self, device): # where the image numbers will be: a matrix goes there, an Index stays
-        if self.index is None: self.matrix = self.matrix.to(device)
+    def to(self, device):  # where the image numbers will be: a matrix goes there, an Index stays
+        if self.index is None:
+            self.matrix = self.matrix.to(device)
         return self
 
-    def digest(self): # of all labels, 16 hexadecimal digits
-        parts = [self.matrix.to("cpu", torch.int8).numpy()] if self.index is None else [self.index.offsets, self.index.columns, self.index.values]
+    def digest(self):  # of all labels, 16 hexadecimal digits
+        parts = (
+            [self.matrix.to("cpu", torch.int8).numpy()]
+            if self.index is None
+            else [self.index.offsets, self.index.columns, self.index.values]
+        )
         return hashlib.blake2b(b"".join(part.tobytes() for part in parts), digest_size=8).hexdigest()
 
 # %% ../../nbs/train/03_steps.ipynb #ee33869b
 def check_loss(
-    loss: float, # of one step
-    epoch: int, # counted from 1
-    step: int, # of the epoch, counted from 1
+    loss: float,  # of one step
+    epoch: int,  # counted from 1
+    step: int,  # of the epoch, counted from 1
 ):
     "Raise `QKSError` for a loss that is not finite."
     if not math.isfinite(loss):
-        raise QKSError(f"the loss is {loss} at step {step} of epoch {epoch}: lower the learning rate, or check the tokens for NaN")
+        raise QKSError(
+            f"the loss is {loss} at step {step} of epoch {epoch}: lower the learning rate, or check the tokens for NaN"
+        )
 
 # %% ../../nbs/train/03_steps.ipynb #8d6d0d59
 def check_finite(
-    tensors: list, # weights, or their gradients
-    what: str, # "the weights are"
-    epoch: int, # counted from 1
-    step: int, # of the epoch, counted from 1
+    tensors: list,  # weights, or their gradients
+    what: str,  # "the weights are"
+    epoch: int,  # counted from 1
+    step: int,  # of the epoch, counted from 1
 ):
     "Raise `QKSError` where a number is not finite."
     if not all(tensor.sum().isfinite() or tensor.isfinite().all() for tensor in tensors):
-        raise QKSError(f"{what} not finite at step {step} of epoch {epoch}: lower the learning rate, clip the gradient, or check the tokens for extreme numbers")
+        raise QKSError(
+            f"{what} not finite at step {step} of epoch {epoch}: lower the learning rate, clip the gradient, or check the tokens for extreme numbers"
+        )
 
 # %% ../../nbs/train/03_steps.ipynb #b386dbad
 def train_step(
-    model: HeadLoss, # as `accelerator.prepare` gave it
-    pieces: list, # (image numbers, weight) from `batch_pieces`
-    tokens, # iterator over the pieces' tokens [b, N, D]
-    targets: Targets, # labels of all images
-    label_embeddings: torch.Tensor, # [S, E], on the device
-    optimizer, # as `accelerator.prepare` gave it
-    accelerator, # of the run
-    clip: float = 0., # longest gradient; 0: as it is
-    dtype: torch.dtype = torch.float32, # of the tokens that the head gets
-    at: tuple = (1, 1), # epoch and step, for the message
-) -> torch.Tensor: # the batch's loss, a scalar
+    model: HeadLoss,  # as `accelerator.prepare` gave it
+    pieces: list,  # (image numbers, weight) from `batch_pieces`
+    tokens,  # iterator over the pieces' tokens [b, N, D]
+    targets: Targets,  # labels of all images
+    label_embeddings: torch.Tensor,  # [S, E], on the device
+    optimizer,  # as `accelerator.prepare` gave it
+    accelerator,  # of the run
+    clip: float = 0.0,  # longest gradient; 0: as it is
+    dtype: torch.dtype = torch.float32,  # of the tokens that the head gets
+    at: tuple = (1, 1),  # epoch and step, for the message
+) -> torch.Tensor:  # the batch's loss, a scalar
     "Take one step; on the processor a loss or gradient that is not finite raises `QKSError` before the weights change."
-    device, total = label_embeddings.device, 0.
+    device = label_embeddings.device
+    total = 0.0
     optimizer.zero_grad(set_to_none=True)
     for number, (rows, weight) in enumerate(pieces, 1):
         with nullcontext() if number == len(pieces) else accelerator.no_sync(model):
             loss = model(send(next(tokens), device).to(dtype), label_embeddings, send(targets[rows], device))
-            accelerator.backward(loss*(weight*accelerator.num_processes))
-        total = total + loss.detach()*weight
-    if accelerator.num_processes > 1: total = accelerator.reduce(total, "sum")
+            accelerator.backward(loss * (weight * accelerator.num_processes))
+        total = total + loss.detach() * weight
+    if accelerator.num_processes > 1:
+        total = accelerator.reduce(total, "sum")
     if device.type == "cpu":
         check_loss(total.item(), *at)
         check_finite([weight.grad for weight in model.parameters() if weight.grad is not None], "the gradient is", *at)
-    if clip: accelerator.clip_grad_norm_(model.parameters(), clip)
+    if clip:
+        accelerator.clip_grad_norm_(model.parameters(), clip)
     optimizer.step()
     return total
 
 # %% ../../nbs/train/03_steps.ipynb #30051851
-def train_epoch(head, image_tokens, targets, label_embeddings, loss_function, optimizer, batch_size, generator, after_step=None):
+def train_epoch(
+    head, image_tokens, targets, label_embeddings, loss_function, optimizer, batch_size, generator, after_step=None
+):
     "Train on every image once, in shuffled batches; returns the mean loss. Raises `QKSError` where the loss is not finite."
-    accelerator, model, targets, total = make_accelerator(head.projection.device), HeadLoss(head.train(), loss_function), Targets(targets), 0.
+    accelerator = make_accelerator(head.projection.device)
+    model = HeadLoss(head.train(), loss_function)
+    targets = Targets(targets)
+    total = 0.0
     batches = torch.randperm(len(targets), generator=generator).split(batch_size)
     tokens = read_ahead(image_tokens, batches, head.projection.device)
     embeddings = label_embeddings.to(head.projection.device)
     for step, rows in enumerate(batches, 1):
-        loss = train_step(model, [(rows, 1.)], tokens, targets, embeddings, optimizer, accelerator, at=(1, step))
+        loss = train_step(model, [(rows, 1.0)], tokens, targets, embeddings, optimizer, accelerator, at=(1, step))
         check_loss(loss.item(), 1, step)
-        if after_step: after_step()
-        total += loss.item()*len(rows)
+        if after_step:
+            after_step()
+        total += loss.item() * len(rows)
     release_accelerator()
-    return total/len(targets)
+    return total / len(targets)
 
 # %% ../../nbs/train/03_steps.ipynb #d7e31102
 def compiled(
-    model: nn.Module, # any module
-    device="cpu", # where it computes: each kind of device has a compiler of its own
+    model: nn.Module,  # any module
+    device="cpu",  # where it computes: each kind of device has a compiler of its own
 ) -> nn.Module:
     "The module through torch.compile; raises `QKSError` where nothing can be compiled for that device."
-    try: torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
-    except Exception as error: # no compiler, no headers, an unknown platform: each fails in its own way
-        raise QKSError(f"torch.compile is not possible here ({type(error).__name__}: {str(error).strip().splitlines()[0][:100]}): leave compile out") from error
-    return torch.compile(model, dynamic=False)                            # the last, smaller batch gets a graph of its own, and does not make all others general
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
+    except Exception as error:  # no compiler, no headers, an unknown platform: each fails in its own way
+        raise QKSError(
+            f"torch.compile is not possible here ({type(error).__name__}: {str(error).strip().splitlines()[0][:100]}): leave compile out"
+        ) from error
+    return torch.compile(
+        model, dynamic=False
+    )  # the last, smaller batch gets a graph of its own, and does not make all others general
 
 # %% ../../nbs/train/03_steps.ipynb #11ee0001
-AN_IMAGE = 50 # numbers per block, query and channel that a step keeps of an image; benchmarks/sizes.py
+AN_IMAGE = 50  # numbers per block, query and channel that a step keeps of an image; benchmarks/sizes.py
+
 
 def step_bytes(
-    head: nn.Module, # a QKSHead
-    config: TrainConfig, # batch size, parts, precision
-    processes: int = 1, # that share a batch
-) -> int: # bytes
+    head: nn.Module,  # a QKSHead
+    config: TrainConfig,  # batch size, parts, precision
+    processes: int = 1,  # that share a batch
+) -> int:  # bytes
     "What training takes of a device's memory beside the image tokens, roughly."
-    images, sizes = math.ceil(config.batch_size/processes/config.accumulate), head.config
-    activations = images*sizes.n_layers*sizes.n_queries*head.projection.shape[0]*AN_IMAGE*PRECISIONS[config.precision].itemsize
-    return 7*4*sum(weight.numel() for weight in head.parameters()) + activations
+    images = math.ceil(config.batch_size / processes / config.accumulate)
+    sizes = head.config
+    activations = (
+        images
+        * sizes.n_layers
+        * sizes.n_queries
+        * head.projection.shape[0]
+        * AN_IMAGE
+        * PRECISIONS[config.precision].itemsize
+    )
+    return 7 * 4 * sum(weight.numel() for weight in head.parameters()) + activations
 
 # %% ../../nbs/train/03_steps.ipynb #b30963f3
-CHECK_STEPS = 50 # ours: steps on a GPU before their losses are looked at
+CHECK_STEPS = 50  # ours: steps on a GPU before their losses are looked at
+
 
 class Trainer:
     "A head in training: its optimiser, schedule, order of images, and how far it is."
-    def __init__(self,
-        head: nn.Module, # trained in place
-        image_tokens, # [n, N, D]: a tensor, DiskTokens, ViewSampler or LiveTokens
-        targets: Targets, # of n images
-        label_embeddings: torch.Tensor, # [S, E]
-        config: TrainConfig, # the recipe
-        accelerator, # from `make_accelerator`
+
+    def __init__(
+        self,
+        head: nn.Module,  # trained in place
+        image_tokens,  # [n, N, D]: a tensor, DiskTokens, ViewSampler or LiveTokens
+        targets: Targets,  # of n images
+        label_embeddings: torch.Tensor,  # [S, E]
+        config: TrainConfig,  # the recipe
+        accelerator,  # from `make_accelerator`
     ):
-        self.head, self.config, self.accelerator = head, config, accelerator
-        torch.manual_seed(config.seed + 1_000_003*accelerator.process_index)                      # every process draws its own dropout
-        self.generator = torch.Generator().manual_seed(config.seed)                               # and all the same order
-        if accelerator.num_processes > 1: head.to(accelerator.device)
+        self.head = head
+        self.config = config
+        self.accelerator = accelerator
+        torch.manual_seed(config.seed + 1_000_003 * accelerator.process_index)  # every process draws its own dropout
+        self.generator = torch.Generator().manual_seed(config.seed)  # and all the same order
+        if accelerator.num_processes > 1:
+            head.to(accelerator.device)
         self.device = head.projection.device
-        self.tokens = to_device_if_it_fits(image_tokens, self.device, step_bytes(head, config, accelerator.num_processes)) if hasattr(image_tokens, "nbytes") else image_tokens
-        self.targets, self.embeddings = targets.to(getattr(self.tokens, "device", "cpu")), label_embeddings.to(self.device)
+        self.tokens = (
+            to_device_if_it_fits(image_tokens, self.device, step_bytes(head, config, accelerator.num_processes))
+            if hasattr(image_tokens, "nbytes")
+            else image_tokens
+        )
+        self.targets = targets.to(getattr(self.tokens, "device", "cpu"))
+        self.embeddings = label_embeddings.to(self.device)
         self.average = AveragedModel(head, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
-        optimizer, self.steps_per_epoch = make_optimizer(head.parameters(), config), math.ceil(len(targets)/config.batch_size)
+        optimizer = make_optimizer(head.parameters(), config)
+        self.steps_per_epoch = math.ceil(len(targets) / config.batch_size)
         self.schedule = make_schedule(optimizer, config, self.steps_per_epoch)
         self.model, self.optimizer = accelerator.prepare(HeadLoss(head, LOSSES[config.loss]), optimizer)
-        if config.compile: self.model = compiled(self.model, self.device)
-        self.epoch, self.step, self.total, self.seconds, self.history = 1, 0, 0., 0., []           # the epoch, and what is done of it
-        self.best, self.best_step = None, None                                                    # weights, and the steps after which they were judged
-        self.order, self.lr = self.generator.get_state(), optimizer.param_groups[0]["lr"]         # at the epoch's beginning
+        if config.compile:
+            self.model = compiled(self.model, self.device)
+        self.epoch = 1
+        self.step = 0
+        self.total = 0.0
+        self.seconds = 0.0
+        self.history = []  # the epoch, and what is done of it
+        self.best = None
+        self.best_step = None  # weights, and the steps after which they were judged
+        self.order = self.generator.get_state()
+        self.lr = optimizer.param_groups[0]["lr"]  # at the epoch's beginning
 
     @property
-    def judged(self): return self.head if self.average is None else self.average.module           # the weights that count
+    def judged(self):
+        return self.head if self.average is None else self.average.module  # the weights that count
 
     @property
-    def steps_done(self): return (self.epoch - 1)*self.steps_per_epoch + self.step
+    def steps_done(self):
+        return (self.epoch - 1) * self.steps_per_epoch + self.step
 
 # %% ../../nbs/train/03_steps.ipynb #6cf0f6e2
 def count_losses(
-    trainer: Trainer, # whose epoch it is
-    waiting: list, # (loss, images) of the last steps
+    trainer: Trainer,  # whose epoch it is
+    waiting: list,  # (loss, images) of the last steps
 ):
     "Add losses to the epoch's total; raises `QKSError` for one that is not finite, and where fp16 takes no steps any more."
     for place, loss in enumerate(torch.stack([loss for loss, _ in waiting]).tolist()):
         check_loss(loss, trainer.epoch, trainer.step - len(waiting) + place + 1)
-        trainer.total += loss*waiting[place][1]
+        trainer.total += loss * waiting[place][1]
     scaler = trainer.accelerator.scaler
-    if scaler is not None and scaler.get_scale() < 1: # halved whenever a gradient is not finite, and the step left out
-        raise QKSError(f"in fp16 the gradient was not finite in so many steps up to step {trainer.step} of epoch {trainer.epoch} that hardly any was taken: use precision bf16 or fp32")
+    if scaler is not None and scaler.get_scale() < 1:  # halved whenever a gradient is not finite, and the step left out
+        raise QKSError(
+            f"in fp16 the gradient was not finite in so many steps up to step {trainer.step} of epoch {trainer.epoch} that hardly any was taken: use precision bf16 or fp32"
+        )
 
 # %% ../../nbs/train/03_steps.ipynb #4ed4fb2e
-SEEDS_APART = 1_000_000 # ours: numbers of views from one seed to the next, more than a training has epochs
+SEEDS_APART = 1_000_000  # ours: numbers of views from one seed to the next, more than a training has epochs
+
 
 def epoch_steps(
-    trainer: Trainer, # somewhere in an epoch
-    hurry=None, # on a device: whether losses are to be looked at now, asked after every step; None: never
+    trainer: Trainer,  # somewhere in an epoch
+    hurry=None,  # on a device: whether losses are to be looked at now, asked after every step; None: never
 ):
     "Take what is left of the epoch's steps; yields after steps whose losses were looked at. Raises `QKSError` for one that is not finite."
-    config, accelerator, waiting = trainer.config, trainer.accelerator, []
-    if hasattr(trainer.tokens, "set_epoch"): trainer.tokens.set_epoch(trainer.epoch + config.seed % 2**32*SEEDS_APART) # another view of each image
+    config = trainer.config
+    accelerator = trainer.accelerator
+    waiting = []
+    if hasattr(trainer.tokens, "set_epoch"):
+        trainer.tokens.set_epoch(trainer.epoch + config.seed % 2**32 * SEEDS_APART)  # another view of each image
     trainer.head.train()
     trainer.generator.set_state(trainer.order)
-    order = torch.randperm(len(trainer.targets), generator=trainer.generator).to(getattr(trainer.tokens, "device", "cpu"))
-    batches = order.split(config.batch_size)[trainer.step:]
-    pieces = [batch_pieces(rows, accelerator.process_index, accelerator.num_processes, config.accumulate) for rows in batches]
-    on_cpu, dtype = trainer.device.type == "cpu", PRECISIONS[config.precision]
+    order = torch.randperm(len(trainer.targets), generator=trainer.generator).to(
+        getattr(trainer.tokens, "device", "cpu")
+    )
+    batches = order.split(config.batch_size)[trainer.step :]
+    pieces = [
+        batch_pieces(rows, accelerator.process_index, accelerator.num_processes, config.accumulate) for rows in batches
+    ]
+    on_cpu = trainer.device.type == "cpu"
+    dtype = PRECISIONS[config.precision]
     tokens = read_ahead(trainer.tokens, [rows for batch in pieces for rows, _ in batch], trainer.device)
     for rows, batch in zip(batches, pieces):
-        loss = train_step(trainer.model, batch, tokens, trainer.targets, trainer.embeddings, trainer.optimizer, accelerator, config.clip, dtype,
-                          at=(trainer.epoch, trainer.step + 1))
+        loss = train_step(
+            trainer.model,
+            batch,
+            tokens,
+            trainer.targets,
+            trainer.embeddings,
+            trainer.optimizer,
+            accelerator,
+            config.clip,
+            dtype,
+            at=(trainer.epoch, trainer.step + 1),
+        )
         trainer.step += 1
-        if config.schedule == "cosine" and not trainer.optimizer.step_was_skipped: trainer.schedule.step()
-        if trainer.average is not None: trainer.average.update_parameters(trainer.head)
+        if config.schedule == "cosine" and not trainer.optimizer.step_was_skipped:
+            trainer.schedule.step()
+        if trainer.average is not None:
+            trainer.average.update_parameters(trainer.head)
         waiting.append((loss, len(rows)))
-        if len(waiting) == (1 if on_cpu else CHECK_STEPS) or trainer.step == trainer.steps_per_epoch or (hurry and hurry()):
+        if (
+            len(waiting) == (1 if on_cpu else CHECK_STEPS)
+            or trainer.step == trainer.steps_per_epoch
+            or (hurry and hurry())
+        ):
             count_losses(trainer, waiting)
             waiting = []
             yield trainer.step
 
 # %% ../../nbs/train/03_steps.ipynb #c61a2e53
 def close_epoch(
-    trainer: Trainer, # at the end of an epoch
-    judged: dict, # from the judge: "score" and whatever else belongs into the history
+    trainer: Trainer,  # at the end of an epoch
+    judged: dict,  # from the judge: "score" and whatever else belongs into the history
 ):
     "Write the epoch into the history, keep the weights if they are the best so far, and turn to the next epoch."
-    if trainer.config.schedule == "plateau": trainer.schedule.step(judged["score"])
-    if trainer.best is None or judged["score"] > trainer.history[trainer.best_step//trainer.steps_per_epoch - 1]["score"]:
-        trainer.best, trainer.best_step = {name: tensor.clone() for name, tensor in trainer.judged.state_dict().items()}, trainer.steps_done
-    trainer.history.append({"epoch": trainer.epoch, "loss": trainer.total/len(trainer.targets), "lr": trainer.lr, "seconds": trainer.seconds, **judged})
-    trainer.epoch, trainer.step, trainer.total, trainer.seconds = trainer.epoch + 1, 0, 0., 0.
-    trainer.order, trainer.lr = trainer.generator.get_state(), trainer.optimizer.param_groups[0]["lr"]
+    if trainer.config.schedule == "plateau":
+        trainer.schedule.step(judged["score"])
+    if (
+        trainer.best is None
+        or judged["score"] > trainer.history[trainer.best_step // trainer.steps_per_epoch - 1]["score"]
+    ):
+        trainer.best = {name: tensor.clone() for name, tensor in trainer.judged.state_dict().items()}
+        trainer.best_step = trainer.steps_done
+    trainer.history.append(
+        {
+            "epoch": trainer.epoch,
+            "loss": trainer.total / len(trainer.targets),
+            "lr": trainer.lr,
+            "seconds": trainer.seconds,
+            **judged,
+        }
+    )
+    trainer.epoch = trainer.epoch + 1
+    trainer.step = 0
+    trainer.total = 0.0
+    trainer.seconds = 0.0
+    trainer.order = trainer.generator.get_state()
+    trainer.lr = trainer.optimizer.param_groups[0]["lr"]
 
 # %% ../../nbs/train/03_steps.ipynb #47f27cf5
 COUNTERS = ("epoch", "step", "total", "seconds", "history", "best_step", "order", "lr")
 
+
 def trainer_state(
-    trainer: Trainer, # after any step that `epoch_steps` yielded
-) -> dict: # for `save_checkpoint`
+    trainer: Trainer,  # after any step that `epoch_steps` yielded
+) -> dict:  # for `save_checkpoint`
     "What a trainer needs to go on; every process takes part."
     scaler = trainer.accelerator.scaler
-    return {"head": dict(trainer.head.state_dict()), "average": trainer.average and dict(trainer.average.state_dict()),
-            "optimizer": trainer.optimizer.state_dict(), "schedule": trainer.schedule.state_dict(), "scaler": scaler and scaler.state_dict(),
-            "random": gather_object([random_states()]), **{name: getattr(trainer, name) for name in COUNTERS}}
+    return {
+        "head": dict(trainer.head.state_dict()),
+        "average": trainer.average and dict(trainer.average.state_dict()),
+        "optimizer": trainer.optimizer.state_dict(),
+        "schedule": trainer.schedule.state_dict(),
+        "scaler": scaler and scaler.state_dict(),
+        "random": gather_object([random_states()]),
+        **{name: getattr(trainer, name) for name in COUNTERS},
+    }
 
 # %% ../../nbs/train/03_steps.ipynb #738fcc0b
 def restore_trainer(
-    trainer: Trainer, # new, of the same configuration
-    state: dict, # from `trainer_state`
-    best: dict = None, # the state at the best step, where there is one
+    trainer: Trainer,  # new, of the same configuration
+    state: dict,  # from `trainer_state`
+    best: dict = None,  # the state at the best step, where there is one
 ):
     "Bring a new trainer to where another one was."
     trainer.head.load_state_dict(state["head"])
-    if trainer.average is not None: trainer.average.load_state_dict(state["average"])
+    if trainer.average is not None:
+        trainer.average.load_state_dict(state["average"])
     trainer.optimizer.load_state_dict(state["optimizer"])
     trainer.schedule.load_state_dict(state["schedule"])
-    if state["scaler"]: trainer.accelerator.scaler.load_state_dict(state["scaler"])
-    for name in COUNTERS: setattr(trainer, name, state[name])
+    if state["scaler"]:
+        trainer.accelerator.scaler.load_state_dict(state["scaler"])
+    for name in COUNTERS:
+        setattr(trainer, name, state[name])
     trainer.generator.set_state(state["order"])
     set_random_states(state["random"][trainer.accelerator.process_index])
     if best is not None:
-        weights = best["head"] if best["average"] is None else {name.removeprefix("module."): tensor for name, tensor in best["average"].items() if name != "n_averaged"}
+        weights = (
+            best["head"]
+            if best["average"] is None
+            else {
+                name.removeprefix("module."): tensor for name, tensor in best["average"].items() if name != "n_averaged"
+            }
+        )
         trainer.best = {name: tensor.to(trainer.device) for name, tensor in weights.items()}
 
 # %% ../../nbs/train/03_steps.ipynb #12d715d3
@@ -284,22 +406,33 @@ class Interrupted(KeyboardInterrupt):
 # %% ../../nbs/train/03_steps.ipynb #e8ba38bf
 class StopSignals:
     "While it is entered, Ctrl-C and SIGTERM are kept in `received`; a second Ctrl-C raises KeyboardInterrupt."
-    def __init__(self,
-        wanted: bool = True, # False: signals do what they always do
-    ): self.wanted, self.received, self.before = wanted, None, {}
+
+    def __init__(
+        self,
+        wanted: bool = True,  # False: signals do what they always do
+    ):
+        self.wanted = wanted
+        self.received = None
+        self.before = {}
 
     def __enter__(self):
-        if self.wanted and threading.current_thread() is threading.main_thread(): # elsewhere Python allows no handlers
-            for number in (signal.SIGINT, signal.SIGTERM): self.before[number] = signal.signal(number, self._note)
+        if self.wanted and threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.before[number] = signal.signal(number, self._note)
         return self
 
     def _note(self, number, frame):
-        if number == signal.SIGINT == self.received: raise KeyboardInterrupt
+        if number == signal.SIGINT == self.received:
+            raise KeyboardInterrupt
         self.received = number
 
     def __exit__(self, *error):
-        for number, handler in self.before.items(): signal.signal(number, handler)
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
-    def agreed(self, accelerator): # whether any process received one
-        if accelerator.num_processes == 1: return self.received is not None
-        return bool(accelerator.reduce(torch.tensor(float(self.received is not None), device=accelerator.device), "sum"))
+    def agreed(self, accelerator):  # whether any process received one
+        if accelerator.num_processes == 1:
+            return self.received is not None
+        return bool(
+            accelerator.reduce(torch.tensor(float(self.received is not None), device=accelerator.device), "sum")
+        )

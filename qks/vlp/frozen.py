@@ -15,7 +15,7 @@ from open_clip.transformer import QuickGELU
 from torch import nn
 
 from ..core import QKSError
-from ..core.arithmetic import in_parts, tower_arithmetic
+from ..core.arithmetic import in_chunks, tower_arithmetic
 from . import tower  # noqa: F401
 from .text import encode_text
 
@@ -24,12 +24,18 @@ def _tokens(visual, images):
     "All tokens of any open_clip image tower, after its last norm and before its projection: [B, N, D]."
     if isinstance(visual, ModifiedResNet):
         out = visual.forward_intermediates(images, indices=1, intermediates_only=True)
-        features = out["image_intermediates"][-1]                          # [B, D, rows, columns]
+        features = out["image_intermediates"][-1]  # [B, D, rows, columns]
     elif isinstance(visual, TimmModel):
-        features = visual.trunk.forward_features(images)                   # [B, N, D] or [B, D, rows, columns]
+        features = visual.trunk.forward_features(images)  # [B, N, D] or [B, D, rows, columns]
     else:
-        out = visual.forward_intermediates(images, indices=1, normalize_intermediates=True, intermediates_only=True,
-                                           output_fmt="NLC", output_extra_tokens=True)
+        out = visual.forward_intermediates(
+            images,
+            indices=1,
+            normalize_intermediates=True,
+            intermediates_only=True,
+            output_fmt="NLC",
+            output_extra_tokens=True,
+        )
         return torch.cat([out["image_intermediates_prefix"][-1], out["image_intermediates"][-1]], 1)
     return features.flatten(2).transpose(1, 2) if features.ndim == 4 else features
 
@@ -37,17 +43,23 @@ def _tokens(visual, images):
 def _projection(visual):
     "The linear map from the tower's width to the joint embedding: [D, E]."
     if isinstance(visual, ModifiedResNet):
-        return visual.attnpool.v_proj.weight.T @ visual.attnpool.c_proj.weight.T   # [D, D] @ [D, E]
+        return visual.attnpool.v_proj.weight.T @ visual.attnpool.c_proj.weight.T  # [D, D] @ [D, E]
     if isinstance(visual, TimmModel):
-        if hasattr(visual.head, "proj") and isinstance(visual.head.proj, nn.Linear): return visual.head.proj.weight.T
-        if len(visual.head) == 0 and visual.trunk.num_classes == 0: return torch.eye(visual.trunk.num_features, device=next(visual.parameters()).device)
-    elif visual.proj is not None and getattr(visual, "attn_pool", None) is None: return visual.proj
-    raise QKSError("this image tower has no linear visual projection, which QKS copies: choose a model with one, such as ViT-B-16, RN50 or pocket")
+        if hasattr(visual.head, "proj") and isinstance(visual.head.proj, nn.Linear):
+            return visual.head.proj.weight.T
+        if len(visual.head) == 0 and visual.trunk.num_classes == 0:
+            return torch.eye(visual.trunk.num_features, device=next(visual.parameters()).device)
+    elif visual.proj is not None and getattr(visual, "attn_pool", None) is None:
+        return visual.proj
+    raise QKSError(
+        "this image tower has no linear visual projection, which QKS copies: choose a model with one, such as ViT-B-16, RN50 or pocket"
+    )
 
 # %% ../../nbs/vlp/03_frozen.ipynb #2c4a8eec
 def _n_prefix(visual):
     "How many leading tokens stand for no patch: 1 for a ViT's CLS."
-    if isinstance(visual, ModifiedResNet): return 0
+    if isinstance(visual, ModifiedResNet):
+        return 0
     return getattr(visual.trunk, "num_prefix_tokens", 0) if isinstance(visual, TimmModel) else 1
 
 # %% ../../nbs/vlp/03_frozen.ipynb #0beaf278
@@ -55,100 +67,135 @@ def _pooled(vlp, tokens):
     "The VLP's image embedding [B, E] from its tokens [B, N, D]."
     visual = vlp.model.visual
     if isinstance(visual, ModifiedResNet):
-        return visual.attnpool(tokens.transpose(1, 2).unflatten(2, vlp.grid))   # [B, D, rows, columns] -> [B, E]
+        return visual.attnpool(tokens.transpose(1, 2).unflatten(2, vlp.grid))  # [B, D, rows, columns] -> [B, E]
     if isinstance(visual, TimmModel) and vlp.first_token == 0:
         is_map = visual.trunk.forward_features(tokens.new_zeros(1, 3, vlp.image_size, vlp.image_size)).ndim == 4
         features = tokens.transpose(1, 2).unflatten(2, vlp.grid) if is_map else tokens
         return visual.head(visual.trunk.forward_head(features))
     if vlp.n_prefix != 1 or visual.pool_type != "tok":
-        raise QKSError(f"{vlp.name} does not pool by its CLS token (dropped by drop_cls=True, or a tower of another kind): its own image embedding cannot be taken from its tokens; load it with drop_cls=False, or do without")
-    return tokens[:, 0] @ visual.proj                                           # [B, D] @ [D, E]
+        raise QKSError(
+            f"{vlp.name} does not pool by its CLS token (dropped by drop_cls=True, or a tower of another kind): its own image embedding cannot be taken from its tokens; load it with drop_cls=False, or do without"
+        )
+    return tokens[:, 0] @ visual.proj  # [B, D] @ [D, E]
 
 # %% ../../nbs/vlp/03_frozen.ipynb #60b08525
 def tokenize(vlp, texts):
     "Token ids [T, context] of texts, or of ids as they are; raises `QKSError` where one does not fit the context."
     context = vlp.tokenizer.context_length
     if isinstance(texts, torch.Tensor):
-        if texts.ndim == 2 and texts.shape[1] == context: return texts
-        raise QKSError(f"token ids have shape {list(texts.shape)}, but the text tower of {vlp.name} reads [T, {context}]")
+        if texts.ndim == 2 and texts.shape[1] == context:
+            return texts
+        raise QKSError(
+            f"token ids have shape {list(texts.shape)}, but the text tower of {vlp.name} reads [T, {context}]"
+        )
     texts = [texts] if isinstance(texts, str) else list(texts)
     for text in texts:
-        if not isinstance(text, str): raise QKSError(f"text {text!r} is a {type(text).__name__}: every text must be a string")
-    if not texts: raise QKSError("no text was given: give at least one")
-    ids, padding = vlp.tokenizer(texts), vlp.tokenizer([""])[0, -1]              # [T, context]
-    for text in (t for t, row in zip(texts, ids) if row[-1] != padding):         # only a full row can have been cut
+        if not isinstance(text, str):
+            raise QKSError(f"text {text!r} is a {type(text).__name__}: every text must be a string")
+    if not texts:
+        raise QKSError("no text was given: give at least one")
+    ids = vlp.tokenizer(texts)
+    padding = vlp.tokenizer([""])[0, -1]  # [T, context]
+    for text in (t for t, row in zip(texts, ids) if row[-1] != padding):  # only a full row can have been cut
         whole = vlp.tokenizer([text], context_length=len(text.encode()) + 8)[0]  # with room for a token a byte
         if (n := int((whole != padding).nonzero().max()) + 1) > context:
-            raise QKSError(f"text {text[:60]!r} has {n} tokens, but the text tower of {vlp.name} reads {context}: shorten the label")
+            raise QKSError(
+                f"text {text[:60]!r} has {n} tokens, but the text tower of {vlp.name} reads {context}: shorten the label"
+            )
     return ids
 
 # %% ../../nbs/vlp/03_frozen.ipynb #110c644d
 class VLP:
     "A frozen vision-language model: image tokens, text features, projection (paper, section 3.1)."
-    def __init__(self,
-        model, # an open_clip CLIP
-        preprocess, # PIL image -> tensor [3, image_size, image_size], as at test time
-        tokenizer, # list of T texts -> token ids [T, context]
-        name: str, # how the model was asked for
-        precision: str = "fp32", # "fp32", or "bf16"/"fp16": autocast inside the towers; results are fp32 always
-        drop_cls: bool = False, # leave the CLS token out of the image tokens, where there is one
+
+    def __init__(
+        self,
+        model,  # an open_clip CLIP
+        preprocess,  # PIL image -> tensor [3, image_size, image_size], as at test time
+        tokenizer,  # list of T texts -> token ids [T, context]
+        name: str,  # how the model was asked for
+        precision: str = "fp32",  # "fp32", or "bf16"/"fp16": autocast inside the towers; results are fp32 always
+        drop_cls: bool = False,  # leave the CLS token out of the image tokens, where there is one
     ):
-        self.model, self.preprocess, self.tokenizer = model.requires_grad_(False).eval(), preprocess, tokenizer
-        self.name, self.precision, visual, size = name, precision, model.visual, model.visual.image_size
-        self.image_size = size[0] if isinstance(size, (tuple, list)) else size     # pixels a side
-        self.projection = _projection(visual).detach().float().clone()             # [D, E]
+        self.model = model.requires_grad_(False).eval()
+        self.preprocess = preprocess
+        self.tokenizer = tokenizer
+        self.name = name
+        self.precision = precision
+        visual = model.visual
+        size = model.visual.image_size
+        self.image_size = size[0] if isinstance(size, (tuple, list)) else size  # pixels a side
+        self.projection = _projection(visual).detach().float().clone()  # [D, E]
         self.width, self.embed_dim = self.projection.shape
         self.first_token = _n_prefix(visual) if drop_cls else 0
         blank = torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)
-        self.n_tokens = self._run(_tokens, visual, blank).shape[1] - self.first_token      # N
-        self.n_prefix = _n_prefix(visual) - self.first_token                       # leading tokens that are no patch
-        self.grid = (round((self.n_tokens - self.n_prefix)**0.5),)*2               # rows, columns of patches
-        self.source = {"name": name}                                               # arguments that load it again
+        self.n_tokens = self._run(_tokens, visual, blank).shape[1] - self.first_token  # N
+        self.n_prefix = _n_prefix(visual) - self.first_token  # leading tokens that are no patch
+        self.grid = (round((self.n_tokens - self.n_prefix) ** 0.5),) * 2  # rows, columns of patches
+        self.source = {"name": name}  # arguments that load it again
 
     @property
-    def device(self): return self.model.logit_scale.device
+    def device(self):
+        return self.model.logit_scale.device
 
     def _run(self, function, *inputs):
         self.model.eval()
-        with torch.no_grad(), tower_arithmetic(self.device, self.precision, self.width): return function(*inputs).float()
+        with torch.no_grad(), tower_arithmetic(self.device, self.precision, self.width):
+            return function(*inputs).float()
 
-    def image_tokens(self,
-        images, # preprocessed images [B, 3, image_size, image_size]
-    ) -> torch.Tensor: # visual tokens [B, N, D], CLS first, after the tower's last norm, before its projection
-        def tokens(part): return self._run(_tokens, self.model.visual, part)[:, self.first_token:]
-        return in_parts(tokens, images.to(self.device), self.n_tokens)
+    def image_tokens(
+        self,
+        images,  # preprocessed images [B, 3, image_size, image_size]
+    ) -> torch.Tensor:  # visual tokens [B, N, D], CLS first, after the tower's last norm, before its projection
+        def tokens(part):
+            return self._run(_tokens, self.model.visual, part)[:, self.first_token :]
 
-    def image_features(self,
-        image_tokens, # what `image_tokens` gave [B, N, D], with CLS where the tower has one
-    ) -> torch.Tensor: # the VLP's own embedding of each image [B, E], not normalised
+        return in_chunks(tokens, images.to(self.device), self.n_tokens)
+
+    def image_features(
+        self,
+        image_tokens,  # what `image_tokens` gave [B, N, D], with CLS where the tower has one
+    ) -> torch.Tensor:  # the VLP's own embedding of each image [B, E], not normalised
         return self._run(_pooled, self, image_tokens.to(self.device))
 
-    def text_features(self,
-        texts, # T texts, or their token ids [T, context]
-    ) -> torch.Tensor: # unnormalised text embeddings [T, E]; a text longer than the context raises QKSError
-        return self._run(encode_text, self.model, tokenize(self, texts).to(self.device))   # cut to the longest text, where that changes nothing
+    def text_features(
+        self,
+        texts,  # T texts, or their token ids [T, context]
+    ) -> torch.Tensor:  # unnormalised text embeddings [T, E]; a text longer than the context raises QKSError
+        return self._run(
+            encode_text, self.model, tokenize(self, texts).to(self.device)
+        )  # cut to the longest text, where that changes nothing
 
 # %% ../../nbs/vlp/03_frozen.ipynb #428c1d45
 def fingerprint(
-    vlp: VLP, # any VLP
-) -> str: # 16 hexadecimal digits, equal for equal weights in equal use
+    vlp: VLP,  # any VLP
+) -> str:  # 16 hexadecimal digits, equal for equal weights in equal use
     "A digest of a VLP's weights, and of what they do not show, to key caches with and to tell a head its VLP."
     weights = sorted(vlp.model.state_dict().items())
-    state = [(tensor.data_ptr(), tensor._version) for _, tensor in weights]                 # hashing takes seconds for a large one: once, unless they change
-    if state == getattr(vlp, "_hashed", (None, None))[0]: return vlp._hashed[1]
+    state = [
+        (tensor.data_ptr(), tensor._version) for _, tensor in weights
+    ]  # hashing takes seconds for a large one: once, unless they change
+    if state == getattr(vlp, "_hashed", (None, None))[0]:
+        return vlp._hashed[1]
     digest = hashlib.sha256()
     for name, tensor in weights:
         digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    if any(isinstance(module, QuickGELU) for module in vlp.model.modules()): digest.update(b"QuickGELU") # has no weights of its own
-    heads = {module.embed_dim//module.num_heads for module in vlp.model.visual.modules() if isinstance(module, nn.MultiheadAttention)} - {64}
-    if heads: digest.update(f"heads of {sorted(heads)}".encode())                            # as many weights, differently parted
+    if any(isinstance(module, QuickGELU) for module in vlp.model.modules()):
+        digest.update(b"QuickGELU")  # has no weights of its own
+    heads = {
+        module.embed_dim // module.num_heads
+        for module in vlp.model.visual.modules()
+        if isinstance(module, nn.MultiheadAttention)
+    } - {64}
+    if heads:
+        digest.update(f"heads of {sorted(heads)}".encode())  # as many weights, differently parted
     vlp._hashed = state, digest.hexdigest()[:16]
     return vlp._hashed[1]
 
 # %% ../../nbs/vlp/03_frozen.ipynb #cb400464
 def preprocess_images(
-    vlp: VLP, # whose preprocessing to apply
-    images, # PIL images
-) -> torch.Tensor: # [B, 3, image_size, image_size]
+    vlp: VLP,  # whose preprocessing to apply
+    images,  # PIL images
+) -> torch.Tensor:  # [B, 3, image_size, image_size]
     "Preprocess PIL images into one batch."
     return torch.stack([vlp.preprocess(image) for image in images])

@@ -20,39 +20,65 @@ from .frozen import VLP
 # %% ../../nbs/vlp/04_loading.ipynb #02f00001
 def _head_width(width):
     "Channels of a head in an image tower of this width: as open_clip's own ViTs have them, 80 in ViT-H; else 64, as OpenAI's."
-    found = {tower.get("head_width", 64) for name in open_clip.list_models() if (tower := open_clip.get_model_config(name)["vision_cfg"]).get("width") == width and isinstance(tower.get("layers"), int)}
+    found = {
+        tower.get("head_width", 64)
+        for name in open_clip.list_models()
+        if (tower := open_clip.get_model_config(name)["vision_cfg"]).get("width") == width
+        and isinstance(tower.get("layers"), int)
+    }
     return found.pop() if len(found) == 1 else 64
 
 # %% ../../nbs/vlp/04_loading.ipynb #7f160274
 def _configs_from(state):
     "The architecture of a CLIP in OpenAI's layout, read off its weights: embed_dim, vision config, text config."
-    def count(prefix, place): return len({key.split(".")[place] for key in state if key.startswith(prefix)})
+
+    def count(prefix, place):
+        return len({key.split(".")[place] for key in state if key.startswith(prefix)})
+
     width = state["ln_final.weight"].shape[0]
-    text = open_clip.CLIPTextCfg(context_length=state["positional_embedding"].shape[0], width=width, heads=width//64,
-                                 vocab_size=state["token_embedding.weight"].shape[0], layers=count("transformer.resblocks", 2))
+    text = open_clip.CLIPTextCfg(
+        context_length=state["positional_embedding"].shape[0],
+        width=width,
+        heads=width // 64,
+        vocab_size=state["token_embedding.weight"].shape[0],
+        layers=count("transformer.resblocks", 2),
+    )
     if "visual.proj" in state:
-        n, patch = state["visual.positional_embedding"].shape[0], state["visual.conv1.weight"].shape[-1]
+        n = state["visual.positional_embedding"].shape[0]
+        patch = state["visual.conv1.weight"].shape[-1]
         inner, channels = state["visual.transformer.resblocks.0.mlp.c_fc.weight"].shape
-        vision = open_clip.CLIPVisionCfg(layers=count("visual.transformer.resblocks", 3), patch_size=patch, width=channels, image_size=patch*round((n - 1)**0.5),
-                                         head_width=_head_width(channels), mlp_ratio=(inner + 0.5)/channels)   # open_clip rounds down
+        vision = open_clip.CLIPVisionCfg(
+            layers=count("visual.transformer.resblocks", 3),
+            patch_size=patch,
+            width=channels,
+            image_size=patch * round((n - 1) ** 0.5),
+            head_width=_head_width(channels),
+            mlp_ratio=(inner + 0.5) / channels,
+        )  # open_clip rounds down
     else:
         n = state["visual.attnpool.positional_embedding"].shape[0]
-        vision = open_clip.CLIPVisionCfg(layers=tuple(count(f"visual.layer{stage}.", 2) for stage in (1, 2, 3, 4)),
-                                         width=state["visual.layer1.0.conv1.weight"].shape[0], image_size=32*round((n - 1)**0.5))
+        vision = open_clip.CLIPVisionCfg(
+            layers=tuple(count(f"visual.layer{stage}.", 2) for stage in (1, 2, 3, 4)),
+            width=state["visual.layer1.0.conv1.weight"].shape[0],
+            image_size=32 * round((n - 1) ** 0.5),
+        )
     return state["text_projection"].shape[1], vision, text
 
 # %% ../../nbs/vlp/04_loading.ipynb #e8025b36
 def _from_file(path, quick_gelu):
     "An open_clip CLIP in fp32 and its tokenizer from a local file in OpenAI's layout."
     state = {key.removeprefix("module."): value for key, value in read_tensors(path).items()}
-    for key in ("input_resolution", "context_length", "vocab_size"): state.pop(key, None) # OpenAI's scalars, not weights
+    for key in ("input_resolution", "context_length", "vocab_size"):
+        state.pop(key, None)  # OpenAI's scalars, not weights
     try:
         embed_dim, vision, text = _configs_from(state)
         model = open_clip.CLIP(embed_dim, vision, text, quick_gelu=quick_gelu)
         model.load_state_dict(state)
     except (KeyError, RuntimeError, IndexError, ValueError, AssertionError, ZeroDivisionError) as error:
-        raise QKSError(f"weight file {path} is not a CLIP in OpenAI's layout ({repr(error).splitlines()[0][:80]}): "
-                       "expected keys such as visual.conv1.weight and text_projection") from error
+        raise QKSError(
+            f"weight file {path} is not a CLIP in OpenAI's layout ({repr(error).splitlines()[0][:80]}): "
+            "expected keys such as visual.conv1.weight and text_projection"
+        ) from error
     return model, open_clip.SimpleTokenizer(context_length=text.context_length)
 
 # %% ../../nbs/vlp/04_loading.ipynb #a0a68b7c
@@ -62,50 +88,86 @@ def _from_open_clip(name, tag):
         raise QKSError(f"unknown model {name!r}: give 'pocket' or one of open_clip.list_models(), such as 'ViT-B-16'")
     tags = open_clip.list_pretrained_tags_by_model(name)
     if tag is not False and tag not in tags:
-        raise QKSError(f"pretrained={tag!r} is neither an existing file nor a weight tag of {name}: "
-                       f"give the path of a weight file or one of {', '.join(tags) or 'no tags'}")
+        raise QKSError(
+            f"pretrained={tag!r} is neither an existing file nor a weight tag of {name}: "
+            f"give the path of a weight file or one of {', '.join(tags) or 'no tags'}"
+        )
     source = get_pretrained_cfg(name, tag) if tag else {}
-    try: model = open_clip.create_model(name, tag or None, force_quick_gelu=source.get("quick_gelu", False))
-    except Exception as error: # no connection looks different in every library between here and the network
-        if not tag: raise QKSError(f"open_clip cannot build {name} here ({type(error).__name__}: {str(error)[:80]})") from error
+    try:
+        model = open_clip.create_model(name, tag or None, force_quick_gelu=source.get("quick_gelu", False))
+    except Exception as error:  # no connection looks different in every library between here and the network
+        if not tag:
+            raise QKSError(f"open_clip cannot build {name} here ({type(error).__name__}: {str(error)[:80]})") from error
         where = source.get("url") or f"{source.get('hf_hub', '')}open_clip_model.safetensors on the Hugging Face hub"
-        raise QKSError(f"the weights {tag!r} of {name} could not be fetched ({type(error).__name__}): fetch {where} where there "
-                       "is a connection, then give the file's path (--pretrained PATH on the command line, load_vlp(pretrained=PATH) in Python)") from error
+        raise QKSError(
+            f"the weights {tag!r} of {name} could not be fetched ({type(error).__name__}): fetch {where} where there "
+            "is a connection, then give the file's path (--pretrained PATH on the command line, load_vlp(pretrained=PATH) in Python)"
+        ) from error
     return model, open_clip.get_tokenizer(name)
 
 # %% ../../nbs/vlp/04_loading.ipynb #7d774ffd
-def check_device(device=None) -> torch.device: # None: CUDA where there is one, else the CPU
+def check_device(device=None) -> torch.device:  # None: CUDA where there is one, else the CPU
     "The device asked for; raises `QKSError` where this machine has none such."
     try:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error: # unknown name, or no such device
-        raise QKSError(f"device {str(device)!r} is not to be had here ({str(error).splitlines()[0][:80]}): use cpu, or a device that torch sees") from error
+    except (RuntimeError, AssertionError) as error:  # unknown name, or no such device
+        raise QKSError(
+            f"device {str(device)!r} is not to be had here ({str(error).splitlines()[0][:80]}): use cpu, or a device that torch sees"
+        ) from error
     return device
 
 # %% ../../nbs/vlp/04_loading.ipynb #c2c7b577
 def load_vlp(
-    name: str = "pocket", # "pocket", or a model name of open_clip's
-    pretrained=None, # a weight tag of open_clip's, the path of a file in OpenAI's layout, or False: random weights
-    device=None, # where it runs; None: CUDA where there is one, else the CPU
-    precision: str = "fp32", # "fp32", "bf16" or "fp16"
-    drop_cls: bool = False, # leave the CLS token out of the image tokens
-    quick_gelu: bool = True, # for a weight file: trained with QuickGELU, as OpenAI's were
-) -> VLP: # frozen, in eval mode
+    name: str = "pocket",  # "pocket", or a model name of open_clip's
+    pretrained=None,  # a weight tag of open_clip's, the path of a file in OpenAI's layout, or False: random weights
+    device=None,  # where it runs; None: CUDA where there is one, else the CPU
+    precision: str = "fp32",  # "fp32", "bf16" or "fp16"
+    drop_cls: bool = False,  # leave the CLS token out of the image tokens
+    quick_gelu: bool = True,  # for a weight file: trained with QuickGELU, as OpenAI's were
+) -> VLP:  # frozen, in eval mode
     "Load a vision-language model; raises `QKSError` for an unknown model or file and for weights that cannot be fetched."
-    if precision not in PRECISIONS: raise QKSError(f"unknown precision {precision!r}: give 'fp32', 'bf16' or 'fp16'")
-    is_path = isinstance(pretrained, Path) or (isinstance(pretrained, str) and (Path(pretrained).is_file() or "/" in pretrained or "." in pretrained))
-    if not (is_path or quick_gelu): raise QKSError(f"quick_gelu=False (--gelu) says how a weight file was trained, and {name} with {pretrained or 'its own weights'} is known: leave it out")
-    if is_path: model, tokenizer = _from_file(pretrained, quick_gelu)
+    if precision not in PRECISIONS:
+        raise QKSError(f"unknown precision {precision!r}: give 'fp32', 'bf16' or 'fp16'")
+    is_path = isinstance(pretrained, Path) or (
+        isinstance(pretrained, str) and (Path(pretrained).is_file() or "/" in pretrained or "." in pretrained)
+    )
+    if not (is_path or quick_gelu):
+        raise QKSError(
+            f"quick_gelu=False (--gelu) says how a weight file was trained, and {name} with {pretrained or 'its own weights'} is known: leave it out"
+        )
+    if is_path:
+        model, tokenizer = _from_file(pretrained, quick_gelu)
     elif name == "pocket" and pretrained is None:
-        source = f"local-dir:{ASSETS/'pocket_vlp'}"
-        model, tokenizer = open_clip.create_model(source), open_clip.get_tokenizer(source)
-    elif name == "pocket": raise QKSError(f"pretrained={pretrained!r} does not go with the embedded model, which has weights of its own: leave it out, or name another model")
-    elif pretrained is None: raise QKSError(f"model {name!r} needs weights: pass pretrained= a tag such as 'openai', or the path of a weight file")
-    else: model, tokenizer = _from_open_clip(name, pretrained)
+        source = f"local-dir:{ASSETS / 'pocket_vlp'}"
+        model = open_clip.create_model(source)
+        tokenizer = open_clip.get_tokenizer(source)
+    elif name == "pocket":
+        raise QKSError(
+            f"pretrained={pretrained!r} does not go with the embedded model, which has weights of its own: leave it out, or name another model"
+        )
+    elif pretrained is None:
+        raise QKSError(
+            f"model {name!r} needs weights: pass pretrained= a tag such as 'openai', or the path of a weight file"
+        )
+    else:
+        model, tokenizer = _from_open_clip(name, pretrained)
     device = check_device(device)
-    known = getattr(model.visual, "preprocess_cfg", {})                                     # what open_clip knows of the weights; CLIP's own where it knows nothing
-    preprocess = open_clip.image_transform(model.visual.image_size, is_train=False, **{name: known.get(name) for name in ("mean", "std", "interpolation", "resize_mode")})
-    vlp = VLP(model.float().to(device), preprocess, tokenizer, str(pretrained) if is_path else name, precision, drop_cls)
-    vlp.source = {"name": name, "pretrained": str(Path(pretrained).absolute()) if is_path else pretrained, "drop_cls": drop_cls, "quick_gelu": quick_gelu}
+    known = getattr(
+        model.visual, "preprocess_cfg", {}
+    )  # what open_clip knows of the weights; CLIP's own where it knows nothing
+    preprocess = open_clip.image_transform(
+        model.visual.image_size,
+        is_train=False,
+        **{name: known.get(name) for name in ("mean", "std", "interpolation", "resize_mode")},
+    )
+    vlp = VLP(
+        model.float().to(device), preprocess, tokenizer, str(pretrained) if is_path else name, precision, drop_cls
+    )
+    vlp.source = {
+        "name": name,
+        "pretrained": str(Path(pretrained).absolute()) if is_path else pretrained,
+        "drop_cls": drop_cls,
+        "quick_gelu": quick_gelu,
+    }
     return vlp

@@ -13,9 +13,11 @@ from torch import nn
 # %% ../../nbs/vlp/01_tower.ipynb #89a255e8
 class ResidualStage(nn.Module):
     "Two 3 x 3 convolutions with a skip; halves the resolution."
-    def __init__(self,
-        channels_in: int, # channels of the incoming feature map
-        channels_out: int, # channels of the outgoing one
+
+    def __init__(
+        self,
+        channels_in: int,  # channels of the incoming feature map
+        channels_out: int,  # channels of the outgoing one
     ):
         super().__init__()
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride=2, padding=1, bias=False)
@@ -25,47 +27,65 @@ class ResidualStage(nn.Module):
         self.down = nn.Conv2d(channels_in, channels_out, 1, stride=2, bias=False)
         self.bn_down = nn.BatchNorm2d(channels_out)
 
-    def forward(self, feature_map):                                  # [B, channels_in, H, W]
-        x = torch.relu(self.bn1(self.conv1(feature_map)))            # [B, channels_out, H/2, W/2]
+    def forward(self, feature_map):  # [B, channels_in, H, W]
+        x = torch.relu(self.bn1(self.conv1(feature_map)))  # [B, channels_out, H/2, W/2]
         return torch.relu(self.bn2(self.conv2(x)) + self.bn_down(self.down(feature_map)))
 
 # %% ../../nbs/vlp/01_tower.ipynb #b114b0ba
 class PocketTower(nn.Module):
     "Convolution stem, `depth` transformer blocks, mean pooling; the interface that open_clip expects of a timm model."
-    def __init__(self,
-        channels: tuple = (24, 48, 96, 192), # width after the stem and after each stage; the last one is D
-        depth: int = 2, # transformer blocks
-        grid: int = 6, # tokens a side: image size / 16
+
+    def __init__(
+        self,
+        channels: tuple = (24, 48, 96, 192),  # width after the stem and after each stage; the last one is D
+        depth: int = 2,  # transformer blocks
+        grid: int = 6,  # tokens a side: image size / 16
     ):
         super().__init__()
-        self.num_features, self.default_cfg = channels[-1], {} # both are read by open_clip
-        self.stem = nn.Sequential(nn.Conv2d(3, channels[0], 5, stride=2, padding=2, bias=False),
-                                  nn.BatchNorm2d(channels[0]), nn.ReLU())
+        self.num_features = channels[-1]
+        self.default_cfg = {}  # both are read by open_clip
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, channels[0], 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(channels[0]), nn.ReLU()
+        )
         self.stages = nn.Sequential(*[ResidualStage(i, o) for i, o in zip(channels, channels[1:])])
-        self.pos_embed = nn.Parameter(torch.randn(1, grid*grid, self.num_features)*0.02)
-        self.blocks = nn.Sequential(*[nn.TransformerEncoderLayer(
-            self.num_features, self.num_features//64, 4*self.num_features, dropout=0., activation="gelu",
-            batch_first=True, norm_first=True) for _ in range(depth)])
+        self.pos_embed = nn.Parameter(torch.randn(1, grid * grid, self.num_features) * 0.02)
+        self.blocks = nn.Sequential(
+            *[
+                nn.TransformerEncoderLayer(
+                    self.num_features,
+                    self.num_features // 64,
+                    4 * self.num_features,
+                    dropout=0.0,
+                    activation="gelu",
+                    batch_first=True,
+                    norm_first=True,
+                )
+                for _ in range(depth)
+            ]
+        )
         self.norm = nn.LayerNorm(self.num_features)
 
-    def forward_features(self, images):                              # [B, 3, 16·grid, 16·grid]
-        feature_map = self.stages(self.stem(images))                 # [B, D, grid, grid]
-        tokens = feature_map.flatten(2).transpose(1, 2)              # [B, N, D]
-        return self.norm(self.blocks(tokens + self.pos_embed))       # [B, N, D]
+    def forward_features(self, images):  # [B, 3, 16·grid, 16·grid]
+        feature_map = self.stages(self.stem(images))  # [B, D, grid, grid]
+        tokens = feature_map.flatten(2).transpose(1, 2)  # [B, N, D]
+        return self.norm(self.blocks(tokens + self.pos_embed))  # [B, N, D]
 
-    def forward_head(self, tokens): return tokens.mean(1)            # [B, N, D] -> [B, D]
+    def forward_head(self, tokens):
+        return tokens.mean(1)  # [B, N, D] -> [B, D]
 
-    def forward(self, images): return self.forward_head(self.forward_features(images))
+    def forward(self, images):
+        return self.forward_head(self.forward_features(images))
 
     def reset_classifier(self, num_classes=0, global_pool="avg"):
         "Called by open_clip: there is no classifier to remove, and mean pooling is the only kind."
-        if num_classes or global_pool != "avg": raise ValueError("PocketTower has no classifier and pools by mean ('avg')")
+        if num_classes or global_pool != "avg":
+            raise ValueError("PocketTower has no classifier and pools by mean ('avg')")
 
 # %% ../../nbs/vlp/01_tower.ipynb #9cbbd834
 @register_model
 def qks_pocket_tower(
-    pretrained=False, # timm's argument; the weights come with the whole CLIP, so there are none here
-    **kwargs, # timm's settings (pooling, number of classes, drop rates), which this tower does not have
+    pretrained=False,  # timm's argument; the weights come with the whole CLIP, so there are none here
+    **kwargs,  # timm's settings (pooling, number of classes, drop rates), which this tower does not have
 ) -> PocketTower:
     "Build the tower of the embedded model, for timm and through it for open_clip."
     return PocketTower()
