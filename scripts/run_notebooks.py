@@ -1,7 +1,7 @@
 """Run notebooks from top to bottom and keep their outputs, as the committed ones must carry them.
 
     python scripts/run_notebooks.py                  # all of nbs/
-    python scripts/run_notebooks.py nbs/03_query.ipynb nbs/index.ipynb
+    python scripts/run_notebooks.py nbs/04_query.ipynb nbs/index.ipynb
 
 Cells marked `#| slow` or `#| eval: false` are left out, as in `nbdev_test`. Each notebook runs in a process of its own,
 in its own folder. A notebook whose run fails is left as it was, and the exit status is 1.
@@ -58,9 +58,9 @@ def main(names):
     if len(names) == 2 and names[0] == "--one":
         return run(Path(names[1]).resolve())
     failed = False
-    for path in [Path(name) for name in names] or sorted(NBS.glob("*.ipynb")):
+    for path in [Path(name) for name in names] or sorted(path for path in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts):
         done = subprocess.run([sys.executable, __file__, "--one", str(path)])
-        print(path.name, "failed" if done.returncode else "ok", flush=True)
+        print(path.relative_to(NBS) if path.is_relative_to(NBS) else path.name, "failed" if done.returncode else "ok", flush=True)
         failed |= bool(done.returncode)
     sys.exit(failed)
 

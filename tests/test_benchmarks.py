@@ -82,35 +82,35 @@ def percent(row):
                 if name == "mAP" or name.startswith("F1")
             ],
         ),
-        ("03_fast_query", lambda: [f"{way['training']['speedup']:.2f}" for way in committed("head")["ways"]]),
+        ("model/02_fast", lambda: [f"{way['training']['speedup']:.2f}" for way in committed("head")["ways"]]),
         (
-            "11_stream",
+            "tokens/04_stream",
             lambda: [
                 f"{part} mAP {100 * row[part]['mean']:.1f} ± {100 * row[part]['std']:.1f}"
                 for row in committed("views")["rows"]
                 for part in ("seen", "zsl")
             ],
         ),
-        ("11_stream", lambda: [f"{row['images/s']:10,.1f}" for row in committed("cache")["read"]]),
-        ("19_benchmarks", lambda: [f"{row['images/s']:6.2f} images a second" for row in committed("train")["ways"]]),
+        ("tokens/04_stream", lambda: [f"{row['images/s']:10,.1f}" for row in committed("cache")["read"]]),
+        ("studies/02_benchmarks", lambda: [f"{row['images/s']:6.2f} images a second" for row in committed("train")["ways"]]),
         (
-            "19_benchmarks",
+            "studies/02_benchmarks",
             lambda: [percent(row[part]) for row in committed("quality")["ways"] for part in ("seen", "zsl", "gzsl")],
         ),
         (
-            "19_benchmarks",
+            "studies/02_benchmarks",
             lambda: [
                 f"{ratio} of {base}" for over in committed("evaluate")["over"].values() for base, ratio in over.items()
             ],
         ),
         (
-            "19_benchmarks",
+            "studies/02_benchmarks",
             lambda: (
                 [f"{committed('prompts')['ratio']} times"]
                 + [f"{row['images/s']:10,.1f}" for row in committed("cache")["read"]]
             ),
         ),
-        ("19_benchmarks", lambda: [f"streamed: {committed('stream')['seconds']} s"]),
+        ("studies/02_benchmarks", lambda: [f"streamed: {committed('stream')['seconds']} s"]),
     ],
 )
 def test_notebooks_show_the_committed_numbers(notebook, numbers):

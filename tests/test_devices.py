@@ -478,4 +478,4 @@ def test_a_mistake_is_told_once(commands, tmp_path):
     assert done.returncode != 0 and done.stderr.count("qks: ") == 1 and "topk asks for 60 labels" in done.stderr, (
         done.stderr
     )
-    assert "qks/cli.py" not in done.stderr and not (tmp_path / "new").exists()
+    assert "qks/commands/main.py" not in done.stderr and not (tmp_path / "new").exists()

@@ -1,4 +1,5 @@
-from .errors import QKSError as QKSError, check_count as check_count, check_labels as check_labels
+from .errors import QKSError as QKSError, check_count as check_count
+from .errors import check_fields as check_fields, check_labels as check_labels
 from .files import (
     ASSETS as ASSETS,
     cache_folder as cache_folder,
