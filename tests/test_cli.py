@@ -299,7 +299,7 @@ def test_tag_labels_file_and_threshold(picture, tmp_path, capsys):
     "arguments, words",
     [
         (["tag", "missing.jpg", "--labels", "cat"], "missing.jpg"),
-        (["tag", "PICTURE", "--labels", "cat,cat"], "'cat' stands twice"),
+        (["tag", "PICTURE", "--labels", "cat,cat"], "'cat' appears twice"),
         (["tag", "PICTURE", "--labels", " "], "label list is empty"),
         (["tag", "PICTURE", "--labels", "cat,,dog"], "blank"),
         (["tag", "PICTURE", "--labels", "cat", "--top-k", "0"], "top_k is 0"),

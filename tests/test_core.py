@@ -3,6 +3,8 @@
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,11 +15,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from qks import core
 from qks.core import (
     ASSETS,
     QKSError,
     UnreadableImage,
+    atomic_file,
     available_memory,
     cache_folder,
     check_count,
@@ -25,7 +27,7 @@ from qks.core import (
     load_image,
     progress,
     read_tensors,
-    atomic_file,
+    system,
 )
 
 rng = np.random.default_rng(0)
@@ -307,7 +309,7 @@ def test_labels_keep_their_order_and_spelling():
         (["cat", 3], "label 1 is 3, of type int"),
         (["cat", None], "label 1 is None"),
         ([b"cat"], "type bytes"),
-        (["cat", "dog", "cat"], "'cat' stands twice, at positions 0 and 2"),
+        (["cat", "dog", "cat"], "'cat' appears twice, at positions 0 and 2"),
     ],
 )
 def test_bad_labels(labels, match):
@@ -396,7 +398,9 @@ EXIF = {
     "no TIFF": b"Exif\0\0hello there",
     "nothing": b"Exif\0\0",
     "a place beyond the end": b"Exif\0\0II*\0\xff\xff\xff\x7f",
-    "turned, and a tag of no sense": b"Exif\0\0II*\0\x08\0\0\0\x02\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\x69\x87\x04\0\x01\0\0\0\xff\xff\0\0\0\0\0\0",
+    "turned, and a tag of no sense": (
+        b"Exif\0\0II*\0\x08\0\0\0\x02\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\x69\x87\x04\0\x01\0\0\0\xff\xff\0\0\0\0\0\0"
+    ),
 }
 
 
@@ -409,11 +413,55 @@ def test_damaged_exif_data_cost_no_picture(tmp_path, exif, dpi):
     assert sorted(load_image(tmp_path / "a.jpg").size) == [6, 9]
 
 
-def test_the_cache_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("QKS_CACHE", str(tmp_path))
-    assert cache_folder() == tmp_path and cache_folder("here") == Path("here")
+@pytest.fixture
+def cache_places(tmp_path, monkeypatch):
+    "The system's place for the cache and the former one, neither of which exists yet."
+    default = tmp_path / "system" / "qks"
+    former = tmp_path / "home" / ".cache" / "qks"
     monkeypatch.delenv("QKS_CACHE")
-    assert cache_folder() == Path.home() / ".cache/qks"
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / "system" / name))
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
+    return default, former
+
+
+def test_the_cache_is_where_the_user_says(cache_places, tmp_path, monkeypatch):
+    default, former = cache_places
+    default.mkdir(parents=True)
+    former.mkdir(parents=True)
+    monkeypatch.setenv("QKS_CACHE", str(tmp_path / "chosen"))
+    assert cache_folder() == tmp_path / "chosen"
+    assert cache_folder("argument") == Path("argument")
+
+
+def test_the_cache_is_in_the_systems_place(cache_places):
+    default, former = cache_places
+    assert cache_folder() == default
+    default.mkdir(parents=True)
+    former.mkdir(parents=True)
+    assert cache_folder() == default
+
+
+def test_a_cache_in_the_former_place_stays_in_use(cache_places):
+    default, former = cache_places
+    former.mkdir(parents=True)
+    assert cache_folder() == former
+
+
+LIGHT_IMPORTS = """
+import sys
+import qks.core
+from qks.core import QKSError, check_count, check_fields, check_labels
+from qks.core import atomic_file, cache_folder, progress, write_atomic
+heavy = {"torch", "numpy", "PIL", "safetensors", "psutil"} & set(sys.modules)
+assert not heavy, heavy
+from qks.core import load_image, read_tensors
+assert {"torch", "numpy", "PIL", "safetensors"} <= set(sys.modules)
+"""
+
+
+def test_the_checks_import_no_large_library():
+    "A command that prints its help, or refuses its input, answers at once."
+    subprocess.run([sys.executable, "-c", LIGHT_IMPORTS], check=True)
 
 
 @pytest.mark.parametrize(
@@ -437,17 +485,18 @@ def test_the_cache_folder(tmp_path, monkeypatch):
 )
 def test_available_memory(tmp_path, monkeypatch, limit, used, stat, expected):
     "In a container what is left of its limit counts; a file that says 'max', or none, is no limit."
-    monkeypatch.setattr(core.psutil, "virtual_memory", lambda: SimpleNamespace(available=8_000))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=8_000))
     for name, text in (("memory.max", limit), ("memory.current", used), ("memory.stat", stat)):
         if text:
             (tmp_path / name).write_text(text)
-    monkeypatch.setattr(core, "MEMORY_FILES", ((str(tmp_path / "memory.max"), str(tmp_path / "memory.current")),))
+    files = (str(tmp_path / "memory.max"), str(tmp_path / "memory.current"))
+    monkeypatch.setattr(system, "CONTAINER_MEMORY_FILES", (files,))
     assert available_memory() == expected
 
 
 def test_a_full_disk_names_the_file(tmp_path):
     with pytest.raises(OSError) as raised:
-        with atomic_file(tmp_path / "head") as file:
+        with atomic_file(tmp_path / "head"):
             raise OSError(28, "No space left on device")
     assert raised.value.filename == str(tmp_path / "head") and not list(tmp_path.iterdir())
 

@@ -68,7 +68,7 @@ def test_every_control_draws_what_depends_on_it(explorer):
 
 @pytest.mark.parametrize(
     "words, told",
-    [("cat, cat", "stands twice"), ("", "label list is empty"), ("cat,,dog", "blank"), ("<i>,<i>", "&lt;i&gt;")],
+    [("cat, cat", "appears twice"), ("", "label list is empty"), ("cat,,dog", "blank"), ("<i>,<i>", "&lt;i&gt;")],
 )
 def test_a_mistake_is_told_and_the_figures_stay(explorer, words, told):
     before = figures(explorer)
@@ -115,7 +115,7 @@ def test_the_same_name_again_is_another_picture(explorer):
     "pictures, labels, told",
     [
         ({}, LABELS, "no picture to begin with"),
-        (PICTURES, ["cat", "cat"], "stands twice"),
+        (PICTURES, ["cat", "cat"], "appears twice"),
         (PICTURES, [], "label list is empty"),
     ],
 )

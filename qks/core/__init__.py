@@ -1,4 +1,4 @@
-"""Errors, images, files and arithmetic: what every other room stands on."""
+"""Errors, images, files, weights and arithmetic: what every other package uses."""
 
 import lazy_loader
 

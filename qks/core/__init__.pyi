@@ -1,11 +1,14 @@
-from .errors import QKSError as QKSError, check_count as check_count
-from .errors import check_fields as check_fields, check_labels as check_labels
+from .errors import (
+    QKSError as QKSError,
+    check_count as check_count,
+    check_fields as check_fields,
+    check_labels as check_labels,
+)
 from .files import (
     ASSETS as ASSETS,
+    atomic_file as atomic_file,
     cache_folder as cache_folder,
     project_folder as project_folder,
-    read_tensors as read_tensors,
-    atomic_file as atomic_file,
     write_atomic as write_atomic,
 )
 from .images import (
@@ -15,3 +18,4 @@ from .images import (
     load_image as load_image,
 )
 from .system import available_memory as available_memory, progress as progress
+from .weights import read_tensors as read_tensors

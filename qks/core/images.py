@@ -8,6 +8,7 @@ __all__ = ['MAX_PIXELS', 'MAX_RATIO', 'check_image_exists', 'UnreadableImage', '
 # %% ../../nbs/core/02_images.ipynb #06addea7
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -15,82 +16,107 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from .errors import QKSError
 
 # %% ../../nbs/core/02_images.ipynb #6da4f3bf
-MAX_PIXELS = 178_956_970  # where Pillow, too, refuses an image as a bomb; unpacked to RGB that is 537 MB
-MAX_RATIO = 500  # ours: resized by its shorter side, as towers want it, a longer strip would become huge
+def _image_from_array(array: np.ndarray) -> Image.Image:
+    "The PIL image of a uint8 array; raises `QKSError` for another type or shape."
+    is_grey = array.ndim == 2
+    has_channels = array.ndim == 3 and array.shape[2] in (1, 3, 4)
+    if array.dtype != np.uint8 or not (is_grey or has_channels):
+        raise QKSError(
+            f"an image array must be uint8 [H, W], [H, W, 3] or [H, W, 4], not {array.dtype} {list(array.shape)}"
+        )
+    if array.size == 0:
+        raise QKSError(f"image array of size {list(array.shape)} holds no pixel: give at least 1 x 1")
+    if has_channels and array.shape[2] == 1:
+        array = array[..., 0]  # [H, W]
+    return Image.fromarray(array)
 
-
-def _open_image(source, max_pixels):
-    "The PIL image behind a path, an array or a PIL image, its size checked before its pixels are unpacked."
+# %% ../../nbs/core/02_images.ipynb #5d165f16
+def _open_image(
+    source: Any,  # what `load_image` takes
+) -> Image.Image:  # its size is known, its pixels may not be read yet
+    "The PIL image behind a path, an array or a PIL image."
     if isinstance(source, np.ndarray):
-        if (
-            source.dtype != np.uint8
-            or source.ndim not in (2, 3)
-            or (source.ndim == 3 and source.shape[2] not in (1, 3, 4))
-        ):
-            raise QKSError(
-                f"an image array must be uint8 [H, W], [H, W, 3] or [H, W, 4], not {source.dtype} {list(source.shape)}"
-            )
-        if source.size == 0:
-            raise QKSError(f"image array of size {list(source.shape)} holds no pixel: give at least 1 x 1")
-        image = Image.fromarray(source[..., 0] if source.ndim == 3 and source.shape[2] == 1 else source)
-        name = "array"
-    elif isinstance(source, Image.Image):
-        image = source
-        name = "PIL image"
-    elif isinstance(source, (str, Path)):
-        image = Image.open(source)
-        name = str(source)
-    else:
-        raise QKSError(f"an image must be a path, a PIL image or a uint8 array, not {type(source).__name__}")
-    pixels = image.width * image.height
-    if pixels == 0:
-        raise QKSError(f"image {name} has size {image.width} x {image.height}: it holds no pixel")
-    if pixels > max_pixels:
+        return _image_from_array(source)
+    if isinstance(source, Image.Image):
+        return source
+    if isinstance(source, (str, Path)):
+        return Image.open(source)
+    raise QKSError(f"an image must be a path, a PIL image or a uint8 array, not {type(source).__name__}")
+
+# %% ../../nbs/core/02_images.ipynb #ccb41fbf
+MAX_PIXELS = 178_956_970  # where Pillow, too, refuses an image as a bomb; unpacked to RGB that is 537 MB
+MAX_RATIO = 500  # ours: resized by its shorter side, as image towers want it, a longer strip would become huge
+
+
+def _check_size(
+    image: Image.Image,
+    name: str,  # how messages call it
+    max_pixels: int,
+) -> None:
+    "Raise `QKSError` for an image without pixels, with too many, or much too long."
+    width, height = image.size
+    n_pixels = width * height
+    if n_pixels == 0:
+        raise QKSError(f"{name} has size {width} x {height}: it holds no pixel")
+    if n_pixels > max_pixels:
         raise QKSError(
-            f"image {name} has {pixels:,} pixels, over the limit of {max_pixels:,}: shrink it, or raise max_pixels if you trust it"
+            f"{name} has {n_pixels:,} pixels, over the limit of {max_pixels:,}: "
+            "shrink it, or raise max_pixels if you trust it"
         )
-    long = max(image.size)
-    short = min(image.size)
-    if long > MAX_RATIO * short:
-        raise QKSError(
-            f"image {name} is {image.width} x {image.height}, over {MAX_RATIO} times as long as wide: cut it into pieces"
-        )
-    return image
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise QKSError(f"{name} is {width} x {height}, over {MAX_RATIO} times as long as wide: cut it into pieces")
 
 # %% ../../nbs/core/02_images.ipynb #2dd8c176
-def _upright(image):
-    "A picture turned as its EXIF data say; as it is where they are damaged, for they say nothing of its pixels."
+def _upright(image: Image.Image) -> Image.Image:
+    "A picture turned as its EXIF data say, or as it is where they are damaged: its pixels may still be sound."
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:
-        return image  # Pillow fails in many ways at what cameras and editors write
+    except Exception:  # Pillow fails in many ways on what cameras and editors write
+        return image
 
 # %% ../../nbs/core/02_images.ipynb #2dd8c161
-def _plain(image, name):
-    "A picture on white where it is transparent, and of 8 bits where its grey is deeper; as it is where it is neither."
-    if image.mode.startswith("I;16"):  # Pillow would clip it, whatever it is turned into
-        grey = np.asarray(image)
-        clear = image.info.get("transparency", -1)  # [H, W]; the one shade that is transparent
-        return Image.fromarray(np.where(grey == clear, 255, grey >> 8).astype(np.uint8))
-    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
-        seen = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
+def _on_white(image: Image.Image) -> Image.Image:
+    "A picture laid on white where it is transparent."
+    if image.mode.startswith("I;16"):
+        return image  # `_grey_to_8_bits` treats its transparent shade
+    bands = image.getbands()
+    if "A" not in bands and "a" not in bands and "transparency" not in image.info:
+        return image
+    with_alpha = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", with_alpha.size, "white"), with_alpha)
+
+# %% ../../nbs/core/02_images.ipynb #3a598a55
+def _grey_to_8_bits(
+    image: Image.Image,
+    name: str,  # how messages call it
+) -> Image.Image:
+    "A picture whose grey is deeper than 8 bits, scaled to 8; any other picture as it is."
+    if image.mode.startswith("I;16"):  # Pillow would clip it in any conversion
+        grey = np.asarray(image)  # [H, W]
+        transparent_shade = image.info.get("transparency", -1)
+        return Image.fromarray(np.where(grey == transparent_shade, 255, grey >> 8).astype(np.uint8))
     if image.mode not in ("I", "F"):
         return image
     grey = np.asarray(image, np.float64)  # [H, W]
-    if not (grey.min() >= 0 and grey.max() < 2**16):
+    darkest, brightest = grey.min(), grey.max()
+    is_known_range = darkest >= 0 and brightest < 2**16  # False for NaN as well
+    if not is_known_range:
         raise QKSError(
-            f"image {name} has grey values from {grey.min():g} to {grey.max():g}, and nothing says which of them is white: save it with 8 or 16 bits"
+            f"{name} has grey values from {darkest:g} to {brightest:g}, and nothing says which of them is white: "
+            "save it with 8 or 16 bits"
         )
-    scale = (
-        255 if image.mode == "F" and grey.max() <= 1 else 1 if grey.max() < 256 else 1 / 256
-    )  # parts of white, 8 bits, 16 bits
+    if image.mode == "F" and brightest <= 1:
+        scale = 255.0  # fractions of white
+    elif brightest < 256:
+        scale = 1.0  # 8 bits
+    else:
+        scale = 1 / 256  # 16 bits
     return Image.fromarray((grey * scale).astype(np.uint8))
 
 # %% ../../nbs/core/02_images.ipynb #2dd8c174
 def check_image_exists(
-    source,  # what `load_image` takes
-):
+    source: Any,  # what `load_image` takes
+) -> None:
     "Raise `QKSError` for a path at which there is no image file."
     if not isinstance(source, (str, Path)):
         return
@@ -106,36 +132,50 @@ def check_image_exists(
 class UnreadableImage(QKSError):
     "An image that the system does not let us read; the file itself may be sound."
 
+# %% ../../nbs/core/02_images.ipynb #2a4ed250
+def _image_error(
+    error: Exception,  # what Pillow, a library that it calls, or the system raised
+    name: str,  # how messages call the image
+    max_pixels: int,
+) -> QKSError:
+    "The same failure in one sentence."
+    if isinstance(error, Image.DecompressionBombError):
+        pillow_limit = 2 * (Image.MAX_IMAGE_PIXELS or max_pixels)  # Pillow refuses at twice its constant
+        limit = min(max_pixels, pillow_limit)
+        return QKSError(
+            f"{name} is over the limit of {limit:,} pixels: "
+            "shrink it, or raise max_pixels and PIL.Image.MAX_IMAGE_PIXELS"
+        )
+    if isinstance(error, UnidentifiedImageError):
+        return QKSError(f"{name} is not an image that Pillow can read: give a JPEG, PNG, WebP, …")
+    if isinstance(error, MemoryError):
+        return UnreadableImage(f"{name} does not fit into memory: free some, or use fewer workers")
+    if isinstance(error, OSError) and error.errno:
+        return UnreadableImage(
+            f"{name} cannot be read ({error.strerror}): check the path, its permissions and the disk"
+        )
+    return QKSError(f"{name} is damaged or truncated ({error}): fetch or export it again")
+
 # %% ../../nbs/core/02_images.ipynb #2dd8c178
 def load_image(
-    source,  # a path, a PIL image, or a uint8 array [H, W], [H, W, 3] or [H, W, 4]
+    source: str | Path | Image.Image | np.ndarray,  # an array is uint8 [H, W], [H, W, 3] or [H, W, 4]
     max_pixels: int = MAX_PIXELS,  # larger images are refused before their pixels are unpacked
 ) -> Image.Image:  # the image in RGB, fully read
-    "Read one image as RGB, turned upright as its EXIF data say, on white where it is transparent; raises `QKSError` for a file that is missing, empty, truncated, no image, or too large."
+    """Read one image as RGB, turned upright as its EXIF data say, on white where it is transparent.
+
+    Raises `QKSError` for a file that is missing, empty, truncated, no image, or too large, and `UnreadableImage` where
+    the system does not let us read it."""
+    name = f"image {source}" if isinstance(source, (str, Path)) else "the image"
     try:
         check_image_exists(source)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels is the limit, not PIL's
             warnings.filterwarnings("ignore", "Corrupt EXIF")
-            image = _open_image(source, max_pixels)
+            image = _open_image(source)
+            _check_size(image, name, max_pixels)
             image.load()  # all pixels
-            return _plain(_upright(image), source if isinstance(source, (str, Path)) else "given").convert("RGB")
+            return _grey_to_8_bits(_on_white(_upright(image)), name).convert("RGB")
     except QKSError:
         raise
-    except Image.DecompressionBombError as error:
-        limit = min(
-            max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels)
-        )  # Pillow has a limit of its own, twice this constant
-        raise QKSError(
-            f"image {source} is over the limit of {limit:,} pixels: shrink it, or raise max_pixels and PIL.Image.MAX_IMAGE_PIXELS"
-        ) from error
-    except UnidentifiedImageError as error:
-        raise QKSError(f"image {source} is not an image that Pillow can read: give a JPEG, PNG, WebP, …") from error
-    except MemoryError as error:
-        raise UnreadableImage(f"image {source} does not fit into memory: free some, or use fewer workers") from error
     except Exception as error:  # damaged files fail in many ways inside Pillow and the libraries that it calls
-        if isinstance(error, OSError) and error.errno:
-            raise UnreadableImage(
-                f"image {source} cannot be read ({error.strerror}): check the path, its permissions and the disk"
-            ) from error
-        raise QKSError(f"image {source} is damaged or truncated ({error}): fetch or export it again") from error
+        raise _image_error(error, name, max_pixels) from error
