@@ -25,7 +25,6 @@ from qks.model.sharing import share
 from qks.train.config import TrainConfig, make_optimizer
 from qks.train.devices import make_accelerator, release_accelerator
 from qks.train.steps import HeadLoss, Targets, Trainer, epoch_steps
-from qks.vlp.frozen import _tokens
 from qks.vlp.loading import load_vlp
 
 NUS_WIDE = 161_789
@@ -116,7 +115,7 @@ def reference(vlp, head, embeddings, batch, peak):
     def step():
         optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
-            tokens = _tokens(vlp.model.visual, images)  # [B, N, D]
+            tokens = vlp.tower.tokens(images)  # [B, N, D]
         loss_function(share(head.extractor(tokens) @ head.projection, embeddings)[0], targets).backward()
         optimizer.step()
 

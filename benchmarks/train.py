@@ -25,7 +25,6 @@ from qks.tokens.store import BatchFile
 from qks.train.config import TrainConfig, make_optimizer
 from qks.train.devices import make_accelerator
 from qks.train.steps import Targets, Trainer, epoch_steps
-from qks.vlp.frozen import _tokens
 from qks.vlp.loading import load_vlp
 
 
@@ -90,7 +89,7 @@ def ways(args, dropout, lr):
 
     def tower(rows):
         with torch.no_grad():
-            return _tokens(vlp.model.visual, images[rows])
+            return vlp.tower.tokens(images[rows])
 
     return {
         "reference": textbook(head(), TrainConfig(**recipe), tower, targets, embeddings),
