@@ -1,4 +1,4 @@
-"""The linear map by oneDNN: the same numbers and gradients, only where it may be used, and invisible to what surrounds it."""
+"""The linear map by oneDNN: the same numbers and gradients, only where it may be used, and invisible outside."""
 
 import subprocess
 import sys
@@ -146,7 +146,7 @@ def test_the_context_leaves_everything_as_it_was(used, shortcut):
     torch.backends.mha.set_fastpath_enabled(shortcut)
     try:
         with torch.no_grad(), pytest.raises(ZeroDivisionError), DirectAttention(), FastLinears():
-            1 / 0
+            raise ZeroDivisionError
         assert torch.backends.mha.get_fastpath_enabled() is shortcut
         F.linear(torch.zeros(2, 2), torch.zeros(2, 2))
         assert not used

@@ -177,7 +177,7 @@ def _load_clip(
         raise QKSError(
             f"model {name!r} needs weights: pass pretrained= a tag such as 'openai', or the path of a weight file"
         )
-    return _load_by_name(name, pretrained)
+    return _load_by_name(name, pretrained if pretrained is False else str(pretrained))
 
 # %% ../../nbs/vlp/05_loading.ipynb #7d774ffd
 def check_device(
