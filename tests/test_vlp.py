@@ -529,10 +529,8 @@ def test_pocket(pocket):
     size = pocket.image_size
     tokens = pocket.image_tokens(torch.rand(2, 3, size, size))
     assert tokens.shape[1] - pocket.n_prefix >= 36 and tokens.shape[2] == pocket.width
-    assert tokens.isfinite().all() and pocket.text_features(["cat", "a photo of a bridge."]).shape == (
-        2,
-        pocket.embed_dim,
-    )
+    assert tokens.isfinite().all()
+    assert pocket.text_features(["cat", "a photo of a bridge."]).shape == (2, pocket.embed_dim)
 
 
 def test_a_large_batch_goes_through_the_tower_in_parts(pocket, monkeypatch):
@@ -540,10 +538,14 @@ def test_a_large_batch_goes_through_the_tower_in_parts(pocket, monkeypatch):
     expected = pocket.image_tokens(images)
     monkeypatch.setattr(arithmetic, "CPU_TOKENS", 4 * pocket.n_tokens)
     sizes = []
-    forward = pocket.model.visual.trunk.forward_features
-    monkeypatch.setattr(
-        pocket.model.visual.trunk, "forward_features", lambda part: (sizes.append(len(part)), forward(part))[1]
-    )
+    trunk = pocket.model.visual.trunk
+    forward = trunk.forward_features
+
+    def spy(chunk):
+        sizes.append(len(chunk))
+        return forward(chunk)
+
+    monkeypatch.setattr(trunk, "forward_features", spy)
     close(pocket.image_tokens(images), expected)
     assert sizes == [4, 4, 3] and pocket.n_tokens == expected.shape[1]
 
@@ -583,9 +585,8 @@ def test_a_link_stays_a_link(golden_vlp, tmp_path):
         tmp_path / "blobs" / "0a1b",
     )
     (tmp_path / "model.safetensors").symlink_to(tmp_path / "blobs" / "0a1b")
-    assert fingerprint(load_vlp(**load_vlp(pretrained=tmp_path / "model.safetensors").source)) == fingerprint(
-        golden_vlp
-    )
+    source = load_vlp(pretrained=tmp_path / "model.safetensors").source
+    assert fingerprint(load_vlp(**source)) == fingerprint(golden_vlp)
 
 
 def test_a_text_too_long_for_any_tokenizer(golden_vlp):
@@ -635,21 +636,21 @@ def test_ids_of_another_context(tiny_vlp, shape):
 
 
 @pytest.mark.parametrize(
-    "known, size",
+    "noted, size",
     [({}, "crop"), ({"resize_mode": "squash", "interpolation": "bilinear"}, "squash")],
     ids=["CLIP's own", "squashed"],
 )
-def test_pictures_are_resized_as_the_weights_want_it(monkeypatch, make_clip, known, size):
+def test_pictures_are_resized_as_the_weights_want_it(monkeypatch, make_clip, noted, size):
     "A wide picture, white in the middle third: cropped it is white, squashed it keeps its black sides."
     model = make_clip()
-    model.visual.preprocess_cfg = known
+    model.visual.preprocess_cfg = noted
     loaded = loading.LoadedClip(model, open_clip.SimpleTokenizer(context_length=24))
     monkeypatch.setattr(loading, "_load_by_name", lambda name, pretrained: loaded)
     vlp = load_vlp("ViT-B-32", "some-tag", device="cpu")
     picture = np.zeros((32, 96, 3), np.uint8)
     picture[:, 32:64] = 255
-    found = preprocess_images(vlp, [Image.fromarray(picture)])[0, 0]
-    assert (found[:, 0] > 0).all() == (size == "crop") and (found[:, 16] > 0).all()
+    red = preprocess_images(vlp, [Image.fromarray(picture)])[0, 0]  # [H, W]
+    assert (red[:, 0] > 0).all() == (size == "crop") and (red[:, 16] > 0).all()
 
 
 def test_a_tower_that_pools_otherwise_has_one_baseline(make_vlp):
@@ -658,17 +659,21 @@ def test_a_tower_that_pools_otherwise_has_one_baseline(make_vlp):
         (make_vlp(vision={"pool_type": "avg"}), ["VLP best patch"]),
         (make_vlp(), ["VLP zero-shot, one prompt", "VLP zero-shot, prompt pool", "VLP best patch"]),
     ):
-        found = baseline_methods(vlp, ["cat", "dog"], vlp.text_features(["cat", "dog"]))
-        assert list(found) == methods and all(
-            score(vlp.image_tokens(IMAGES)).shape == (2, 2) for score in found.values()
-        )
+        baselines = baseline_methods(vlp, ["cat", "dog"], vlp.text_features(["cat", "dog"]))
+        assert list(baselines) == methods
+        assert all(score(vlp.image_tokens(IMAGES)).shape == (2, 2) for score in baselines.values())
 
 
 def test_weights_are_hashed_once_unless_they_change(make_vlp, monkeypatch):
     vlp = make_vlp()
     made = []
     sha256 = frozen.hashlib.sha256
-    monkeypatch.setattr(frozen.hashlib, "sha256", lambda *args: made.append(1) or sha256(*args))
+
+    def spy(*args):
+        made.append(args)
+        return sha256(*args)
+
+    monkeypatch.setattr(frozen.hashlib, "sha256", spy)
     first = fingerprint(vlp)
     assert fingerprint(vlp) == first and len(made) == 1
     with torch.no_grad():

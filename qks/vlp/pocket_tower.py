@@ -37,6 +37,21 @@ class ResidualStage(nn.Module):
         x = torch.relu(self.bn1(self.conv1(feature_map)))
         return torch.relu(self.bn2(self.conv2(x)) + self.bn_down(self.down(feature_map)))
 
+# %% ../../nbs/vlp/01_pocket_tower.ipynb #abb7ad5f
+def _make_block(
+    width: int,  # D
+) -> nn.TransformerEncoderLayer:
+    "A transformer block with heads of 64 channels, its norms before attention and feed-forward."
+    return nn.TransformerEncoderLayer(
+        d_model=width,
+        nhead=width // 64,
+        dim_feedforward=4 * width,
+        dropout=0.0,
+        activation="gelu",
+        batch_first=True,
+        norm_first=True,
+    )
+
 # %% ../../nbs/vlp/01_pocket_tower.ipynb #b114b0ba
 class PocketTower(nn.Module):
     "Convolution stem, `depth` transformer blocks, mean pooling; the interface that open_clip expects of a timm model."
@@ -58,20 +73,8 @@ class PocketTower(nn.Module):
         )
         self.stages = nn.Sequential(*[ResidualStage(before, after) for before, after in pairwise(channels)])
         self.pos_embed = nn.Parameter(torch.randn(1, grid * grid, width) * 0.02)
-        self.blocks = nn.Sequential(*[self._make_block(width) for _ in range(depth)])
+        self.blocks = nn.Sequential(*[_make_block(width) for _ in range(depth)])
         self.norm = nn.LayerNorm(width)
-
-    @staticmethod
-    def _make_block(width: int) -> nn.TransformerEncoderLayer:
-        return nn.TransformerEncoderLayer(
-            d_model=width,
-            nhead=width // 64,
-            dim_feedforward=4 * width,
-            dropout=0.0,
-            activation="gelu",
-            batch_first=True,
-            norm_first=True,
-        )
 
     def forward_features(
         self,
@@ -82,10 +85,7 @@ class PocketTower(nn.Module):
         tokens = feature_map.flatten(2).transpose(1, 2)  # [B, N, D]
         return self.norm(self.blocks(tokens + self.pos_embed))
 
-    def forward_head(
-        self,
-        tokens: torch.Tensor,  # [B, N, D]
-    ) -> torch.Tensor:  # [B, D]
+    def forward_head(self, tokens: torch.Tensor) -> torch.Tensor:  # [B, N, D] -> [B, D]
         "One vector per image."
         return tokens.mean(1)
 

@@ -9,7 +9,7 @@ __all__ = ['TOWER_CLASSES', 'ImageTower', 'register_tower', 'find_tower', 'ViTTo
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from open_clip.modified_resnet import ModifiedResNet
@@ -63,14 +63,15 @@ class ImageTower(ABC):
 
 # %% ../../nbs/vlp/03_towers.ipynb #e08e61a3
 TOWER_CLASSES: dict[type[nn.Module], type[ImageTower]] = {}  # class of the image tower -> class that reads it
+_TowerClass = TypeVar("_TowerClass", bound=type[ImageTower])
 
 
 def register_tower(
     visual_class: type[nn.Module],  # the class of the image towers, as in `type(model.visual)`
-) -> Callable[[type[ImageTower]], type[ImageTower]]:
+) -> Callable[[_TowerClass], _TowerClass]:
     "A class decorator: this subclass of `ImageTower` reads towers of `visual_class` and of its subclasses."
 
-    def register(tower_class: type[ImageTower]) -> type[ImageTower]:
+    def register(tower_class: _TowerClass) -> _TowerClass:
         TOWER_CLASSES[visual_class] = tower_class
         return tower_class
 
