@@ -47,8 +47,8 @@ from ..train.checkpoint import state_digest
 from ..train.config import CHOICES, RunConfig, TrainConfig
 from ..train.devices import collective_call, process_state, rank_by_rank
 from ..train.logs import check_trackers
-from ..train.loop import check_identity, lock_run_folder
-from ..train.steps import Interrupted
+from ..train.run_folder import check_identity, lock_run_folder
+from ..train.signals import Interrupted
 from ..vlp.frozen import fingerprint
 from ..vlp.loading import load_vlp
 
