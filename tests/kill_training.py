@@ -2,11 +2,11 @@
 
     python kill_training.py FOLDER    # prints one line of JSON: kill points, and what was found after each
 
-The parent imports everything once and forks a child per kill. The child ends itself with SIGKILL at the k-th event (before and
-after a step of the optimiser, before and after the judge, before, half-way through and after the writing of a checkpoint, around each
-fsync, rename and deletion), or is killed by the parent at a random moment. After each kill every file that bears a checkpoint's
-name must be whole; then the run goes on, some are killed again, and its weights, history and logs are compared with those of an
-uninterrupted one, bit by bit.
+The parent imports everything once and forks a child per kill. The child ends itself with SIGKILL at the k-th event
+(before and after a step of the optimiser, before and after an epoch is scored, before, half-way through and after the
+writing of a checkpoint, around each fsync, rename and deletion), or is killed by the parent at a random moment. After
+each kill, every file with a checkpoint's name must be complete. Then the run resumes, some are killed again, and its
+weights, history and logs are compared with those of an uninterrupted one, bit by bit.
 """
 
 import json
@@ -80,7 +80,7 @@ def watch(events):
 
 
 def train(folder):
-    "A small run with dropout, averaged weights, clipping, a checkpoint every second step; returns its weights and history."
+    "A small run with dropout, averaged weights, clipping, a checkpoint every second step: its weights and history."
     torch.manual_seed(0)
     tokens = torch.randn(N, 4, D)
     names = torch.randn(S, E)

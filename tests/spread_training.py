@@ -2,10 +2,10 @@
 
     python -m torch.distributed.run --standalone --nproc-per-node 2 spread_training.py FOLDER
 
-Each process notes which images it was asked for; the first one notes losses, metrics, scores and weights. There is no dropout: its
-noise would differ between the processes. The same is trained again: with every share in two parts; with plain gradient steps, which show the
-gradient's length; and stopped in the middle by a signal that only the last process receives, without dropout and with it. At last the first
-process cannot write its checkpoint.
+Each process notes which images it was asked for; the first one writes losses, metrics, scores and weights. There is no
+dropout: its noise would differ between the processes. The same is trained again in other ways: with every share in two
+parts; with plain gradient steps, which show the gradient's length; and stopped in the middle by a signal that only the
+last process receives, without dropout and with it. At last the first process cannot write its checkpoint.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Two processes do what one does: the same images in the same order, the same losses, the same metrics, the same files."""
+"""Two processes do what one does: the same images in the same order, the same losses, metrics and files."""
 
 import argparse
 import csv
@@ -137,7 +137,7 @@ def near(one, two):
 
 
 def test_shares_in_parts(spread):
-    "Two processes with two parts each: gradients are averaged with the last part only, and are those of the whole batch."
+    "Two processes, two parts each: gradients are averaged with the last part only, and are those of the whole batch."
     alone, pair = map(results, spread)
     for run in (alone["parts"], pair["parts"], pair):
         near(alone, run)
@@ -236,7 +236,10 @@ torch.nn.Dropout.__init__ = lambda module, p=0.5, inplace=False: make(module, 0.
 
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory):
-    "`qks train` in one process and, by accelerate's launcher, in two: their folders, and what the two printed. No dropout: its noise would differ."
+    """`qks train` in one process and, by accelerate's launcher, in two: their folders, and what the two printed.
+
+    There is no dropout: its noise would differ.
+    """
     folder = tmp_path_factory.mktemp("command")
     options = [
         "--epochs",
@@ -339,7 +342,8 @@ def test_the_other_commands_are_not_for_many(monkeypatch, capsys, words, rank):
     assert told == (
         ""
         if rank
-        else "qks: only qks train shares its work out, and a launcher started 2 processes: start this command without a launcher\n"
+        else "qks: only qks train shares its work out, and a launcher started 2 processes: "
+        "start this command without a launcher\n"
     )
 
 
@@ -378,7 +382,7 @@ def test_pieces_cover_a_batch_once(images, processes, parts):
 @pytest.mark.parametrize("error", [QKSError("wrong"), OSError(28, "No space left on device")], ids=["mistake", "disk"])
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_what_fails_in_one_of_three(monkeypatch, error, index):
-    "The second fails: it raises its own error, the others that of another process; where none fails all get their answers."
+    "The second fails: it raises its own error, the others that of another process; where none fails, all get results."
     monkeypatch.setattr(devices, "process_state", lambda: Meeting(index))
     monkeypatch.setattr(devices, "gather_object", lambda mine: [None, str(error), None])
 
@@ -399,7 +403,8 @@ def test_a_process_without_a_place(monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     with pytest.raises(
         QKSError,
-        match="WORLD_SIZE is 4, but LOCAL_RANK does not say .*start through accelerate launch or torchrun, or unset WORLD_SIZE",
+        match="WORLD_SIZE is 4, but LOCAL_RANK does not say .*start through accelerate launch or torchrun, "
+        "or unset WORLD_SIZE",
     ):
         process_state()
 

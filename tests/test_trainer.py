@@ -1,8 +1,9 @@
-"""The engine of training: parts, clipping, averages, precisions, sparse labels, and what happens when something goes wrong on the way."""
+"""The trainer: parts, clipping, averages, precisions, sparse labels, resuming, and what happens when something fails."""
 
 import copy
 import csv
 import errno
+import math
 import os
 import re
 import signal
@@ -32,7 +33,7 @@ from qks.train.loop import fit
 from qks.train.signals import Interrupted, StopSignals
 from qks.train.steps import check_finite, check_loss
 from qks.train.targets import Targets
-from qks.train.trainer import Trainer, compile_module, epoch_steps, restore_trainer, trainer_state
+from qks.train.trainer import Trainer, compile_module, epoch_steps, restore_trainer, step_bytes, trainer_state
 
 ROOT = Path(__file__).resolve().parent.parent
 N = 30
@@ -105,11 +106,13 @@ class Noted:
     def __init__(self, inner):
         self.inner = inner
         self.gradients = []
+        self.rates = []
 
     def __getattr__(self, name):
         return getattr(self.inner, name)
 
     def step(self):
+        self.rates.append(self.inner.param_groups[0]["lr"])
         self.gradients.append([weight.grad.clone() for group in self.inner.param_groups for weight in group["params"]])
         self.inner.step()
 
@@ -124,7 +127,7 @@ def gradients(data, recipe):
 
 
 def close(found, expected):
-    "Compare gradients; those of the keys' biases are zero but for rounding, so the largest gradient of all is the measure."
+    "Compare gradients relative to the largest one, because those of the keys' biases are zero up to rounding."
     largest = max(gradient.abs().max().item() for gradient in expected)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6 * largest)
@@ -133,7 +136,7 @@ def close(found, expected):
 @pytest.mark.parametrize("parts", [2, 3, 16])
 @pytest.mark.parametrize("batch_size", [15, 13])  # 13: the last batch holds 4 images
 def test_parts_give_the_gradients_of_the_whole(data, parts, batch_size):
-    "Scaled and decayed by AdamW, rounding would grow, so the gradients themselves are compared, at a rate that changes nothing."
+    "AdamW would amplify rounding, so the gradients themselves are compared, at a learning rate that changes nothing."
     whole, pieces = (gradients(data, config(batch_size=batch_size, accumulate=n, lr=1e-12)) for n in (1, parts))
     assert len(whole) == len(pieces) == -(-N // batch_size)
     for one, two in zip(whole, pieces):
@@ -158,6 +161,58 @@ def test_clipping(data, parts):
     for one, two, norm in zip(free, clipped, norms):
         for a, b in zip(one, two):
             torch.testing.assert_close(b, a * min(1, limit / norm), rtol=1e-4, atol=1e-7)
+
+
+def test_the_loss_of_a_step_holds_no_graph(data):
+    "Losses wait on a GPU until they are read: with their graphs, each would keep a step's activations in memory."
+    found = trainer(data, config(accumulate=2))
+    losses = []
+    add = engine._add_losses
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            engine, "_add_losses", lambda trainer, unchecked: (losses.extend(unchecked), add(trainer, unchecked))
+        )
+        list(epoch_steps(found))
+    assert len(losses) == 3 and not any(loss.requires_grad for loss, _ in losses)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_loss_of_an_epoch_is_the_mean_over_its_images(data, tmp_path, parts):
+    "The last batch holds 4 of 30 images, and counts for 4. The last line of the log says the same."
+    images, names, labels = data
+    history, head = run(data, config(epochs=1, batch_size=13, lr=1e-12, accumulate=parts), tmp_path, log_steps=1)
+    expected = AsymmetricLoss()(head(images[:N], names).logits, labels[:N].float()).item()
+    assert history[0]["loss"] == pytest.approx(expected, rel=1e-5)
+    lines = list(csv.DictReader((tmp_path / "steps.csv").open()))
+    assert [int(line["step"]) for line in lines] == [1, 2, 3]
+    assert float(lines[-1]["loss"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_each_step_has_its_learning_rate(data):
+    "The cosine schedule moves after a step, not before."
+    found = trainer(data, config(schedule="cosine", lr=0.5, warmup=2))
+    found.optimizer = Noted(found.optimizer)
+    list(epoch_steps(found))
+    fall = [(1 + math.cos(math.pi * step / 6)) / 2 for step in range(3)]  # 2 epochs of 3 steps
+    assert found.optimizer.rates == pytest.approx([0.5 * 0.5 * fall[0], 0.5 * fall[1], 0.5 * fall[2]])
+
+
+def test_the_memory_of_a_step(data, monkeypatch):
+    "Seven numbers of four bytes per weight, fifty per block, query, channel and image of this process and part."
+    head = new_head()
+    weights = 28 * sum(weight.numel() for weight in head.parameters())
+    activations = 50 * 1 * 3 * D  # of an image: one block, three queries
+    for changes, processes, images, size in [
+        ({}, 1, 10, 4),
+        ({"precision": "bf16"}, 1, 10, 2),
+        ({"accumulate": 3}, 1, 4, 4),
+        ({}, 4, 3, 4),
+    ]:
+        assert step_bytes(head, config(**changes), processes) == weights + images * activations * size
+    asked = []
+    monkeypatch.setattr(engine, "to_device_if_it_fits", lambda tokens, device, needed: asked.append(needed) or tokens)
+    trainer(data, config(), head)
+    assert asked == [weights + 10 * activations * 4]
 
 
 def test_averaged_weights(data):
@@ -346,7 +401,7 @@ def test_labels_are_looked_at_once_when_training_begins(wrong, told):
 
 
 def test_compiled(data, monkeypatch):
-    "The whole recipe through torch.compile, with a backend that needs no compiler: the same losses and weights but for rounding."
+    "The same losses and weights through torch.compile, up to rounding, with a backend that needs no compiler."
     plain = run(data, config())
     compiles = torch.compile
     made = []
@@ -387,7 +442,7 @@ def test_the_best_outlives_the_last(data, tmp_path, monkeypatch):
 @pytest.mark.parametrize("damage", ["one bit", "gone"])
 @pytest.mark.parametrize("left, kept", [([3, 12, 15], 12), ([3, 14], None)], ids=str)
 def test_the_best_checkpoint_is_damaged(data, tmp_path, monkeypatch, caplog, damage, left, kept):
-    "The run goes on with one sentence, trains as if nothing had happened, and keeps the best of what is left, or of what comes."
+    "The run resumes with a warning, trains on as before, and keeps the best of what is left, or of what comes."
     given = [9.0, 1.0, 2.0, 1.0, 3.0, 2.0, 4.0, 1.0]  # after the damage, 4 is the best that can be had
 
     def judge(scores):
@@ -442,7 +497,7 @@ def test_a_damaged_checkpoint_that_cannot_be_renamed(tmp_path, monkeypatch, capl
 
 
 def test_machines_without_a_common_disk(data, tmp_path, monkeypatch):
-    "One process finds a checkpoint and another none: all stop with one sentence, where they would wait for one another for ever."
+    "One process finds a checkpoint and another none: all stop with one sentence, instead of waiting for one another."
     run(data, config(), tmp_path)
     monkeypatch.setattr(run_folder, "gather_object", lambda mine: [*mine, None])
     refused(
@@ -467,7 +522,8 @@ def test_another_recipe(data, tmp_path, change, told):
     run(data, config(), tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     refused(
-        f"{tmp_path.name} holds a run of another configuration .{told}.: use the same one to resume it, or name another folder",
+        f"{tmp_path.name} holds a run of another configuration .{told}.: "
+        "use the same one to resume it, or name another folder",
         run,
         data,
         config(**change),
@@ -486,7 +542,7 @@ def test_other_labels_and_another_head(data, tmp_path):
 
 @pytest.mark.parametrize("kind", ["tensor", "mapped", "views"])
 def test_other_tokens(data, tmp_path, kind):
-    "The same folder with other tokens is refused; the same numbers in another type, or in another place, are the same tokens."
+    "The same folder with other tokens is refused; the same numbers in another type or place are the same tokens."
     half = data[0][:N].half()
     if kind == "mapped":
         (tmp_path / "tokens.bin").write_bytes(half.numpy().tobytes())
@@ -590,7 +646,8 @@ def test_a_gradient_that_is_nan(data, tmp_path, monkeypatch, step, clip):
         lambda found, hurry: (kept.append(copy.deepcopy(head.state_dict())) or done for done in epoch_steps(found)),
     )
     refused(
-        f"the gradient is not finite at step {(step - 1) % 3 + 1} of epoch {(step - 1) // 3 + 1}: lower the learning rate",
+        f"the gradient is not finite at step {(step - 1) % 3 + 1} of epoch {(step - 1) // 3 + 1}: "
+        "lower the learning rate",
         run,
         data,
         config(clip=clip),
@@ -604,7 +661,7 @@ def test_a_gradient_that_is_nan(data, tmp_path, monkeypatch, step, clip):
 
 
 def test_weights_that_are_not_finite_after_an_epoch(data, monkeypatch):
-    "On a GPU gradients are not looked at; the weights are, before the judge. A GPU is played by a device of another name."
+    "On a GPU the weights are checked before they are scored, not the gradients. A mock device plays the GPU."
 
     class OtherProcessFailed:
         type = "cuda"
@@ -652,7 +709,7 @@ def overflowing(monkeypatch):
     "options", [{"schedule": "cosine", "clip": 5.0, "accumulate": 2, "ema": 0.8}, {}], ids=["all", "plain"]
 )
 def test_the_scale_goes_on_where_it_was(data, overflowing, options):
-    "From a scale at which gradients overflow: the first steps are left out, and the scale comes down; stopped in between, to the same bits."
+    "The scale begins where gradients overflow: steps are skipped until it has come down; resuming gives the same bits."
     whole, again = (scaled(data, 2.0**120, **options) for _ in range(2))
     skipped = [whole.optimizer.step_was_skipped for _ in epoch_steps(whole)]
     assert skipped[0] and 1 < whole.accelerator.scaler.get_scale() < 2.0**120
@@ -714,7 +771,8 @@ def test_two_trainings_do_not_share_a_folder(data, tmp_path, monkeypatch):
         [
             sys.executable,
             "-c",
-            f"from filelock import FileLock; lock = FileLock({str(tmp_path / '.lock')!r}); lock.acquire(); print('held', flush=True); input()",
+            f"from filelock import FileLock; lock = FileLock({str(tmp_path / '.lock')!r}); lock.acquire(); "
+            "print('held', flush=True); input()",
         ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -964,7 +1022,8 @@ def test_a_file_cut_short_in_the_middle_of_an_epoch(data, on_disk, tmp_path, mon
 
     monkeypatch.setattr(run_folder.Checkpointing, "after_step", cut)
     refused(
-        r"the training data cannot be read \(.*tokens.bin: the file ends at byte .*\): check the disk they are on; .* keeps the run up to step",
+        r"the training data cannot be read \(.*tokens.bin: the file ends at byte .*\): check the disk they are on; "
+        ".* keeps the run up to step",
         run,
         data,
         config(batch_size=1),
@@ -1018,7 +1077,7 @@ def test_tokens_that_cannot_be_brought_to_the_device(data, on_disk, monkeypatch)
 
 
 def test_ctrl_c(tmp_path):
-    "A real process, a real signal: status 130, a checkpoint, one sentence that says how to go on; the same run again ends with the same weights."
+    "A real process and signal: status 130, a checkpoint, a sentence on how to resume; resumed, the same weights."
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     child = subprocess.Popen(
         [sys.executable, str(ROOT / "tests" / "stop_training.py"), str(tmp_path / "run")],
