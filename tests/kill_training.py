@@ -67,7 +67,7 @@ def write_half(tensors, path, header):
 
 
 def watch(events):
-    "Make every step, judgement, write, fsync, rename and deletion an event."
+    "Make every step, scoring, write, fsync, rename and deletion an event."
     import safetensors.torch
 
     checkpoint.safetensors_save = safetensors.torch.save
@@ -76,7 +76,7 @@ def watch(events):
     os.replace = events.around(os.replace, "rename")
     Path.unlink = events.around(Path.unlink, "deletion")
     engine.train_step = events.around(engine.train_step, "step")
-    training.selection_score = events.around(training.selection_score, "judge")
+    training.selection_score = events.around(training.selection_score, "scoring")
 
 
 def train(folder):
@@ -133,10 +133,10 @@ def main(root):
     names = json.loads((root / "events.json").read_text())
 
     def examine(folder, kind):
-        "What a killed process left; then go on and compare."
+        "What a killed process left; then resume and compare."
         found = list_checkpoints(folder)
         for path in found.values():
-            read_checkpoint(path)  # raises for one that is not whole
+            read_checkpoint(path)  # raises for one that is not complete
         hidden = len(list(folder.glob(".*.part")))
         runs.append(
             {

@@ -92,7 +92,7 @@ def test_killed_at_any_moment(tmp_path):
     for run in runs:
         assert run["same"] and not run["left_over"], run  # weights, history and logs, bit for bit; no half-written file
     halves = [run for run in runs if run["half_written"]]
-    assert len(halves) >= 5 and min(run["checkpoints"] for run in runs) == 0  # some had nothing yet to go on from
+    assert len(halves) >= 5 and min(run["checkpoints"] for run in runs) == 0  # some had nothing yet to resume from
 
 
 # ---- one file

@@ -144,7 +144,7 @@ def test_shares_in_parts(spread):
 
 
 def test_stopped_in_two_processes(spread):
-    "A signal that one process received stops both after the same step, and they go on to the same bits."
+    "A signal that one process received stops both after the same step, and they resume to the same bits."
     for found in map(results, spread):
         for name, value in found["stopped"]["weights"].items():
             assert value == found["weights"][name], name
@@ -185,8 +185,8 @@ def test_the_gradient_is_as_long_as_in_one_process(spread):
 
 def test_where_one_process_fails_all_stop_and_one_tells(spread):
     alone, pair = spread
-    assert of(alone, 0)["told"] == of(pair, 0)["told"] == ["QKSError", "the disk is full"]
-    assert of(pair, 1)["told"] == ["OtherProcessFailed", "the disk is full"]
+    assert of(alone, 0)["failure"] == of(pair, 0)["failure"] == ["QKSError", "the disk is full"]
+    assert of(pair, 1)["failure"] == ["OtherProcessFailed", "the disk is full"]
 
 
 def test_another_number_of_processes(spread):
@@ -372,7 +372,7 @@ def test_pieces_cover_a_batch_once(images, processes, parts):
     pieces = [piece for process in range(processes) for piece in batch_pieces(rows, process, processes, parts)]
     assert len(pieces) == processes * parts and sum(weight for _, weight in pieces) == pytest.approx(1)
     assert torch.equal(torch.cat([piece for piece, weight in pieces if weight]), rows)
-    assert all(len(piece) for piece, _ in pieces)  # nobody stands idle: gradients are awaited from all
+    assert all(len(piece) for piece, _ in pieces)  # each process has one: gradients are awaited from all
     errors = torch.rand(images)
     assert sum(weight * errors[piece].mean().item() for piece, weight in pieces) == pytest.approx(
         errors[rows].mean().item()

@@ -1,4 +1,4 @@
-"""The trainer: parts, clipping, averages, precisions, sparse labels, resuming, and what happens when something fails."""
+"""The trainer: parts, clipping, averages, precisions, sparse labels, resuming, and what happens when a part fails."""
 
 import copy
 import csv
@@ -346,7 +346,7 @@ def test_labels_lie_where_the_tokens_do(data, rows):
     assert Targets(index_of(data[2], -1)).to("meta").n_seen == S
 
 
-# ---- going on
+# ---- resuming
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4, 6])
@@ -387,16 +387,16 @@ def test_a_smaller_batch_makes_no_graph_general(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "wrong, told",
+    "wrong, message",
     [(2, r"targets\[3, 1\] is 2.0: use \+1"), (float("nan"), r"targets\[3, 1\] is nan"), (None, "targets are boolean")],
 )
-def test_labels_are_looked_at_once_when_training_begins(wrong, told):
+def test_labels_are_looked_at_once_when_training_begins(wrong, message):
     matrix = torch.ones(5, 2)
     if wrong is None:
         matrix = matrix > 0
     else:
         matrix[3, 1] = wrong
-    with pytest.raises(QKSError, match=told):
+    with pytest.raises(QKSError, match=message):
         Targets(matrix)
 
 
@@ -445,13 +445,13 @@ def test_the_best_checkpoint_is_damaged(data, tmp_path, monkeypatch, caplog, dam
     "The run resumes with a warning, trains on as before, and keeps the best of what is left, or of what comes."
     given = [9.0, 1.0, 2.0, 1.0, 3.0, 2.0, 4.0, 1.0]  # after the damage, 4 is the best that can be had
 
-    def judge(scores):
+    def script_scores(scores):
         remaining = iter(scores)
         monkeypatch.setattr(training, "selection_score", lambda *args: {"mAP": 0.0, "score": next(remaining)})
 
-    judge(given)
+    script_scores(given)
     expected = run(data, config(epochs=8, seed=4), tmp_path / "whole", keep=9)
-    judge(given)
+    script_scores(given)
     begun = engine.train_step
     step = []
     stopped_after = max(left)
@@ -474,7 +474,7 @@ def test_the_best_checkpoint_is_damaged(data, tmp_path, monkeypatch, caplog, dam
         best.unlink()
     else:
         best.write_bytes(best.read_bytes()[:-3] + bytes([best.read_bytes()[-3] ^ 1]) + best.read_bytes()[-2:])
-    judge(given[4:])  # four epochs are judged, of the fifth the steps are done at most
+    script_scores(given[4:])  # four epochs are scored, of the fifth the steps are done at most
     found = run(data, config(epochs=8, seed=4), tmp_path / "run", keep=2)
     replacement = f"the one of step {kept}" if kept else "the next epoch"
     warned = [message for message in caplog.messages if "best epoch (step 3)" in message]
@@ -483,7 +483,7 @@ def test_the_best_checkpoint_is_damaged(data, tmp_path, monkeypatch, caplog, dam
     good = read_checkpoint(list_checkpoints(tmp_path / "whole")[21])["trainer"]["head"]  # the epoch of 4
     assert all(torch.equal(value, good[name]) for name, value in found[1].state_dict().items())
     assert best.with_suffix(".damaged").exists() == (damage == "one bit")
-    again = run(data, config(epochs=8, seed=4), tmp_path / "run", keep=2)  # finished, and told again
+    again = run(data, config(epochs=8, seed=4), tmp_path / "run", keep=2)  # finished: the same history
     assert again[0] == found[0] and same(again[1], found[1])
 
 
@@ -510,7 +510,7 @@ def test_machines_without_a_common_disk(data, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "change, told",
+    "change, message",
     [
         ({"lr": 2e-3}, "lr 0.001 there, 0.002 here"),
         ({"seed": 1}, "seed 0 there, 1 here"),
@@ -518,11 +518,11 @@ def test_machines_without_a_common_disk(data, tmp_path, monkeypatch):
     ],
     ids=str,
 )
-def test_another_recipe(data, tmp_path, change, told):
+def test_another_recipe(data, tmp_path, change, message):
     run(data, config(), tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     refused(
-        f"{tmp_path.name} holds a run of another configuration .{told}.: "
+        f"{tmp_path.name} holds a run of another configuration .{message}.: "
         "use the same one to resume it, or name another folder",
         run,
         data,
@@ -627,7 +627,7 @@ def test_a_loss_that_is_nan(data, tmp_path, monkeypatch, step):
     assert max(list_checkpoints(tmp_path), default=0) == step - 1
 
 
-@pytest.mark.parametrize("step", [1, 5, 6])  # 6: the last of an epoch, after which only the judge would notice
+@pytest.mark.parametrize("step", [1, 5, 6])  # 6: the last of an epoch, after which only the scores would show it
 @pytest.mark.parametrize("clip", [0.0, 1.0])
 def test_a_gradient_that_is_nan(data, tmp_path, monkeypatch, step, clip):
     "The loss is finite and its gradient is not: the step is named, and the weights are those before it."
@@ -748,7 +748,7 @@ def test_gradients_that_are_never_finite_are_told(data, overflowing, monkeypatch
     )
 
 
-# ---- somebody waits
+# ---- losses on a GPU
 
 
 def test_on_a_device_losses_are_looked_at_when_somebody_waits(data, monkeypatch):
@@ -855,7 +855,7 @@ def full(*args, **kwargs):
 
 
 def test_a_disk_that_fills_up(data, tmp_path, monkeypatch):
-    "The run stops with one sentence, keeps what it had, and goes on to the same weights when there is room."
+    "The run stops with one sentence, keeps what it had, and resumes to the same weights when there is room."
     expected = run(data, config(), tmp_path / "whole", save_steps=1)
     written = []
     save = checkpoint.save_file
@@ -928,15 +928,15 @@ def test_the_line_of_an_epoch_that_a_kill_left_out(data, tmp_path):
 
 @pytest.mark.parametrize("where", ["init_trackers", "log"])
 @pytest.mark.parametrize(
-    "trouble, told",
+    "trouble, message",
     [
         (full, "the log in .* cannot be written .No space left on device."),
         (lambda *args, **kwargs: 1 / 0, "a tracker cannot be written .ZeroDivisionError.*leave it out of log_with"),
     ],
     ids=["disk", "else"],
 )
-def test_a_tracker_that_fails(data, tmp_path, monkeypatch, where, trouble, told):
-    "Whatever a tracker cannot do is told as its own, not as that of the training data; no error hides behind another."
+def test_a_tracker_that_fails(data, tmp_path, monkeypatch, where, trouble, message):
+    "A tracker's failure is reported as its own, not as that of the training data; no error hides another."
     monkeypatch.setattr("accelerate.Accelerator." + where, trouble)
     monkeypatch.setattr(training, "check_trackers", lambda names: None)
     if where == "log":
@@ -944,7 +944,7 @@ def test_a_tracker_that_fails(data, tmp_path, monkeypatch, where, trouble, told)
     monkeypatch.setattr(
         training, "make_accelerator", lambda device, precision, **kwargs: make_accelerator(device, precision)
     )
-    refused(told, run, data, config(), tmp_path, log_with=("tensorboard",))
+    refused(message, run, data, config(), tmp_path, log_with=("tensorboard",))
 
 
 def test_a_folder_that_is_a_file(data, tmp_path):
@@ -1035,7 +1035,7 @@ def test_a_file_cut_short_in_the_middle_of_an_epoch(data, on_disk, tmp_path, mon
     assert kept and max(kept) >= 3
     monkeypatch.undo()
     expected = run(data, config(batch_size=1))
-    on_disk.write(0, data[0][:N])  # the disk is mended: the run goes on to the same bits
+    on_disk.write(0, data[0][:N])  # the disk is repaired: the run resumes to the same bits
     found = run(data, config(batch_size=1), tmp_path / "run", tokens=on_disk.tensor(), save_steps=1)
     assert found[0] == expected[0] and same(found[1], expected[1])
 
@@ -1172,7 +1172,7 @@ def test_lines_a_kill_left(tmp_path):
     ids=repr,
 )
 def test_a_log_after_a_power_cut(data, tmp_path, left, stays):
-    "A torn header, a stretch of zeros, two rows in one: a run goes on, and its log is whole."
+    "A torn header, a stretch of zeros, two rows in one: a run resumes, and its log is complete."
     rows = csv_lines([{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}])
     path = tmp_path / "steps.csv"
     path.write_bytes(left.replace("{rows}", rows).encode("utf-8", "surrogateescape"))
@@ -1234,7 +1234,7 @@ def test_events_of_tensorboard(data, tmp_path, monkeypatch, stopped):
 
 
 def test_events_of_a_killed_run_are_not_shown_twice(data, tmp_path, monkeypatch):
-    "Killed behind its last checkpoint and gone on: TensorBoard shows every step once, as the CSV file does."
+    "Killed after its last checkpoint and resumed: TensorBoard shows every step once, as the CSV file does."
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
