@@ -1,4 +1,4 @@
-"""Two processes do what one does: the same images in the same order, the same losses, the same metrics, the same files."""
+"""Two processes do what one does: the same images in the same order, the same losses, metrics and files."""
 
 import argparse
 import csv
@@ -22,9 +22,9 @@ from qks.train.config import RunConfig, TrainConfig
 from qks.train.devices import (
     batch_pieces,
     gather_rows,
-    rank_by_rank,
     make_accelerator,
     process_state,
+    rank_by_rank,
     release_accelerator,
     score_images,
 )
@@ -137,14 +137,14 @@ def near(one, two):
 
 
 def test_shares_in_parts(spread):
-    "Two processes with two parts each: gradients are averaged with the last part only, and are those of the whole batch."
+    "Two processes, two parts each: gradients are averaged with the last part only, and are those of the whole batch."
     alone, pair = map(results, spread)
     for run in (alone["parts"], pair["parts"], pair):
         near(alone, run)
 
 
 def test_stopped_in_two_processes(spread):
-    "A signal that one process received stops both after the same step, and they go on to the same bits."
+    "A signal that one process received stops both after the same step, and they resume to the same bits."
     for found in map(results, spread):
         for name, value in found["stopped"]["weights"].items():
             assert value == found["weights"][name], name
@@ -185,8 +185,8 @@ def test_the_gradient_is_as_long_as_in_one_process(spread):
 
 def test_where_one_process_fails_all_stop_and_one_tells(spread):
     alone, pair = spread
-    assert of(alone, 0)["told"] == of(pair, 0)["told"] == ["QKSError", "the disk is full"]
-    assert of(pair, 1)["told"] == ["OtherProcessFailed", "the disk is full"]
+    assert of(alone, 0)["failure"] == of(pair, 0)["failure"] == ["QKSError", "the disk is full"]
+    assert of(pair, 1)["failure"] == ["OtherProcessFailed", "the disk is full"]
 
 
 def test_another_number_of_processes(spread):
@@ -196,7 +196,7 @@ def test_another_number_of_processes(spread):
     labels = torch.where(torch.rand(28, 9) < 0.4, 1, -1)
     config = TrainConfig(epochs=3, lr=1e-3, batch_size=4, topk=(1, 2), schedule="cosine", ema=0.5, clip=50.0)
     with pytest.raises(
-        QKSError, match="another configuration .processes 2 there, 1 here.: use the same one to go on"
+        QKSError, match="another configuration .processes 2 there, 1 here.: use the same one to resume it"
     ) as caught:
         fit(
             QKSHead(torch.randn(64, 8), HeadConfig(n_queries=3, n_layers=1, dropout=0.0)),
@@ -236,7 +236,10 @@ torch.nn.Dropout.__init__ = lambda module, p=0.5, inplace=False: make(module, 0.
 
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory):
-    "`qks train` in one process and, by accelerate's launcher, in two: their folders, and what the two printed. No dropout: its noise would differ."
+    """`qks train` in one process and, by accelerate's launcher, in two: their folders, and what the two printed.
+
+    There is no dropout: its noise would differ.
+    """
     folder = tmp_path_factory.mktemp("command")
     options = [
         "--epochs",
@@ -339,7 +342,8 @@ def test_the_other_commands_are_not_for_many(monkeypatch, capsys, words, rank):
     assert told == (
         ""
         if rank
-        else "qks: only qks train shares its work out, and a launcher started 2 processes: start this command without a launcher\n"
+        else "qks: only qks train shares its work out, and a launcher started 2 processes: "
+        "start this command without a launcher\n"
     )
 
 
@@ -368,7 +372,7 @@ def test_pieces_cover_a_batch_once(images, processes, parts):
     pieces = [piece for process in range(processes) for piece in batch_pieces(rows, process, processes, parts)]
     assert len(pieces) == processes * parts and sum(weight for _, weight in pieces) == pytest.approx(1)
     assert torch.equal(torch.cat([piece for piece, weight in pieces if weight]), rows)
-    assert all(len(piece) for piece, _ in pieces)  # nobody stands idle: gradients are awaited from all
+    assert all(len(piece) for piece, _ in pieces)  # each process has one: gradients are awaited from all
     errors = torch.rand(images)
     assert sum(weight * errors[piece].mean().item() for piece, weight in pieces) == pytest.approx(
         errors[rows].mean().item()
@@ -378,7 +382,7 @@ def test_pieces_cover_a_batch_once(images, processes, parts):
 @pytest.mark.parametrize("error", [QKSError("wrong"), OSError(28, "No space left on device")], ids=["mistake", "disk"])
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_what_fails_in_one_of_three(monkeypatch, error, index):
-    "The second fails: it raises its own error, the others that of another process; where none fails all get their answers."
+    "The second fails: it raises its own error, the others that of another process; where none fails, all get results."
     monkeypatch.setattr(devices, "process_state", lambda: Meeting(index))
     monkeypatch.setattr(devices, "gather_object", lambda mine: [None, str(error), None])
 
@@ -399,7 +403,8 @@ def test_a_process_without_a_place(monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     with pytest.raises(
         QKSError,
-        match="WORLD_SIZE is 4, but LOCAL_RANK does not say .*start through accelerate launch or torchrun, or unset WORLD_SIZE",
+        match="WORLD_SIZE is 4, but LOCAL_RANK does not say .*start through accelerate launch or torchrun, "
+        "or unset WORLD_SIZE",
     ):
         process_state()
 
@@ -409,7 +414,7 @@ def test_more_processes_than_gpus(monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
-    with pytest.raises(QKSError, match="3 processes were started for 2 GPUs of this machine: start one for each GPU"):
+    with pytest.raises(QKSError, match="3 processes were started for 2 GPUs of this machine: start one per GPU"):
         process_state()
 
 

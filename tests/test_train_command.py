@@ -36,9 +36,10 @@ from qks.model.prompts import PromptPool
 from qks.tokens import cache as tokens_cache
 from qks.tokens.augment import LiveTokens
 from qks.tokens.cache import cache_size, list_caches
-from qks.train import steps as engine
-from qks.train.checkpoint import NAME, list_checkpoints
-from qks.train.config import TrainConfig, make_schedule
+from qks.train import trainer as engine
+from qks.train.checkpoint import CHECKPOINT_NAME, list_checkpoints
+from qks.train.config import TrainConfig
+from qks.train.optimizer import make_schedule
 from qks.vlp.frozen import VLP
 from qks.vlp.loading import load_vlp
 
@@ -406,7 +407,7 @@ def test_other_numbers_in_the_cache(pocket, tmp_path, monkeypatch, capsys, views
 
 def test_a_run_in_the_making_is_not_replaced(pocket, tmp_path, monkeypatch, capsys):
     "Another command holds the folder: neither --force nor --resume gets it, and nothing is deleted."
-    monkeypatch.setattr("qks.train.loop.LOCK_SECONDS", 0.1)
+    monkeypatch.setattr("qks.train.run_folder.LOCK_SECONDS", 0.1)
     assert train(pocket, tmp_path / "run") == 0
     kept = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     other = subprocess.Popen(
@@ -618,7 +619,7 @@ def test_claiming_a_folder(tmp_path):
     )  # nothing is trained yet
     assert claim_run_folder(folder, config, resume=True) == folder
     (folder / "training" / "seed0").mkdir(parents=True)
-    (folder / "training" / "seed0" / NAME.format(3)).write_text("a checkpoint")
+    (folder / "training" / "seed0" / CHECKPOINT_NAME.format(3)).write_text("a checkpoint")
     with pytest.raises(QKSError, match="another configuration .seeds 1 there, 2 here"):
         claim_run_folder(folder, config | {"seeds": 2}, resume=True)
     with pytest.raises(QKSError, match="pass one of the two"):
@@ -633,7 +634,7 @@ def test_claiming_a_folder(tmp_path):
     moved = {"vlp": {"pretrained": "elsewhere/clip.pt", "fingerprint": "12"}}
     assert claim_run_folder(tmp_path / "weights", {"vlp": {"pretrained": "clip.pt", "fingerprint": "12"}})
     (tmp_path / "weights" / "training" / "seed0").mkdir(parents=True)
-    (tmp_path / "weights" / "training" / "seed0" / NAME.format(3)).write_text("a checkpoint")
+    (tmp_path / "weights" / "training" / "seed0" / CHECKPOINT_NAME.format(3)).write_text("a checkpoint")
     assert claim_run_folder(tmp_path / "weights", moved, resume=True)  # the same weights, wherever they lie
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")

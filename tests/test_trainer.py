@@ -1,9 +1,11 @@
-"""The engine of training: parts, clipping, averages, precisions, sparse labels, and what happens when something goes wrong on the way."""
+"""The trainer: parts, clipping, averages, precisions, sparse labels, resuming, and what happens when a part fails."""
 
 import copy
 import csv
 import errno
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,26 +21,19 @@ from qks.core import QKSError
 from qks.data.index import Index, sort_entries
 from qks.model.config import HeadConfig
 from qks.model.head import QKSHead
+from qks.model.losses import AsymmetricLoss, bce_loss
 from qks.tokens.store import BatchFile
 from qks.tokens.stream import ViewSampler, token_digest
-from qks.train import checkpoint, loop as training, steps as engine
-from qks.train.checkpoint import list_checkpoints, pack, read_checkpoint, unpack
-from qks.train.config import LOSSES, RunConfig, TrainConfig, check_trackers
+from qks.train import checkpoint, loop as training, run_folder, trainer as engine
+from qks.train.checkpoint import list_checkpoints, pack_state, read_checkpoint, unpack_state
+from qks.train.config import RunConfig, TrainConfig
 from qks.train.devices import make_accelerator
-from qks.train.logs import RunLog, csv_lines, cut_lines
+from qks.train.logs import RunLog, check_trackers, csv_lines, drop_later_lines
 from qks.train.loop import fit
-from qks.train.steps import (
-    Interrupted,
-    StopSignals,
-    Targets,
-    Trainer,
-    check_finite,
-    check_loss,
-    compiled,
-    epoch_steps,
-    restore_trainer,
-    trainer_state,
-)
+from qks.train.signals import Interrupted, StopSignals
+from qks.train.steps import check_finite, check_loss
+from qks.train.targets import Targets
+from qks.train.trainer import Trainer, compile_module, epoch_steps, restore_trainer, step_bytes, trainer_state
 
 ROOT = Path(__file__).resolve().parent.parent
 N = 30
@@ -111,11 +106,13 @@ class Noted:
     def __init__(self, inner):
         self.inner = inner
         self.gradients = []
+        self.rates = []
 
     def __getattr__(self, name):
         return getattr(self.inner, name)
 
     def step(self):
+        self.rates.append(self.inner.param_groups[0]["lr"])
         self.gradients.append([weight.grad.clone() for group in self.inner.param_groups for weight in group["params"]])
         self.inner.step()
 
@@ -130,7 +127,7 @@ def gradients(data, recipe):
 
 
 def close(found, expected):
-    "Compare gradients; those of the keys' biases are zero but for rounding, so the largest gradient of all is the measure."
+    "Compare gradients relative to the largest one, because those of the keys' biases are zero up to rounding."
     largest = max(gradient.abs().max().item() for gradient in expected)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6 * largest)
@@ -139,7 +136,7 @@ def close(found, expected):
 @pytest.mark.parametrize("parts", [2, 3, 16])
 @pytest.mark.parametrize("batch_size", [15, 13])  # 13: the last batch holds 4 images
 def test_parts_give_the_gradients_of_the_whole(data, parts, batch_size):
-    "Scaled and decayed by AdamW, rounding would grow, so the gradients themselves are compared, at a rate that changes nothing."
+    "AdamW would amplify rounding, so the gradients themselves are compared, at a learning rate that changes nothing."
     whole, pieces = (gradients(data, config(batch_size=batch_size, accumulate=n, lr=1e-12)) for n in (1, parts))
     assert len(whole) == len(pieces) == -(-N // batch_size)
     for one, two in zip(whole, pieces):
@@ -150,7 +147,7 @@ def test_the_gradient_is_that_of_a_plain_loop(data):
     images, names, labels = data
     found = gradients(data, config(batch_size=N, lr=1e-12))
     head = new_head()
-    LOSSES["asl"](head(images[:N], names).logits, labels[:N].float()).backward()
+    AsymmetricLoss()(head(images[:N], names).logits, labels[:N].float()).backward()
     close(found[0], [weight.grad for weight in head.parameters()])
 
 
@@ -166,6 +163,58 @@ def test_clipping(data, parts):
             torch.testing.assert_close(b, a * min(1, limit / norm), rtol=1e-4, atol=1e-7)
 
 
+def test_the_loss_of_a_step_holds_no_graph(data):
+    "Losses wait on a GPU until they are read: with their graphs, each would keep a step's activations in memory."
+    found = trainer(data, config(accumulate=2))
+    losses = []
+    add = engine._add_losses
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            engine, "_add_losses", lambda trainer, unchecked: (losses.extend(unchecked), add(trainer, unchecked))
+        )
+        list(epoch_steps(found))
+    assert len(losses) == 3 and not any(loss.requires_grad for loss, _ in losses)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_loss_of_an_epoch_is_the_mean_over_its_images(data, tmp_path, parts):
+    "The last batch holds 4 of 30 images, and counts for 4. The last line of the log says the same."
+    images, names, labels = data
+    history, head = run(data, config(epochs=1, batch_size=13, lr=1e-12, accumulate=parts), tmp_path, log_steps=1)
+    expected = AsymmetricLoss()(head(images[:N], names).logits, labels[:N].float()).item()
+    assert history[0]["loss"] == pytest.approx(expected, rel=1e-5)
+    lines = list(csv.DictReader((tmp_path / "steps.csv").open()))
+    assert [int(line["step"]) for line in lines] == [1, 2, 3]
+    assert float(lines[-1]["loss"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_each_step_has_its_learning_rate(data):
+    "The cosine schedule moves after a step, not before."
+    found = trainer(data, config(schedule="cosine", lr=0.5, warmup=2))
+    found.optimizer = Noted(found.optimizer)
+    list(epoch_steps(found))
+    fall = [(1 + math.cos(math.pi * step / 6)) / 2 for step in range(3)]  # 2 epochs of 3 steps
+    assert found.optimizer.rates == pytest.approx([0.5 * 0.5 * fall[0], 0.5 * fall[1], 0.5 * fall[2]])
+
+
+def test_the_memory_of_a_step(data, monkeypatch):
+    "Seven numbers of four bytes per weight, fifty per block, query, channel and image of this process and part."
+    head = new_head()
+    weights = 28 * sum(weight.numel() for weight in head.parameters())
+    activations = 50 * 1 * 3 * D  # of an image: one block, three queries
+    for changes, processes, images, size in [
+        ({}, 1, 10, 4),
+        ({"precision": "bf16"}, 1, 10, 2),
+        ({"accumulate": 3}, 1, 4, 4),
+        ({}, 4, 3, 4),
+    ]:
+        assert step_bytes(head, config(**changes), processes) == weights + images * activations * size
+    asked = []
+    monkeypatch.setattr(engine, "to_device_if_it_fits", lambda tokens, device, needed: asked.append(needed) or tokens)
+    trainer(data, config(), head)
+    assert asked == [weights + 10 * activations * 4]
+
+
 def test_averaged_weights(data):
     found = trainer(data, config(ema=0.8))
     decay = 0.8
@@ -173,9 +222,9 @@ def test_averaged_weights(data):
     for _ in epoch_steps(found):
         now = [weight.detach().clone() for weight in found.head.parameters()]
         expected = now if expected is None else [decay * a + (1 - decay) * b for a, b in zip(expected, now)]
-        for weight, average in zip(found.judged.parameters(), expected):
+        for weight, average in zip(found.eval_head.parameters(), expected):
             torch.testing.assert_close(weight, average, rtol=1e-5, atol=1e-6)
-    assert found.judged is not found.head and not same(found.judged, found.head)
+    assert found.eval_head is not found.head and not same(found.eval_head, found.head)
 
 
 def test_averaged_weights_are_judged_and_kept(data, monkeypatch):
@@ -230,7 +279,7 @@ def test_no_compiler(monkeypatch):
     monkeypatch.setattr(torch, "compile", missing)
     refused(
         "torch.compile is not possible here .RuntimeError: no compiler.: leave compile out",
-        compiled,
+        compile_module,
         torch.nn.Linear(1, 1),
     )
 
@@ -244,7 +293,7 @@ def test_the_compiler_is_tried_where_the_head_is(data, monkeypatch):
             (lambda x: tried.append(x.device.type)) if not isinstance(model, torch.nn.Module) else model
         ),
     )
-    compiled(torch.nn.Linear(1, 1), torch.device("meta"))
+    compile_module(torch.nn.Linear(1, 1), torch.device("meta"))
     trainer(data, config(compile=True))
     assert tried == ["meta", "cpu"]
 
@@ -297,7 +346,7 @@ def test_labels_lie_where_the_tokens_do(data, rows):
     assert Targets(index_of(data[2], -1)).to("meta").n_seen == S
 
 
-# ---- going on
+# ---- resuming
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4, 6])
@@ -309,7 +358,7 @@ def test_a_restored_trainer_takes_the_same_steps(data, stop, recipe):
         losses = []
         while len(losses) < n:
             for _ in epoch_steps(found):
-                losses.append(found.total)
+                losses.append(found.loss_sum)
                 if len(losses) == n:
                     break
             if found.step == found.steps_per_epoch:
@@ -322,7 +371,7 @@ def test_a_restored_trainer_takes_the_same_steps(data, stop, recipe):
     first = trainer(data, recipe, new_head(0.1))
     begun = steps(first, stop)
     tensors = {}
-    state = checkpoint.unpack(checkpoint.pack(trainer_state(first), tensors), tensors)
+    state = unpack_state(pack_state(trainer_state(first), tensors), tensors)
     torch.manual_seed(99)  # what happens in between does not matter
     second = trainer(data, recipe, new_head(0.1))
     restore_trainer(second, state)
@@ -333,26 +382,26 @@ def test_a_restored_trainer_takes_the_same_steps(data, stop, recipe):
 def test_a_smaller_batch_makes_no_graph_general(monkeypatch):
     asked = []
     monkeypatch.setattr(torch, "compile", lambda model, **settings: asked.append(settings) or model)
-    compiled(torch.nn.Linear(1, 1))
+    compile_module(torch.nn.Linear(1, 1))
     assert asked == [{}, {"dynamic": False}]
 
 
 @pytest.mark.parametrize(
-    "wrong, told",
+    "wrong, message",
     [(2, r"targets\[3, 1\] is 2.0: use \+1"), (float("nan"), r"targets\[3, 1\] is nan"), (None, "targets are boolean")],
 )
-def test_labels_are_looked_at_once_when_training_begins(wrong, told):
+def test_labels_are_looked_at_once_when_training_begins(wrong, message):
     matrix = torch.ones(5, 2)
     if wrong is None:
         matrix = matrix > 0
     else:
         matrix[3, 1] = wrong
-    with pytest.raises(QKSError, match=told):
+    with pytest.raises(QKSError, match=message):
         Targets(matrix)
 
 
 def test_compiled(data, monkeypatch):
-    "The whole recipe through torch.compile, with a backend that needs no compiler: the same losses and weights but for rounding."
+    "The same losses and weights through torch.compile, up to rounding, with a backend that needs no compiler."
     plain = run(data, config())
     compiles = torch.compile
     made = []
@@ -392,18 +441,17 @@ def test_the_best_outlives_the_last(data, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("damage", ["one bit", "gone"])
 @pytest.mark.parametrize("left, kept", [([3, 12, 15], 12), ([3, 14], None)], ids=str)
-@pytest.mark.filterwarnings("ignore:checkpoint .* is damaged")
-def test_the_best_checkpoint_is_damaged(data, tmp_path, monkeypatch, damage, left, kept):
-    "The run goes on with one sentence, trains as if nothing had happened, and keeps the best of what is left, or of what comes."
+def test_the_best_checkpoint_is_damaged(data, tmp_path, monkeypatch, caplog, damage, left, kept):
+    "The run resumes with a warning, trains on as before, and keeps the best of what is left, or of what comes."
     given = [9.0, 1.0, 2.0, 1.0, 3.0, 2.0, 4.0, 1.0]  # after the damage, 4 is the best that can be had
 
-    def judge(scores):
+    def script_scores(scores):
         remaining = iter(scores)
         monkeypatch.setattr(training, "selection_score", lambda *args: {"mAP": 0.0, "score": next(remaining)})
 
-    judge(given)
+    script_scores(given)
     expected = run(data, config(epochs=8, seed=4), tmp_path / "whole", keep=9)
-    judge(given)
+    script_scores(given)
     begun = engine.train_step
     step = []
     stopped_after = max(left)
@@ -426,33 +474,32 @@ def test_the_best_checkpoint_is_damaged(data, tmp_path, monkeypatch, damage, lef
         best.unlink()
     else:
         best.write_bytes(best.read_bytes()[:-3] + bytes([best.read_bytes()[-3] ^ 1]) + best.read_bytes()[-2:])
-    judge(given[4:])  # four epochs are judged, of the fifth the steps are done at most
-    with pytest.warns(
-        UserWarning, match=f"best epoch .step 3.*{f'step {kept}' if kept else 'the next epoch'} takes its place"
-    ):
-        found = run(data, config(epochs=8, seed=4), tmp_path / "run", keep=2)
+    script_scores(given[4:])  # four epochs are scored, of the fifth the steps are done at most
+    found = run(data, config(epochs=8, seed=4), tmp_path / "run", keep=2)
+    replacement = f"the one of step {kept}" if kept else "the next epoch"
+    warned = [message for message in caplog.messages if "best epoch (step 3)" in message]
+    assert len(warned) == 1 and warned[0].endswith(f"is damaged or missing: {replacement} replaces it")
     assert found[0] == expected[0]
     good = read_checkpoint(list_checkpoints(tmp_path / "whole")[21])["trainer"]["head"]  # the epoch of 4
     assert all(torch.equal(value, good[name]) for name, value in found[1].state_dict().items())
     assert best.with_suffix(".damaged").exists() == (damage == "one bit")
-    again = run(data, config(epochs=8, seed=4), tmp_path / "run", keep=2)  # finished, and told again
+    again = run(data, config(epochs=8, seed=4), tmp_path / "run", keep=2)  # finished: the same history
     assert again[0] == found[0] and same(again[1], found[1])
 
 
-def test_a_damaged_checkpoint_that_cannot_be_renamed(tmp_path, monkeypatch):
-    path = tmp_path / checkpoint.NAME.format(3)
+def test_a_damaged_checkpoint_that_cannot_be_renamed(tmp_path, monkeypatch, caplog):
+    path = tmp_path / checkpoint.CHECKPOINT_NAME.format(3)
     path.write_bytes(b"x")
     monkeypatch.setattr(Path, "replace", full)
-    with pytest.warns(UserWarning, match="is damaged"):
-        refused(
-            "cannot be renamed .No space left on device.: rename or delete it", checkpoint.last_checkpoint, tmp_path
-        )
+    message = "cannot be renamed .No space left on device.: rename or delete it"
+    refused(message, checkpoint.read_last_checkpoint, tmp_path)
+    assert "is damaged" in caplog.text
 
 
 def test_machines_without_a_common_disk(data, tmp_path, monkeypatch):
-    "One process finds a checkpoint and another none: all stop with one sentence, where they would wait for one another for ever."
+    "One process finds a checkpoint and another none: all stop with one sentence, instead of waiting for one another."
     run(data, config(), tmp_path)
-    monkeypatch.setattr(training, "gather_object", lambda mine: [*mine, None])
+    monkeypatch.setattr(run_folder, "gather_object", lambda mine: [*mine, None])
     refused(
         f"not every process finds the same checkpoints in {tmp_path}: name a folder on a disk that all machines share",
         run,
@@ -463,7 +510,7 @@ def test_machines_without_a_common_disk(data, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "change, told",
+    "change, message",
     [
         ({"lr": 2e-3}, "lr 0.001 there, 0.002 here"),
         ({"seed": 1}, "seed 0 there, 1 here"),
@@ -471,11 +518,12 @@ def test_machines_without_a_common_disk(data, tmp_path, monkeypatch):
     ],
     ids=str,
 )
-def test_another_recipe(data, tmp_path, change, told):
+def test_another_recipe(data, tmp_path, change, message):
     run(data, config(), tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     refused(
-        f"{tmp_path.name} holds a run of another configuration .{told}.: use the same one to go on, or name another folder",
+        f"{tmp_path.name} holds a run of another configuration .{message}.: "
+        "use the same one to resume it, or name another folder",
         run,
         data,
         config(**change),
@@ -494,7 +542,7 @@ def test_other_labels_and_another_head(data, tmp_path):
 
 @pytest.mark.parametrize("kind", ["tensor", "mapped", "views"])
 def test_other_tokens(data, tmp_path, kind):
-    "The same folder with other tokens is refused; the same numbers in another type, or in another place, are the same tokens."
+    "The same folder with other tokens is refused; the same numbers in another type or place are the same tokens."
     half = data[0][:N].half()
     if kind == "mapped":
         (tmp_path / "tokens.bin").write_bytes(half.numpy().tobytes())
@@ -555,9 +603,9 @@ def test_a_loss_that_is_nan(data, tmp_path, monkeypatch, step):
 
     def loss(logits, targets):
         calls.append(1)
-        return LOSSES["bce"](logits, targets) * (float("nan") if len(calls) == step else 1.0)
+        return bce_loss(logits, targets) * (float("nan") if len(calls) == step else 1.0)
 
-    monkeypatch.setitem(engine.LOSSES, "asl", loss)
+    monkeypatch.setattr(engine, "make_loss", lambda config: loss)
     head = new_head()
     monkeypatch.setattr(
         training,
@@ -579,7 +627,7 @@ def test_a_loss_that_is_nan(data, tmp_path, monkeypatch, step):
     assert max(list_checkpoints(tmp_path), default=0) == step - 1
 
 
-@pytest.mark.parametrize("step", [1, 5, 6])  # 6: the last of an epoch, after which only the judge would notice
+@pytest.mark.parametrize("step", [1, 5, 6])  # 6: the last of an epoch, after which only the scores would show it
 @pytest.mark.parametrize("clip", [0.0, 1.0])
 def test_a_gradient_that_is_nan(data, tmp_path, monkeypatch, step, clip):
     "The loss is finite and its gradient is not: the step is named, and the weights are those before it."
@@ -588,9 +636,9 @@ def test_a_gradient_that_is_nan(data, tmp_path, monkeypatch, step, clip):
 
     def loss(logits, targets):
         calls.append(1)
-        return LOSSES["bce"](logits, targets) + ((logits * 0).sum().sqrt() * 0 if len(calls) == step else 0)
+        return bce_loss(logits, targets) + ((logits * 0).sum().sqrt() * 0 if len(calls) == step else 0)
 
-    monkeypatch.setitem(engine.LOSSES, "asl", loss)
+    monkeypatch.setattr(engine, "make_loss", lambda config: loss)
     head = new_head()
     monkeypatch.setattr(
         training,
@@ -598,7 +646,8 @@ def test_a_gradient_that_is_nan(data, tmp_path, monkeypatch, step, clip):
         lambda found, hurry: (kept.append(copy.deepcopy(head.state_dict())) or done for done in epoch_steps(found)),
     )
     refused(
-        f"the gradient is not finite at step {(step - 1) % 3 + 1} of epoch {(step - 1) // 3 + 1}: lower the learning rate",
+        f"the gradient is not finite at step {(step - 1) % 3 + 1} of epoch {(step - 1) // 3 + 1}: "
+        "lower the learning rate",
         run,
         data,
         config(clip=clip),
@@ -612,7 +661,7 @@ def test_a_gradient_that_is_nan(data, tmp_path, monkeypatch, step, clip):
 
 
 def test_weights_that_are_not_finite_after_an_epoch(data, monkeypatch):
-    "On a GPU gradients are not looked at; the weights are, before the judge. A GPU is played by a device of another name."
+    "On a GPU the weights are checked before they are scored, not the gradients. A mock device plays the GPU."
 
     class OtherProcessFailed:
         type = "cuda"
@@ -632,11 +681,11 @@ def test_weights_that_are_not_finite_after_an_epoch(data, monkeypatch):
     monkeypatch.setattr(training, "epoch_steps", spoilt)
     refused(
         "the weights are not finite at step 3 of epoch 1",
-        training.train_on,
+        training.train_epochs,
         found,
         None,
         data[1],
-        training.Checkpointing(None, found, StopSignals()),
+        run_folder.Checkpointing(None, found, StopSignals()),
     )
     assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
 
@@ -660,20 +709,20 @@ def overflowing(monkeypatch):
     "options", [{"schedule": "cosine", "clip": 5.0, "accumulate": 2, "ema": 0.8}, {}], ids=["all", "plain"]
 )
 def test_the_scale_goes_on_where_it_was(data, overflowing, options):
-    "From a scale at which gradients overflow: the first steps are left out, and the scale comes down; stopped in between, to the same bits."
+    "The scale begins where gradients overflow: steps are skipped until it has come down; resuming gives the same bits."
     whole, again = (scaled(data, 2.0**120, **options) for _ in range(2))
     skipped = [whole.optimizer.step_was_skipped for _ in epoch_steps(whole)]
     assert skipped[0] and 1 < whole.accelerator.scaler.get_scale() < 2.0**120
     for _ in epoch_steps(stopped := scaled(data, 2.0**120, **options)):
         if stopped.step == 2:
             break
-    state = unpack(pack(trainer_state(stopped), tensors := {}), tensors)
+    state = unpack_state(pack_state(trainer_state(stopped), tensors := {}), tensors)
     restore_trainer(again, state)
     assert again.accelerator.scaler.get_scale() == stopped.accelerator.scaler.get_scale() != 2.0**120
     for _ in epoch_steps(again):
         pass
     assert (
-        same(whole.judged, again.judged)
+        same(whole.eval_head, again.eval_head)
         and whole.accelerator.scaler.get_scale() == again.accelerator.scaler.get_scale()
     )
 
@@ -699,7 +748,7 @@ def test_gradients_that_are_never_finite_are_told(data, overflowing, monkeypatch
     )
 
 
-# ---- somebody waits
+# ---- losses on a GPU
 
 
 def test_on_a_device_losses_are_looked_at_when_somebody_waits(data, monkeypatch):
@@ -708,7 +757,7 @@ def test_on_a_device_losses_are_looked_at_when_somebody_waits(data, monkeypatch)
     found.device = torch.device("meta")  # stands for a GPU in the one comparison that counts
     monkeypatch.setattr(engine, "train_step", lambda *args, **kwargs: torch.tensor(1.0))
     monkeypatch.setattr(engine, "read_ahead", lambda *args: iter([]))
-    assert list(epoch_steps(found)) == [found.steps_per_epoch] and found.steps_per_epoch < engine.CHECK_STEPS
+    assert list(epoch_steps(found)) == [found.steps_per_epoch] and found.steps_per_epoch < engine.LOSS_CHECK_STEPS
     found.step = 0
     assert next(epoch_steps(found, lambda: asked.append(1) or len(asked) == 3)) == 3
 
@@ -717,12 +766,13 @@ def test_on_a_device_losses_are_looked_at_when_somebody_waits(data, monkeypatch)
 
 
 def test_two_trainings_do_not_share_a_folder(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(run_folder, "LOCK_SECONDS", 0.1)
     other = subprocess.Popen(
         [
             sys.executable,
             "-c",
-            f"from filelock import FileLock; lock = FileLock({str(tmp_path / '.lock')!r}); lock.acquire(); print('held', flush=True); input()",
+            f"from filelock import FileLock; lock = FileLock({str(tmp_path / '.lock')!r}); lock.acquire(); "
+            "print('held', flush=True); input()",
         ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -750,11 +800,15 @@ def test_another_judge_is_another_run(data, tmp_path):
         ("tokens", (torch.cat([tokens[:N], tokens[N:] + 1]), labels)),
     ):
         refused(
-            f"another configuration .judging {name}", run, (changed[0], names, changed[1]), config(epochs=1), tmp_path
+            f"another configuration .validation {name}",
+            run,
+            (changed[0], names, changed[1]),
+            config(epochs=1),
+            tmp_path,
         )
 
 
-def test_an_old_checkpoint_that_cannot_be_deleted_costs_only_room(data, tmp_path, monkeypatch):
+def test_an_old_checkpoint_that_cannot_be_deleted_costs_only_room(data, tmp_path, monkeypatch, caplog):
     unlink = Path.unlink
 
     def kept(path, missing_ok=False):
@@ -763,8 +817,8 @@ def test_an_old_checkpoint_that_cannot_be_deleted_costs_only_room(data, tmp_path
         unlink(path, missing_ok=missing_ok)
 
     monkeypatch.setattr(Path, "unlink", kept)
-    with pytest.warns(UserWarning, match="old checkpoint .* cannot be deleted .*, and takes room"):
-        history, _ = run(data, config(epochs=4), tmp_path, keep=1)
+    history, _ = run(data, config(epochs=4), tmp_path, keep=1)
+    assert re.search("old checkpoint .* cannot be deleted .*, and takes up space", caplog.text)
     assert len(history) == 4 and len(list(tmp_path.glob("step-*"))) == 4
 
 
@@ -791,12 +845,17 @@ def test_the_words_for_a_loss_that_is_not_finite():
     check_loss(1e30, 1, 1)
 
 
+def log_on_full_disk(log):
+    with log._file_errors():
+        full()
+
+
 def full(*args, **kwargs):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_a_disk_that_fills_up(data, tmp_path, monkeypatch):
-    "The run stops with one sentence, keeps what it had, and goes on to the same weights when there is room."
+    "The run stops with one sentence, keeps what it had, and resumes to the same weights when there is room."
     expected = run(data, config(), tmp_path / "whole", save_steps=1)
     written = []
     save = checkpoint.save_file
@@ -821,9 +880,9 @@ def test_a_disk_that_fills_up(data, tmp_path, monkeypatch):
 
 def test_a_disk_that_fills_up_under_the_log(data, tmp_path, monkeypatch):
     expected = run(data, config())
-    write = training.RunLog.step
+    write = run_folder.RunLog.write_step
     monkeypatch.setattr(
-        training.RunLog, "step", lambda log, row: log._try(full) if row["step"] == 4 else write(log, row)
+        run_folder.RunLog, "write_step", lambda log, row: log_on_full_disk(log) if row["step"] == 4 else write(log, row)
     )
     refused(
         "the log in .* cannot be written .No space left on device.*keeps the run up to step 3",
@@ -869,23 +928,23 @@ def test_the_line_of_an_epoch_that_a_kill_left_out(data, tmp_path):
 
 @pytest.mark.parametrize("where", ["init_trackers", "log"])
 @pytest.mark.parametrize(
-    "trouble, told",
+    "trouble, message",
     [
         (full, "the log in .* cannot be written .No space left on device."),
         (lambda *args, **kwargs: 1 / 0, "a tracker cannot be written .ZeroDivisionError.*leave it out of log_with"),
     ],
     ids=["disk", "else"],
 )
-def test_a_tracker_that_fails(data, tmp_path, monkeypatch, where, trouble, told):
-    "Whatever a tracker cannot do is told as its own, not as that of the training data; no error hides behind another."
+def test_a_tracker_that_fails(data, tmp_path, monkeypatch, where, trouble, message):
+    "A tracker's failure is reported as its own, not as that of the training data; no error hides another."
     monkeypatch.setattr("accelerate.Accelerator." + where, trouble)
-    monkeypatch.setattr("qks.train.config.check_trackers", lambda names: None)
+    monkeypatch.setattr(training, "check_trackers", lambda names: None)
     if where == "log":
         monkeypatch.setattr("accelerate.Accelerator.init_trackers", lambda *args, **kwargs: None)
     monkeypatch.setattr(
         training, "make_accelerator", lambda device, precision, **kwargs: make_accelerator(device, precision)
     )
-    refused(told, run, data, config(), tmp_path, log_with=("tensorboard",))
+    refused(message, run, data, config(), tmp_path, log_with=("tensorboard",))
 
 
 def test_a_folder_that_is_a_file(data, tmp_path):
@@ -911,7 +970,7 @@ class Failing:
 def test_tokens_that_cannot_be_read(data, tmp_path):
     expected = run(data, config())
     refused(
-        "the training data cannot be read .Input/output error.: check the disk they lie on",
+        "the training data cannot be read .Input/output error.: check the disk they are on",
         run,
         data,
         config(),
@@ -956,14 +1015,15 @@ def test_a_shard_that_was_cut_short(on_disk):
 def test_a_file_cut_short_in_the_middle_of_an_epoch(data, on_disk, tmp_path, monkeypatch, size):
     "Had the file been mapped into memory, the process would die of SIGBUS."
 
-    def cut(keeper, after=training.Checkpointing.after_step):
+    def cut(keeper, after=run_folder.Checkpointing.after_step):
         after(keeper)
         if keeper.trainer.steps_done == 3:
             os.truncate(on_disk.numbers, size)
 
-    monkeypatch.setattr(training.Checkpointing, "after_step", cut)
+    monkeypatch.setattr(run_folder.Checkpointing, "after_step", cut)
     refused(
-        r"the training data cannot be read \(.*tokens.bin: the file ends at byte .*\): check the disk they lie on; .* keeps the run up to step",
+        r"the training data cannot be read \(.*tokens.bin: the file ends at byte .*\): check the disk they are on; "
+        ".* keeps the run up to step",
         run,
         data,
         config(batch_size=1),
@@ -975,7 +1035,7 @@ def test_a_file_cut_short_in_the_middle_of_an_epoch(data, on_disk, tmp_path, mon
     assert kept and max(kept) >= 3
     monkeypatch.undo()
     expected = run(data, config(batch_size=1))
-    on_disk.write(0, data[0][:N])  # the disk is mended: the run goes on to the same bits
+    on_disk.write(0, data[0][:N])  # the disk is repaired: the run resumes to the same bits
     found = run(data, config(batch_size=1), tmp_path / "run", tokens=on_disk.tensor(), save_steps=1)
     assert found[0] == expected[0] and same(found[1], expected[1])
 
@@ -993,7 +1053,7 @@ def test_a_disk_that_fails_in_the_middle_of_an_epoch(data, on_disk, monkeypatch)
 
     monkeypatch.setattr(os, "preadv", failing)
     refused(
-        "the training data cannot be read .*tokens.bin: Input/output error.: check the disk they lie on$",
+        "the training data cannot be read .*tokens.bin: Input/output error.: check the disk they are on$",
         run,
         data,
         config(),
@@ -1017,7 +1077,7 @@ def test_tokens_that_cannot_be_brought_to_the_device(data, on_disk, monkeypatch)
 
 
 def test_ctrl_c(tmp_path):
-    "A real process, a real signal: status 130, a checkpoint, one sentence that says how to go on; the same run again ends with the same weights."
+    "A real process and signal: status 130, a checkpoint, a sentence on how to resume; resumed, the same weights."
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     child = subprocess.Popen(
         [sys.executable, str(ROOT / "tests" / "stop_training.py"), str(tmp_path / "run")],
@@ -1072,7 +1132,9 @@ def test_signals_elsewhere():
     found = []
     with StopSignals(False):
         assert signal.getsignal(signal.SIGINT) is before
-    thread = threading.Thread(target=lambda: found.append(StopSignals().__enter__().before))  # a notebook's thread, say
+    thread = threading.Thread(
+        target=lambda: found.append(StopSignals().__enter__().previous_handlers)
+    )  # a notebook's thread, say
     thread.start()
     thread.join()
     assert found == [{}] and signal.getsignal(signal.SIGINT) is before
@@ -1085,9 +1147,9 @@ def test_lines_a_kill_left(tmp_path):
     path = tmp_path / "steps.csv"
     rows = [{"step": step, "loss": step / 3} for step in range(1, 6)]
     path.write_text(csv_lines(rows) + "6,0.12")
-    cut_lines(path, 3)
+    drop_later_lines(path, 3)
     assert path.read_text() == csv_lines(rows[:3])
-    cut_lines(tmp_path / "none.csv", 3)
+    drop_later_lines(tmp_path / "none.csv", 3)
     assert not (tmp_path / "none.csv").exists()
 
 
@@ -1110,22 +1172,29 @@ def test_lines_a_kill_left(tmp_path):
     ids=repr,
 )
 def test_a_log_after_a_power_cut(data, tmp_path, left, stays):
-    "A torn header, a stretch of zeros, two rows in one: a run goes on, and its log is whole."
+    "A torn header, a stretch of zeros, two rows in one: a run resumes, and its log is complete."
     rows = csv_lines([{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}])
     path = tmp_path / "steps.csv"
     path.write_bytes(left.replace("{rows}", rows).encode("utf-8", "surrogateescape"))
-    cut_lines(path, 9)
+    drop_later_lines(path, 9)
     assert path.read_text() == (rows if stays else "")
     log = RunLog(RunConfig(tmp_path), make_accelerator(torch.device("cpu")), {}, step=2)
-    log.step({"step": 3, "loss": 0.125})
+    log.write_step({"step": 3, "loss": 0.125})
     found = list(csv.DictReader(path.open()))
     assert [row["step"] for row in found] == (["1", "2", "3"] if stays else ["3"]) and float(found[-1]["loss"]) == 0.125
 
 
-def test_trackers(tmp_path, monkeypatch):
+def test_trackers(data, tmp_path, monkeypatch):
     refused("tracker 'tensorbored' is not known: give one of .*tensorboard", check_trackers, ["tensorbored"])
     monkeypatch.setattr("qks.train.logs.get_available_trackers", lambda: [])
-    refused("tracker 'wandb' is not installed: install it, or leave it out", RunConfig, tmp_path, log_with=("wandb",))
+    refused(
+        "tracker 'wandb' is not installed: install it, or leave it out",
+        run,
+        data,
+        config(),
+        tmp_path,
+        log_with=("wandb",),
+    )
 
 
 @pytest.mark.parametrize("stopped", [False, True])
@@ -1165,11 +1234,11 @@ def test_events_of_tensorboard(data, tmp_path, monkeypatch, stopped):
 
 
 def test_events_of_a_killed_run_are_not_shown_twice(data, tmp_path, monkeypatch):
-    "Killed behind its last checkpoint and gone on: TensorBoard shows every step once, as the CSV file does."
+    "Killed after its last checkpoint and resumed: TensorBoard shows every step once, as the CSV file does."
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    save = training.save_checkpoint
+    save = run_folder.save_checkpoint
     saved = []
 
     def dies(*args):
@@ -1179,7 +1248,7 @@ def test_events_of_a_killed_run_are_not_shown_twice(data, tmp_path, monkeypatch)
         return save(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "save_checkpoint", dies)
+        patch.setattr(run_folder, "save_checkpoint", dies)
         with pytest.raises(MemoryError):
             run(data, config(), tmp_path, log_steps=1, log_with=("tensorboard",))
     assert [*list_checkpoints(tmp_path)] == [3] and (tmp_path / "steps.csv").read_text().splitlines()[-1].startswith(
