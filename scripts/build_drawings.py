@@ -14,7 +14,8 @@ Then, in the repository's root:
 
     python scripts/build_drawings.py packages qks/assets/pocket_wide
 
-The same pixels come from any Pillow; the same bytes need the same Pillow and libwebp. Licences: qks/assets/pocket_wide/LICENSES.md.
+The same pixels come from any Pillow; the same bytes need the same Pillow and libwebp.
+Licences: qks/assets/pocket_wide/LICENSES.md.
 """
 
 import argparse

@@ -58,15 +58,9 @@ def main(names):
     if len(names) == 2 and names[0] == "--one":
         return run(Path(names[1]).resolve())
     failed = False
-    for path in [Path(name) for name in names] or sorted(
-        path for path in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts
-    ):
+    for path in [Path(name) for name in names] or sorted(path for path in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts):
         done = subprocess.run([sys.executable, __file__, "--one", str(path)])
-        print(
-            path.relative_to(NBS) if path.is_relative_to(NBS) else path.name,
-            "failed" if done.returncode else "ok",
-            flush=True,
-        )
+        print(path.relative_to(NBS) if path.is_relative_to(NBS) else path.name, "failed" if done.returncode else "ok", flush=True)
         failed |= bool(done.returncode)
     sys.exit(failed)
 
