@@ -1,4 +1,4 @@
-"""The instrument of 14_explore, its controls turned by hand."""
+"""The explorer's widget, with its controls set by code."""
 
 import io
 from datetime import datetime, timezone
@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from qks.core import QKSError
-from qks.explore.explorer import Explorer, plot_answer, plot_token, read_uploads
+from qks.explore.explorer import Explorer, plot_image_tags, plot_token_blocks, read_uploads
 from qks.model.tagger import QKS
 
 PICTURES = {
@@ -44,7 +44,7 @@ def explorer(model):
 
 
 def figures(explorer):
-    return explorer.answer.value, explorer.look.value
+    return explorer.tags_figure.value, explorer.token_figure.value
 
 
 def test_it_begins_with_an_answer(explorer, model):
@@ -52,7 +52,7 @@ def test_it_begins_with_an_answer(explorer, model):
         tag[:1] + tag[2:] for tag in model.tag(PICTURES["one"], LABELS)[0]
     ]
     assert explorer.token.value == explorer.tags[0][2] and explorer.token.max == model.head.config.n_queries - 1
-    assert all(Image.open(io.BytesIO(figure)).width > 300 for figure in figures(explorer)) and explorer.told.value == ""
+    assert all(Image.open(io.BytesIO(figure)).width > 300 for figure in figures(explorer)) and explorer.message.value == ""
 
 
 def test_every_control_draws_what_depends_on_it(explorer):
@@ -68,14 +68,14 @@ def test_every_control_draws_what_depends_on_it(explorer):
 
 @pytest.mark.parametrize(
     "words, told",
-    [("cat, cat", "stands twice"), ("", "label list is empty"), ("cat,,dog", "blank"), ("<i>,<i>", "&lt;i&gt;")],
+    [("cat, cat", "twice"), ("", "label list is empty"), ("cat,,dog", "blank"), ("<i>,<i>", "&lt;i&gt;")],
 )
 def test_a_mistake_is_told_and_the_figures_stay(explorer, words, told):
     before = figures(explorer)
     explorer.labels.value = words
-    assert told in explorer.told.value and figures(explorer) == before
+    assert told in explorer.message.value and figures(explorer) == before
     explorer.labels.value = "cat"
-    assert explorer.told.value == "" and figures(explorer) != before
+    assert explorer.message.value == "" and figures(explorer) != before
 
 
 def test_pictures_of_ones_own(explorer):
@@ -86,7 +86,7 @@ def test_pictures_of_ones_own(explorer):
     )
     before = figures(explorer)
     explorer.upload.value = (brought("text.png", b"no picture"),)
-    assert "image text.png is not an image" in explorer.told.value and figures(explorer) == before
+    assert "image text.png is not an image" in explorer.message.value and figures(explorer) == before
     assert read_uploads([]) == {}
 
 
@@ -96,11 +96,11 @@ def test_the_token_shown_is_of_the_picture_shown(explorer):
     looks = {}
     for token in (0, 1):
         explorer.token.value = token
-        looks[token] = explorer.look.value
+        looks[token] = explorer.token_figure.value
     explorer.labels.value = "cat, cat"
     explorer.picture.value = "two"
     explorer.token.value = 0
-    assert explorer.look.value == looks[0]
+    assert explorer.token_figure.value == looks[0]
 
 
 def test_the_same_name_again_is_another_picture(explorer):
@@ -115,7 +115,7 @@ def test_the_same_name_again_is_another_picture(explorer):
     "pictures, labels, told",
     [
         ({}, LABELS, "no picture to begin with"),
-        (PICTURES, ["cat", "cat"], "stands twice"),
+        (PICTURES, ["cat", "cat"], "twice"),
         (PICTURES, [], "label list is empty"),
     ],
 )
@@ -130,13 +130,13 @@ def test_labels_with_a_comma(model):
 
 def test_figures_refuse_what_does_not_fit(model):
     attention = model.predict([PICTURES["one"]], model.pool.embed(model.vlp, LABELS), return_attention=True).attention
-    plot_answer(PICTURES["one"], [], attention, model.vlp.grid).canvas.draw()
-    assert len(plot_token(PICTURES["one"], attention, 0, model.vlp.grid, ["$5", "$6"]).axes) == 1 + len(attention)
+    plot_image_tags(PICTURES["one"], [], attention, model.vlp.grid).canvas.draw()
+    assert len(plot_token_blocks(PICTURES["one"], attention, 0, model.vlp.grid, ["$5", "$6"]).axes) == 1 + len(attention)
     with pytest.raises(QKSError, match="token 99"):
-        plot_token(PICTURES["one"], attention, 99, model.vlp.grid)
+        plot_token_blocks(PICTURES["one"], attention, 99, model.vlp.grid)
 
 
 def test_a_label_that_is_too_long_is_told(explorer):
     before = figures(explorer)
     explorer.labels.value = "word " * 100
-    assert "shorten the label" in explorer.told.value and figures(explorer) == before
+    assert "shorten the label" in explorer.message.value and figures(explorer) == before
