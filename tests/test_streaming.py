@@ -126,7 +126,7 @@ def test_bad_batches(labels):
     streaming.update(scores[:100])
     with pytest.raises(QKSError, match=r"expected \[images, 40\]"):
         streaming.update(np.ones((2, 41)))
-    with pytest.raises(QKSError, match="160 images have come, but the labels are for 150"):
+    with pytest.raises(QKSError, match="got 160 images, but the labels are for 150"):
         streaming.update(scores[:60])
     with pytest.raises(QKSError, match="only 100 of 150 images"):
         streaming.result()

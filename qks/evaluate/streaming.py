@@ -233,7 +233,7 @@ def check_batch(
         raise QKSError(f"a batch of scores has shape {list(scores.shape)}: expected [images, {expected_labels}].")
     if n_done + len(scores) > n_images:
         raise QKSError(
-            f"{n_done + len(scores)} images have come, but the labels are for {n_images}: give every image once."
+            f"got {n_done + len(scores)} images, but the labels are for {n_images}: give every image once."
         )
     return check_finite(scores, n_done)
 
@@ -254,7 +254,7 @@ class StreamingScores:
         self.topk = check_topk(topk)
         self.protocol = find_protocol(protocol)
         self.parts = plan_parts(self.labels, n_seen, self.topk, self.protocol, label_names)
-        self.n_done = 0  # images that have come
+        self.n_done = 0  # images so far
         self.n_score_columns: int | None = None  # labels per batch, known with the first batch
         self._entry_scores: list[np.ndarray] = []  # per block: the scores of its annotated entries
         self._hits: dict[str, list[np.ndarray]] = {name: [] for name in self.parts}  # part -> per block [kept b, k]
@@ -285,7 +285,7 @@ class StreamingScores:
         "The annotated entries of all images; raises `QKSError` while images are missing."
         if self.n_done < self.labels.n_images:
             raise QKSError(
-                f"only {self.n_done} of {self.labels.n_images} images have come: update with the others first."
+                f"got only {self.n_done} of {self.labels.n_images} images: update with the others first."
             )
         return LabelEntries(self.labels, np.concatenate(self._entry_scores))
 
@@ -293,7 +293,7 @@ class StreamingScores:
         self,
         part_name: str,  # "seen", "zsl" or "gzsl"
     ) -> np.ndarray:  # bool [kept B, k], as `topk_hits` returns them
-        "Which of the best labels of each image are right, for the images that have come."
+        "Which of the best labels of each image are right, for the images so far."
         return np.concatenate(self._hits[part_name])
 
     def result(self) -> Metrics:  # "seen", "zsl", "gzsl" -> "mAP", "P@k", "R@k", "F1@k", as fractions
