@@ -1,5 +1,7 @@
 """Who takes part under each protocol: by hand, against plain references, and what is refused."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -135,3 +137,8 @@ def test_leaks():
     assert find_twins(["sunflower", "snowman", "plane"], ["sun", "flower", "snow", "airplane"]) == {}
     data = read_nuswide(Path(__file__).parent / "data/nuswide_tiny/raw", "test")
     assert len(find_twins(data.label_names[:925], data.label_names[925:])) == 31
+
+
+def test_protocols_do_without_torch():
+    code = "import sys, qks.evaluate.protocols; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tyro
 from sklearn.metrics import average_precision_score
 
 from qks.core import QKSError
@@ -164,6 +165,14 @@ def test_what_cannot_be_asked(options, words):
     with pytest.raises(QKSError, match=words) as caught:
         ReportConfig(**options)
     assert "\n" not in str(caught.value)
+
+
+def test_settings_are_a_command_line(capsys):
+    words = ["--protocols", "official", "leak-free", "--topk", "10", "20", "--resamples", "5"]
+    assert tyro.cli(ReportConfig, args=words) == ReportConfig(("official", "leak-free"), (10, 20), resamples=5)
+    with pytest.raises(SystemExit):
+        tyro.cli(ReportConfig, args=["--help"])
+    assert "bootstrap resamples for 95 % intervals" in capsys.readouterr().out
 
 
 def test_a_report_is_json(tmp_path):
