@@ -31,15 +31,16 @@ class SparseAnnotations(TypingProtocol):
     "Any object that lists annotations image after image."
 
     @property
-    def offsets(
-        self,
-    ) -> ArrayLike: ...  # whole numbers [B + 1]: image i has the entries offsets[i] … offsets[i + 1] - 1
+    def offsets(self) -> ArrayLike:
+        "Whole numbers [B + 1]: image i has the entries offsets[i] … offsets[i + 1] - 1."
 
     @property
-    def columns(self) -> ArrayLike: ...  # whole numbers [M]: the label of each entry
+    def columns(self) -> ArrayLike:
+        "Whole numbers [M]: the label of each entry."
 
     @property
-    def values(self) -> ArrayLike: ...  # [M]: +1 (present), -1 (absent) or 0 (not annotated)
+    def values(self) -> ArrayLike:
+        "Whole numbers [M]: +1 (present), -1 (absent) or 0 (not annotated)."
 
 # %% ../../nbs/evaluate/03_streaming.ipynb #2f0f79a5
 class SparseArrays(NamedTuple):
@@ -232,9 +233,7 @@ def check_batch(
         expected_labels = n_labels or f"{least_labels} labels or more"
         raise QKSError(f"a batch of scores has shape {list(scores.shape)}: expected [images, {expected_labels}].")
     if n_done + len(scores) > n_images:
-        raise QKSError(
-            f"got {n_done + len(scores)} images, but the labels are for {n_images}: give every image once."
-        )
+        raise QKSError(f"got {n_done + len(scores)} images, but the labels are for {n_images}: give every image once.")
     return check_finite(scores, n_done)
 
 # %% ../../nbs/evaluate/03_streaming.ipynb #5e2aa449
@@ -284,9 +283,7 @@ class StreamingScores:
     def entries(self) -> LabelEntries:
         "The annotated entries of all images; raises `QKSError` while images are missing."
         if self.n_done < self.labels.n_images:
-            raise QKSError(
-                f"got only {self.n_done} of {self.labels.n_images} images: update with the others first."
-            )
+            raise QKSError(f"got only {self.n_done} of {self.labels.n_images} images: update with the others first.")
         return LabelEntries(self.labels, np.concatenate(self._entry_scores))
 
     def hits(
