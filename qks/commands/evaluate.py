@@ -22,8 +22,15 @@ from ..data.nuswide import require_images
 from ..data.splits import open_split
 from ..evaluate.baselines import baseline_methods
 from ..evaluate.metrics import to_array
-from ..evaluate.protocols import PROTOCOLS, DenseLabels, plan, usual_topk
-from ..evaluate.report import ReportConfig, code_version, open_streams, pool_facts, report, report_streams
+from ..evaluate.protocols import PROTOCOLS, DenseLabels, default_topk, plan_parts
+from qks.evaluate.report import (
+    ReportConfig,
+    build_report,
+    build_report_from_streams,
+    code_version,
+    open_streams,
+    pool_facts,
+)
 from ..evaluate.streaming import SparseLabels
 from ..evaluate.tables import check_new_file, report_breakdown, report_notes, report_table, save_labels, save_report
 from ..experiment.reproduction import provenance
@@ -145,7 +152,7 @@ def evaluate_model(
     cache=None,  # folder of the token cache; None: tokens are not kept
     streamed: bool = None,  # scores never exist at once; None: where labels are ternary
     dtype: torch.dtype = torch.float16,  # of the tokens in the cache
-) -> dict:  # of `qks.evaluate.report.report`
+) -> dict:  # of `qks.evaluate.report.build_report`
     "Score a model on a split and report; QKSError, before the first image, for what cannot be measured."
     streamed = index.absent == 0 if streamed is None else streamed
     if streamed and index.absent != 0:
@@ -157,7 +164,8 @@ def evaluate_model(
     shape = (len(index), len(index.label_ids))
     labels = None if streamed else index.dense().labels  # [n, C]
     for protocol in config.protocols:
-        plan(SparseLabels(index, shape[1]) if streamed else DenseLabels(labels), n_seen, config.topk, protocol, names)
+        annotations = SparseLabels(index, shape[1]) if streamed else DenseLabels(labels)
+        plan_parts(annotations, n_seen, config.topk, protocol, names)
     require_images(index, "test")
     scorers = make_scorers(qks, names, baselines)
     sinks = {
@@ -170,8 +178,8 @@ def evaluate_model(
             for sink in sinks[method].values():
                 sink.update(scores)
     if streamed:
-        return report_streams(sinks, config, names, index.label_ids)
-    return report(
+        return build_report_from_streams(sinks, config, names, index.label_ids)
+    return build_report(
         {method: sink["matrix"].scores for method, sink in sinks.items()},
         labels,
         n_seen,
@@ -213,7 +221,7 @@ def run_evaluate(args):
     trained = training_facts(args.model)
     config = ReportConfig(
         read_protocols(args.protocol),
-        tuple(args.topk or usual_topk(len(index.label_ids), index.n_seen)),
+        tuple(args.topk or default_topk(len(index.label_ids), index.n_seen)),
         args.bootstrap,
         args.seed,
     )

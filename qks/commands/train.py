@@ -21,7 +21,7 @@ from ..core import QKSError, check_count, write_atomic
 from ..core.arithmetic import PRECISIONS
 from ..data.nuswide import require_images
 from ..data.splits import open_splits
-from ..evaluate.protocols import usual_topk
+from ..evaluate.protocols import default_topk
 from qks.experiment.reproduction import (
     RUN_MARK,
     closing_words,
@@ -318,7 +318,7 @@ def begin(
     "Everything that can be a mistake of the user's, before anything is written; raises `QKSError`."
     read_recipe(args)  # what is wrong in any case shows first
     test = (splits := open_splits(args.root))["test"]
-    recipe = read_recipe(args, usual_topk(len(test.label_ids), test.n_seen))
+    recipe = read_recipe(args, default_topk(len(test.label_ids), test.n_seen))
     sizes = HeadConfig(args.queries, args.layers)
     logs = partial(
         RunConfig, keep=args.keep, save_steps=args.save_steps, log_steps=args.log_steps, log_with=tuple(args.log_with)

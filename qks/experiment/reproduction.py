@@ -25,9 +25,11 @@ from .. import __version__
 from ..core import QKSError, check_count, load_image, write_atomic
 from ..data.drawings import read_concepts
 from ..data.pocket import PocketConfig, write_pocket
-from ..evaluate.baselines import baseline_methods, label_ap, results_table, summarise
+from ..evaluate.baselines import baseline_methods
+from ..evaluate.breakdown import precision_per_label
 from ..evaluate.metrics import evaluate_scores
-from ..evaluate.report import ReportConfig, code_version, pool_facts, report
+from ..evaluate.report import ReportConfig, build_report, code_version, pool_facts
+from ..evaluate.tables import results_table, summarise
 from .training_data import TrainingData, load_training_data
 from ..explore.plots import plot_history, plot_label_ap, plot_tags, plot_token_use
 from ..model.config import HeadConfig
@@ -105,13 +107,14 @@ def save_figures(
     "Draw the four figures of a run: tagged scenes with attention, token use, training curves, AP per label."
     test = benchmark.test
     names = list(benchmark.test.label_names)
+    ap = precision_per_label(logits.numpy(), test.labels, test.n_seen).precision  # [C]
     figures = {
         "scenes": scenes_figure(qks, benchmark, range(min(n_scenes, len(test)))),
         "token_use": plot_token_use(
             token_index, test.labels, label_groups(names, test.n_seen), qks.head.config.n_queries
         ),
         "history": plot_history(history),
-        "label_ap": plot_label_ap(label_ap(logits.numpy(), test.labels, test.n_seen), names, test.n_seen),
+        "label_ap": plot_label_ap(ap, names, test.n_seen),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
@@ -235,7 +238,7 @@ def save_run(
     n_seen = benchmark.test.n_seen
     first = runs[0]
     scores = baseline_scores(benchmark)
-    told = report(
+    told = build_report(
         {**scores, "QKS": first["logits"]},
         labels,
         n_seen,

@@ -12,7 +12,7 @@ import torch
 from ..core import QKSError
 from ..data.index import Index
 from ..evaluate.metrics import check_scores, evaluate_part, evaluate_scores
-from ..evaluate.protocols import PROTOCOLS, DenseLabels, plan, plan_part
+from ..evaluate.protocols import PROTOCOLS, DenseLabels, plan_part, plan_parts
 from ..model.head import QKSHead
 from .config import TrainConfig
 from .devices import score_images
@@ -52,7 +52,7 @@ def validation_labels(
     if config.selection == "seen":
         plan_part(DenseLabels(labels), np.arange(n_seen), config.topk, PROTOCOLS["official"], "seen")
     else:
-        plan(DenseLabels(labels), n_seen, config.topk)
+        plan_parts(DenseLabels(labels), n_seen, config.topk)
     return labels
 
 # %% ../../nbs/train/10_selection.ipynb #5ce1af2d
