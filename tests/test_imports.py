@@ -4,7 +4,6 @@ import subprocess
 import sys
 
 import pytest
-
 from repository import ROOT
 
 LINT = [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"]
