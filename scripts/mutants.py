@@ -64,7 +64,7 @@ MUTANTS = [
     ),
     *mutants_of(
         "qks/evaluate/metrics.py",
-        ("test_metrics.py",),
+        ("test_metrics.py", "test_protocols.py"),
         ("2 * correct / (predicted + total)", "correct / (predicted + total)"),
         ("predicted = k * len(hits)", "predicted = max(topk) * len(hits)"),
         ("precision[positives > 0]", "precision[positives > 1]"),

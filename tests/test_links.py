@@ -81,7 +81,8 @@ def test_notebooks_that_files_name_are_there():
     for path in tracked_files():
         if path.suffix not in {".py", ".md", ".ini", ".toml", ".yml", ".yaml"} or path.parent == this.parent:
             continue
-        names = set(NOTEBOOK_PATH.findall(path.read_text(encoding="utf-8")))
+        named = NOTEBOOK_PATH.findall(path.read_text(encoding="utf-8"))
+        names = {name for name in named if "/NN_" not in name}  # NN_module.ipynb: any
         wrong += [f"{relative(path)}: {name}" for name in sorted(names) if not (ROOT / name).exists()]
     assert not wrong, "\n".join(["files name notebooks that are not there:", *wrong])
 
@@ -103,3 +104,19 @@ def test_notebooks_that_files_name_are_there():
 )
 def test_broken_links_are_seen(text, n_broken):
     assert len(list(broken_links(ROOT / "CHANGELOG.md", text))) == n_broken
+
+
+def test_modules_that_contributing_names_are_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    names = re.findall(r"`qks\.([a-z_.]+)`", text)
+    wrong = [name for name in names if not (ROOT / "qks" / f"{name.replace('.', '/')}.py").exists()]
+    assert len(names) > 30 and not wrong, f"CONTRIBUTING.md names modules that are not there: {wrong}"
+
+
+def test_contributing_draws_the_order_of_the_linter():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    drawing = text[text.index("```mermaid") :].partition("```\n")[0]
+    drawn = list(dict.fromkeys(re.findall(r"\b(?!flowchart|mermaid)[a-z]+\b", drawing)))
+    rules = (ROOT / ".importlinter").read_text(encoding="utf-8")
+    layers = rules.partition("layers =\n")[2].partition("exhaustive")[0].split()
+    assert drawn == layers[1:], "the drawing in CONTRIBUTING.md and the layers in .importlinter differ"
