@@ -3,8 +3,7 @@
 Get and unpack the packages, each into a folder of its own:
 
     mkdir packages && cd packages
-    for name in emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0 \\
-                @lobehub/fluent-emoji-3d@1.1.0 emojibase-data@17.0.0
+    for name in emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0 @lobehub/fluent-emoji-3d@1.1.0 emojibase-data@17.0.0
     do
         file=$(npm pack "$name" | tail -1)
         mkdir "${file%.tgz}" && tar -xzf "$file" -C "${file%.tgz}"

@@ -27,7 +27,7 @@ SOFT = "#59636e"
 FROZEN = ("#dbeafe", "#1d4ed8")
 TRAINED = ("#ffe8cc", "#c2410c")
 PLAIN = ("#f3f4f6", "#8c959f")  # fill, edge
-TOKENS = ("#7c3aed", "#0d9488", "#db2777", "#ca8a04")  # one colour per query token
+TOKENS = ("#7c3aed", "#0d9488", "#db2777", "#ca8a04")  # one colour a query token
 LABELS = ("dog", "pizza", "tree", "whale")
 SCORES = np.array(
     [[0.95, 0.25, 0.10, 0.20], [0.15, 0.90, 0.20, 0.10], [0.10, 0.20, 0.15, 0.25], [0.20, 0.10, 0.85, 0.15]]
@@ -75,7 +75,7 @@ def arrow(axis, *points, colour=INK):
 
 
 def cells(axis, x, y, colours, size=0.19, step=(0, -0.24)):
-    """Small squares, one per token, from the centre (x, y) on."""
+    """Small squares, one a token, from the centre (x, y) on."""
     for i, colour in enumerate(colours):
         corner = x + i * step[0] - size / 2, y + i * step[1] - size / 2
         axis.add_patch(Rectangle(corner, size, size, facecolor=colour, edgecolor="white", linewidth=0.8))
