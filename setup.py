@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).resolve().parent
 STATUSES = {"3": "3 - Alpha", "4": "4 - Beta", "5": "5 - Production/Stable"}
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")  # those that .github/workflows/tests.yml runs
 # our code, and what ships with it: drawings (Twemoji, Fluent) and names (CLDR); see qks/assets/pocket_wide/LICENSES.md
 LICENSES = {"apache2": "Apache-2.0 AND CC-BY-4.0 AND MIT AND Unicode-3.0"}
 
@@ -15,6 +16,7 @@ config.read(HERE / "settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
 
 readme = HERE / "README.md"
+source = settings["git_url"]
 
 setup(
     name=settings["lib_name"],
@@ -24,14 +26,27 @@ setup(
     long_description_content_type="text/markdown",
     author=settings["author"],
     keywords=settings["keywords"].split(),
-    license_expression=LICENSES[settings["license"]],
+    license_expression=LICENSES[settings["license"]],  # instead of a "License ::" classifier: there may not be both
     license_files=["LICENSE"],
+    url=source,
+    project_urls={
+        "Source": source,
+        "Issues": f"{source}/issues",
+        "Changelog": f"{source}/blob/{settings['branch']}/CHANGELOG.md",
+        "Paper": "https://arxiv.org/abs/2401.01181",
+    },
     classifiers=[
         f"Development Status :: {STATUSES[settings['status']]}",
         f"Intended Audience :: {settings['audience']}",
+        "Intended Audience :: Education",
         f"Natural Language :: {settings['language']}",
+        "Operating System :: OS Independent",
         "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        *(f"Programming Language :: Python :: {version}" for version in PYTHONS),
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
     ],
     packages=find_packages(include=["qks", "qks.*"]),
     package_data={"qks": ["assets/**", "py.typed", "**/*.pyi"]},

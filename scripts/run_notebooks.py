@@ -1,9 +1,9 @@
 """Run notebooks from top to bottom and keep their outputs, as the committed ones must carry them.
 
     python scripts/run_notebooks.py                  # all of nbs/
-    python scripts/run_notebooks.py nbs/04_query.ipynb nbs/index.ipynb
+    python scripts/run_notebooks.py nbs/04_query.ipynb nbs/data/05_coco.ipynb
 
-Cells marked `#| slow` or `#| eval: false` are left out, as in `nbdev_test`. Each notebook runs in a process of its own,
+Cells marked `#| slow` or `#| eval: false` are skipped, as in `nbdev_test`. Each notebook runs in a process of its own,
 in its own folder. A notebook whose run fails is left as it was, and the exit status is 1.
 """
 
@@ -25,12 +25,12 @@ def is_left_out(cell):
 
 
 def is_progress_bar(output):
-    """Whether an output is a bar that redrew itself: of use to the one who waits, not to the one who reads."""
+    """Whether an output is a progress bar, which helps while a notebook runs and not when it is read."""
     return output.get("name") == "stderr" and "\r" in "".join(output["text"])
 
 
 def is_widget(output):
-    """Whether an output is a control that lives only while the notebook runs."""
+    """Whether an output is a widget, which works only while the notebook runs."""
     return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
 
 
@@ -53,15 +53,21 @@ def run(path):
     write_nb(notebook, path)
 
 
+def all_notebooks():
+    """The notebooks of the repository, without the copies that Jupyter keeps."""
+    return sorted(path for path in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
+
+
 def main(names):
     """Run the named notebooks, or all, one process each."""
     if len(names) == 2 and names[0] == "--one":
         return run(Path(names[1]).resolve())
     failed = False
-    for path in [Path(name) for name in names] or sorted(path for path in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts):
+    for path in [Path(name) for name in names] or all_notebooks():
         done = subprocess.run([sys.executable, __file__, "--one", str(path)])
-        print(path.relative_to(NBS) if path.is_relative_to(NBS) else path.name, "failed" if done.returncode else "ok", flush=True)
-        failed |= bool(done.returncode)
+        shown = path.relative_to(NBS) if path.is_relative_to(NBS) else path.name
+        print(shown, "failed" if done.returncode else "ok", flush=True)
+        failed = failed or done.returncode != 0
     sys.exit(failed)
 
 

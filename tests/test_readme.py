@@ -3,11 +3,21 @@
 import importlib.util
 import json
 import re
-from pathlib import Path
 
 import pytest
+from repository import (
+    FOLDERS,
+    NBS,
+    NOTEBOOKS,
+    ROOT,
+    STUDIES,
+    cells,
+    chapters,
+    markdown_cells,
+    relative,
+    source,
+)
 
-ROOT = Path(__file__).resolve().parent.parent
 TEST_COMMAND = "pip install -e '.[dev]' && nbdev_test --n_workers 2 && pytest -q"
 
 spec = importlib.util.spec_from_file_location("build_readme", ROOT / "scripts" / "build_readme.py")
@@ -60,11 +70,11 @@ def test_front_matter_in_a_markdown_cell_is_left_out():
     "written, expected",
     [
         ("![x](images/x.png)", "![x](nbs/images/x.png)"),
-        ("[`qks.vlp.frozen`](02_vlp.ipynb)", "[`qks.vlp.frozen`](nbs/02_vlp.ipynb)"),
-        ("[loss](06_losses.ipynb#asl 'ASL')", "[loss](nbs/06_losses.ipynb#asl 'ASL')"),
+        ("[`qks.vlp.frozen`](vlp/03_frozen.ipynb)", "[`qks.vlp.frozen`](nbs/vlp/03_frozen.ipynb)"),
+        ("[loss](07_losses.ipynb#asl 'ASL')", "[loss](nbs/07_losses.ipynb#asl 'ASL')"),
         ("[licence](../LICENSE)", "[licence](LICENSE)"),
         ('<img src="images/x.png" width="400">', '<img src="nbs/images/x.png" width="400">'),
-        ("[vlp]: 02_vlp.ipynb", "[vlp]: nbs/02_vlp.ipynb"),
+        ("[vlp]: vlp/03_frozen.ipynb", "[vlp]: nbs/vlp/03_frozen.ipynb"),
         ("[paper](https://arxiv.org/abs/2401.01181)", "[paper](https://arxiv.org/abs/2401.01181)"),
         ("[below](#results)", "[below](#results)"),
         ("`[a](b)` and [c](d)", "`[a](b)` and [c](nbs/d)"),
@@ -118,18 +128,49 @@ def test_ci_runs_the_test_command_of_the_readme():
         assert TEST_COMMAND in (ROOT / name).read_text(encoding="utf-8"), f"{name} should hold: {TEST_COMMAND}"
 
 
-def test_the_site_shows_the_notebooks_in_reading_order():
-    text = "\n".join(
-        "".join(cell["source"]) for cell in json.loads((ROOT / "nbs/index.ipynb").read_text(encoding="utf-8"))["cells"]
-    )
-    table = text[text.index("| notebook |") : text.index("Read them in JupyterLab")]
-    order = ["index.ipynb", *re.findall(r"\]\((\w+\.ipynb)\)", table)]
-    assert sorted(order) == sorted(path.name for path in (ROOT / "nbs").glob("*.ipynb"))
-    assert re.findall(r"- (\S+)", (ROOT / "nbs/sidebar.yml").read_text(encoding="utf-8")) == order
+INDEX = NBS / "index.ipynb"
 
 
-def test_each_notebook_leads_to_the_next_one():
-    order = re.findall(r"- (\S+)", (ROOT / "nbs/sidebar.yml").read_text(encoding="utf-8"))
-    for here, following in zip(order[1:], order[2:]):
-        last = "".join(json.loads((ROOT / "nbs" / here).read_text(encoding="utf-8"))["cells"][-1]["source"])
-        assert f"]({following})" in last[last.index("Next:") :], f"{here} should end by leading to {following}"
+def readme_tables():
+    """The links in the first column of the README's tables of the book and of the workshop, relative to nbs/."""
+    text = "\n".join(text for _, text in markdown_cells(INDEX))
+    start = text.index("| chapter |")
+    middle = text.index("| folder |")
+    first_links = re.compile(r"^\| \[[^\]]+\]\(([^)]+)\)", re.MULTILINE)
+    return first_links.findall(text[start:middle]), first_links.findall(text[middle:])
+
+
+def rooms():
+    """The notebooks that are read one after another: the book, then folder by folder."""
+    folders = [sorted((NBS / folder).glob("*.ipynb")) for folder in (*FOLDERS, STUDIES)]
+    return [chapters(), *folders]
+
+
+def test_readme_lists_the_chapters_in_order():
+    book, _ = readme_tables()
+    assert book == [path.name for path in chapters()]
+
+
+def test_readme_lists_the_folders_in_order():
+    _, workshop = readme_tables()
+    assert workshop == [notebooks[0].relative_to(NBS).as_posix() for notebooks in rooms()[1:]]
+
+
+def test_every_notebook_has_its_place():
+    placed = {path for notebooks in rooms() for path in notebooks}
+    others = [path.relative_to(NBS).as_posix() for path in NOTEBOOKS if path not in placed and path != INDEX]
+    lost = [name for name in others if not name.startswith("solutions/")]
+    assert not lost, f"in none of the folders that tests/repository.py lists: {lost}"
+
+
+@pytest.mark.parametrize("notebooks", rooms(), ids=lambda notebooks: notebooks[0].parent.name)
+def test_each_notebook_leads_to_the_next_of_its_folder(notebooks):
+    numbers = [int(path.name.partition("_")[0]) for path in notebooks]
+    assert numbers == sorted(set(numbers)), f"two notebooks have one number: {[path.name for path in notebooks]}"
+    first_page = "index.ipynb" if notebooks[0].parent == NBS else "../index.ipynb"
+    for notebook, following in zip(notebooks, [*notebooks[1:], None]):
+        target = following.name if following else first_page
+        last = source(cells(notebook)[-1]).strip().split("\n")[-1]
+        begin = "Next: " if following else "Back to "
+        leads = begin in last and f"]({target})" in last[last.index(begin) :]
+        assert leads, f"{relative(notebook)} should end with '{begin}[…]({target})'; its last line is {last!r}"

@@ -4,13 +4,11 @@ import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from repository import ROOT
 from safetensors.torch import load_file, save_file
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def load(name):
@@ -48,13 +46,18 @@ def test_run_notebooks_keeps_outputs_and_leaves_slow_cells_out(tmp_path):
     done = run(path)
     assert done.returncode == 0, done.stderr
     first, *left_out, _ = outputs(path)
-    assert "42" in json.dumps(first) and left_out == [[], []]
-    assert [(tmp_path / name).exists() for name in ("ran", "slow", "eval")] == [True, False, False]
+    assert "42" in json.dumps(first)
+    assert left_out == [[], []]
+    assert (tmp_path / "ran").exists()
+    assert not (tmp_path / "slow").exists()
+    assert not (tmp_path / "eval").exists()
 
 
 def test_run_notebooks_drops_bars_and_keeps_warnings(tmp_path):
     path = notebook(
-        tmp_path / "c.ipynb", "import sys; sys.stderr.write('10 %\\r20 %\\r')", "sys.stderr.write('look out'); None"
+        tmp_path / "c.ipynb",
+        "import sys; sys.stderr.write('10 %\\r20 %\\r')",
+        "sys.stderr.write('look out'); None",
     )
     assert run(path).returncode == 0
     bar, warning = outputs(path)
@@ -66,25 +69,44 @@ def test_run_notebooks_leaves_a_failing_notebook_as_it_was(tmp_path):
     path = notebook(tmp_path / "b.ipynb", "1/0", "print('never')")
     before = path.read_text()
     done = run(path)
-    assert done.returncode == 1 and "ZeroDivisionError" in done.stderr and path.read_text() == before
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr
+    assert path.read_text() == before
 
 
-def test_update_results_copies_and_halves(tmp_path, monkeypatch):
+@pytest.fixture
+def update_results(tmp_path, monkeypatch):
+    """The script, which writes to folders of the test."""
     script = load("update_results")
     monkeypatch.setattr(script, "NBS", tmp_path / "nbs")
     monkeypatch.setattr(script, "ASSET", tmp_path / "asset")
     (tmp_path / "nbs" / "images").mkdir(parents=True)
-    made = tmp_path / "run"
-    for folder in ("figures", "model"):
-        (made / folder).mkdir(parents=True)
+    return script
+
+
+@pytest.fixture
+def finished_run(tmp_path, update_results):
+    """A run's folder with all the files that the script copies."""
+    folder = tmp_path / "run"
+    for name in ("figures", "model"):
+        (folder / name).mkdir(parents=True)
+    (folder / "results.json").write_text("{}")
+    (folder / "model" / "config.json").write_text("{}")
+    save_file({"a": torch.full((2,), 0.5)}, folder / "model" / "head.safetensors")
+    for name in update_results.FIGURES:
+        (folder / "figures" / f"{name}.png").write_bytes(b"png")
+    return folder
+
+
+def test_update_results_names_what_a_run_lacks(update_results, finished_run, tmp_path):
+    (finished_run / "results.json").unlink()
     with pytest.raises(SystemExit, match="results.json"):
-        script.main(made)
-    (made / "results.json").write_text("{}")
-    (made / "model" / "config.json").write_text("{}")
-    save_file({"a": torch.full((2,), 0.5)}, made / "model" / "head.safetensors")
-    for name in script.FIGURES:
-        (made / "figures" / f"{name}.png").write_bytes(b"png")
-    script.main(made)
+        update_results.main(finished_run)
+    assert not (tmp_path / "asset").exists()
+
+
+def test_update_results_copies_and_halves(update_results, finished_run, tmp_path):
+    update_results.main(finished_run)
     assert (tmp_path / "nbs" / "results" / "pocket_wide.json").read_text() == "{}"
-    assert len(list((tmp_path / "nbs" / "images").glob("pocket_*.png"))) == len(script.FIGURES)
+    assert len(list((tmp_path / "nbs" / "images").glob("pocket_*.png"))) == len(update_results.FIGURES)
     assert load_file(tmp_path / "asset" / "head.safetensors")["a"].dtype == torch.float16
