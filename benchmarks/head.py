@@ -63,7 +63,7 @@ WAYS = {
         exchanged(linear=F.linear, drop=lambda x, dropout: F.dropout(x, dropout.p, dropout.training)),
         "absorbed",
     ),
-    "absorbed, autograd's layouts": (exchanged(lay_out=lambda context: False), "absorbed"),
+    "absorbed, autograd's layouts": (exchanged(uses_own_layouts=lambda context: False), "absorbed"),
     "fast": (extract, "absorbed"),
 }
 

@@ -20,8 +20,9 @@ from PIL import Image
 from qks.model.config import HeadConfig
 from qks.model.fast import extract
 from qks.model.head import QKSHead
+from qks.model.many_labels import MAX_SCORES
 from qks.model.prompts import PromptPool
-from qks.model.sharing import SCORES_AT_ONCE, share
+from qks.model.sharing import share
 from qks.model.tagger import QKS
 from qks.vlp.frozen import VLP, preprocess_images
 
@@ -67,7 +68,7 @@ def main():
         tokens = model.vlp.image_tokens(preprocess_images(model.vlp, [Image.fromarray(image) for image in images]))
         features = extract(model.head.extractor, tokens) @ model.head.projection  # [B, K, E]
         rows = features.flatten(0, 1)  # [B·K, E]
-        part = max(1, SCORES_AT_ONCE // len(rows))
+        part = max(1, MAX_SCORES // len(rows))
         buffer = torch.empty(len(rows) * min(part, args.labels))
 
         def product():

@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..core import QKSError
 from ..core.arithmetic import PRECISIONS
 from ..data.index import Index
-from ..model.losses import check_values
+from ..model.targets import check_values
 from ..tokens.stream import read_ahead, send, to_device_if_it_fits
 from .checkpoint import random_states, set_random_states
 from .config import LOSSES, TrainConfig, make_optimizer, make_schedule
