@@ -3,12 +3,13 @@
     python benchmarks/cache.py                          # ViT-B/16 sizes, 1,000 synthetic images, 300 MB of disk
     python benchmarks/cache.py --out benchmarks/results/cache.json
 
-Reading is measured from memory (fp32), from a file whose pages are in memory (warm) and from one whose
-pages were given back to the system (cold), each with and without the thread that reads ahead. The reader alone is one case; a
-device that computes while the processor waits (a pause of --pause milliseconds a batch) is another; a head that trains on the processor a third.
-Every number is the best of --repeats, images a second.
+Reading is measured from memory (fp32), from a file whose pages are in memory (warm) and from one whose pages were given
+back to the system (cold), each with and without the thread that reads ahead. There are three cases: the reader alone; a
+device that computes while the processor waits (a pause of --pause milliseconds per batch); and a head that trains on
+the processor. Every number is the best of --repeats, in images per second.
 """
 
+import itertools
 import os
 import tempfile
 import time
@@ -29,7 +30,7 @@ from qks.vlp.loading import load_vlp
 
 
 def timed(function, images, repeats):
-    """Images a second, the best of some runs."""
+    """Images per second, the best of some runs."""
     best = float("inf")
     for _ in range(repeats):
         start = time.perf_counter()
@@ -39,7 +40,7 @@ def timed(function, images, repeats):
 
 
 def write(folder, images, tokens, width, batch_size):
-    """Write random tokens as the cache does; returns the file and images a second."""
+    """Write random tokens as the cache does; returns the file and images per second."""
     batch = torch.randn(batch_size, tokens, width).half()
     start = time.perf_counter()
     file = BatchFile(folder, (images, tokens, width), torch.float16, [i.to_bytes(16, "big") for i in range(images)])
@@ -56,7 +57,7 @@ def forget(path):
 
 
 def consumers(args):
-    """What is done with a batch: nothing, a pause, a training step."""
+    """What uses a batch: nothing, a pause, a training step."""
     torch.manual_seed(0)
     head = QKSHead(torch.randn(args.width, 512) * 0.02, HeadConfig(args.queries, args.layers))
     embeddings = torch.randn(args.labels, 512)
@@ -76,29 +77,30 @@ def consumers(args):
     }
 
 
-def epoch(file, held, batches, ahead, consume):
-    """One pass over the tokens that are held, or over the file with its pages forgotten."""
-    if held is None:
+def epoch(file, tokens, batches, ahead, consume):
+    """One pass over tokens in memory, or (None) over the file with its pages given back to the system."""
+    if tokens is None:
         forget(file.numbers)
-    for batch in read_batches(file.tensor() if held is None else held, batches, ahead):
+        tokens = file.tensor()
+    for batch in read_batches(tokens, batches, ahead):
         consume(batch.float())
 
 
 def read(args, file):
-    """One row a case: consumer, where the tokens lie, how many batches are read ahead, images a second."""
+    """A row for each case: consumer, where the tokens are, how many batches are read ahead, images per second."""
     rows = []
     order = torch.randperm(args.images, generator=torch.Generator().manual_seed(0))
     for place in ("memory, fp32", "disk, warm", "disk, cold"):
-        held = {"memory, fp32": lambda: file.tensor().float(), "disk, warm": file.tensor, "disk, cold": lambda: None}[
-            place
-        ]()
-        if held is not None:
-            held.sum()  # reads every page
+        tokens = None  # read anew in each pass
+        if place != "disk, cold":
+            tokens = file.tensor().float() if place == "memory, fp32" else file.tensor()
+            tokens.sum()  # reads every page
         for consumer, consume in consumers(args).items():
             training = consumer.startswith("head")
             batches = (order[: args.train_images] if training else order).split(args.batch_size)
+            n_images = sum(len(batch) for batch in batches)
             for ahead in (0, 2):
-                speed = timed(lambda: epoch(file, held, batches, ahead, consume), sum(map(len, batches)), args.repeats)
+                speed = timed(lambda: epoch(file, tokens, batches, ahead, consume), n_images, args.repeats)
                 rows.append({"consumer": consumer, "tokens": place, "ahead": ahead, "images/s": speed})
                 print(f"{consumer:32s} {place:14s} ahead {ahead}: {speed:10,.1f} images/s", flush=True)
     return rows
@@ -108,19 +110,16 @@ def pocket(folder, images, repeats):
     """The pocket VLP over Pocket-WIDE's scenes: into memory, into a cache, out of the cache."""
     vlp = load_vlp()
     scenes = read_nuswide(write_pocket(folder / "pocket", PocketConfig(n_train=images, n_test=10)), "train")
-    runs = iter(range(10**6))
-    found = {
-        "into memory": timed(lambda: cache_tokens(vlp, scenes), len(scenes), repeats),
-        "into a cache": timed(
-            lambda: cache_tokens(vlp, scenes, folder=folder / f"run{next(runs)}"), len(scenes), repeats
-        ),
-        "out of the cache": timed(
-            lambda: cache_tokens(vlp, scenes, folder=folder / "run0")[:].float(), len(scenes), repeats
-        ),
+    runs = itertools.count()
+    ways = {
+        "into memory": lambda: cache_tokens(vlp, scenes),
+        "into a cache": lambda: cache_tokens(vlp, scenes, folder=folder / f"run{next(runs)}"),
+        "out of the cache": lambda: cache_tokens(vlp, scenes, folder=folder / "run0")[:].float(),
     }
-    for name, speed in found.items():
+    speeds = {name: timed(way, len(scenes), repeats) for name, way in ways.items()}
+    for name, speed in speeds.items():
         print(f"pocket VLP, {len(scenes)} scenes, {name}: {speed:,.1f} images/s", flush=True)
-    return found
+    return speeds
 
 
 def main():
@@ -137,44 +136,24 @@ def main():
         "pocket-images": 256,
         "pause": 10,
     }
-    command = common.parser(
-        __doc__,
-        sizes,
-        {
-            "images": 8,
-            "tokens": 9,
-            "width": 64,
-            "batch-size": 4,
-            "queries": 2,
-            "layers": 1,
-            "labels": 20,
-            "repeats": 1,
-            "train-images": 8,
-            "pocket-images": 8,
-            "pause": 1,
-        },
-    )
-    command.add_argument(
-        "--folder",
-        type=Path,
-        help="where the files are written for the time of the run (default: the system's temporary folder)",
-    )
+    quick = {"images": 8, "tokens": 9, "width": 64, "batch-size": 4, "queries": 2, "layers": 1, "labels": 20}
+    quick |= {"repeats": 1, "train-images": 8, "pocket-images": 8, "pause": 1}
+    command = common.parser(__doc__, sizes, quick)
+    command.add_argument("--folder", type=Path, help="for the files, while it runs (default: the temporary folder)")
     args = command.parse_args()
     sizes = common.settings(args)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         folder = Path(folder)
         (folder / "synthetic").mkdir()
         file, speed = write(folder / "synthetic", args.images, args.tokens, args.width, args.batch_size)
-        print(
-            f"writing and flushing {file.n_bytes / 1e9:.2f} GB: {speed:,.1f} images/s, {speed * file.item_bytes / 1e6:,.0f} MB/s",
-            flush=True,
-        )
+        gigabytes = file.n_bytes / 1e9
+        rate = speed * file.item_bytes / 1e6
+        print(f"writing and flushing {gigabytes:.2f} GB: {speed:,.1f} images/s, {rate:,.0f} MB/s", flush=True)
         start = time.perf_counter()
         assert len(valid_batches(file, verify=True)) == len(missing_batches([], args.images, args.batch_size))
         checked = round(args.images / (time.perf_counter() - start), 1)
-        print(
-            f"comparing every digest: {checked:,.1f} images/s, {checked * file.item_bytes / 1e6:,.0f} MB/s", flush=True
-        )
+        rate = checked * file.item_bytes / 1e6
+        print(f"comparing every digest: {checked:,.1f} images/s, {rate:,.0f} MB/s", flush=True)
         results = {
             "write": speed,
             "verify": checked,

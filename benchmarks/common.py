@@ -1,4 +1,4 @@
-"""What the benchmarks share: fair timing, a word about the machine, and the JSON file at the end."""
+"""What the benchmarks share: fair timing, a description of the machine, and the JSON file at the end."""
 
 import argparse
 import json
@@ -19,29 +19,31 @@ from qks.core.arithmetic import keep_freed_memory, product_rate  # noqa: E402
 
 
 def parser(doc, sizes, quick):
-    """A command line with one whole number a size; --quick takes those of `quick` instead, for tests."""
+    """A command line with one whole number per size; --quick uses those of `quick` instead, for tests."""
     command = argparse.ArgumentParser(description=doc.splitlines()[0])
     for name, default in sizes.items():
         command.add_argument(f"--{name}", type=int, help=f"default: {default}, with --quick {quick.get(name, default)}")
     command.add_argument("--threads", type=int, help="default: torch's choice")
     command.add_argument("--quick", action="store_true", help="small sizes: does it run at all?")
     command.add_argument("--out", type=Path, help="JSON file for the numbers")
-    command.add_argument("--group", help=argparse.SUPPRESS)  # what `Apart` passes
+    command.add_argument("--group", help=argparse.SUPPRESS)  # passed by `SeparateProcess`
     command.set_defaults(sizes=sizes, small=quick)
     return command
 
 
 def settings(args):
-    """Fill in the sizes that were not given, and keep freed memory in the process of ours; returns the sizes for the results."""
+    """Fill in the sizes that were not given, and keep freed memory in the process of "ours"; returns the sizes."""
     if args.group == "ours":
         keep_freed_memory()
-    for name, default in args.sizes.items():
-        name, value = name.replace("-", "_"), args.small.get(name, default) if args.quick else default
+    sizes = {}
+    for option, default in args.sizes.items():
+        name = option.replace("-", "_")
         if getattr(args, name) is None:
-            setattr(args, name, value)
+            setattr(args, name, args.small.get(option, default) if args.quick else default)
+        sizes[name] = getattr(args, name)
     if args.threads:
         torch.set_num_threads(args.threads)
-    return {name.replace("-", "_"): getattr(args, name.replace("-", "_")) for name in args.sizes}
+    return sizes
 
 
 def seconds(function):
@@ -53,19 +55,20 @@ def seconds(function):
 
 def peak_memory():
     """The most memory this process ever held, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def in_turn(ways, rounds):
-    """Seconds of each way in each round; the ways take turns, so that what else the machine does hits all of them alike."""
+def time_in_turn(ways, rounds):
+    """Seconds of each way in each round; the ways take turns, so that other load on the machine affects all alike."""
     for function in ways.values():  # once unmeasured
         function()
     rows = [{name: seconds(function) for name, function in ways.items()} for _ in range(rounds)]
     return {name: [row[name] for row in rows] for name in ways}
 
 
-class Apart:
-    """The ways of one group, run by this script in a process of its own, so that what they do to its memory reaches no other group."""
+class SeparateProcess:
+    """The ways of one group, run by this script in a process of its own, so that groups do not share memory."""
 
     def __init__(self, group):
         self.process = subprocess.Popen(
@@ -73,7 +76,7 @@ class Apart:
         )
 
     def way(self, name):
-        """A function that has the way run there, and waits for it."""
+        """A function that runs the way in that process, and waits for it."""
 
         def run():
             print(name, file=self.process.stdin, flush=True)
@@ -84,7 +87,7 @@ class Apart:
 
 
 def serve(ways):
-    """What the process of an `Apart` does: run the ways that it is asked for until nobody asks any more."""
+    """What a `SeparateProcess` does: run the ways whose names it reads, until there are no more."""
     for name in sys.stdin:
         ways[name.rstrip()]()
         print("done", flush=True)
@@ -98,21 +101,19 @@ def speedups(times, reference):
 
 
 def machine():
-    """What decides how fast it is: processor, threads, torch, and how fast products of both kinds of numbers are."""
+    """What decides the speed: processor, threads, torch, and the rate of products in fp32 and bf16."""
     try:
-        described = dict(
-            line.split(":", 1) for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if ":" in line
-        )
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        described = {}
-    named = {key.strip(): value.strip() for key, value in described.items()}
-    rates = {
-        str(dtype).removeprefix("torch."): round(product_rate(dtype) / 1e9) for dtype in (torch.float32, torch.bfloat16)
-    }
+        lines = []
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    processor = {key.strip(): value.strip() for key, value in fields.items()}
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    rates = {name: round(product_rate(dtype) / 1e9) for name, dtype in dtypes.items()}
     return {
         "system": platform.system(),
         "processor": platform.machine(),
-        "maker": named.get("vendor_id", platform.processor()),
+        "maker": processor.get("vendor_id", platform.processor()),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

@@ -1,22 +1,23 @@
 """Evaluation from image files: `qks evaluate`'s way beside the textbook pipeline and beside the vision tower alone.
 
-    python benchmarks/evaluate.py                       # ViT-B/16 of random weights, L=7, K=12, 925 labels, batch 64; 9 minutes
+    python benchmarks/evaluate.py       # ViT-B/16 of random weights, L=7, K=12, 925 labels, batch 64; 9 minutes
     python benchmarks/evaluate.py --out benchmarks/results/evaluate.json
 
-The images are JPEG files of noise, the batch is that of `qks evaluate`. The reference reads a batch, runs open_clip's tower, the plain head
-and sharing, all in fp32. Ours is `token_batches` and `head_scores`, in fp32 and with the towers in bf16. The tower alone is open_clip's as
-it is, on images that are read already, in each of the two precisions; "our tower alone" is `VLP.image_tokens` on the same, then with the
-whole batch at once. Ours runs in a process that keeps freed memory, as `qks evaluate` does, the others in one that does not. The ways take
-turns on the same images.
+The images are JPEG files of noise, the batch is that of `qks evaluate`. The reference reads a batch, runs open_clip's
+tower, the plain head and sharing, all in fp32. Ours is `token_batches` and `head_scores`, in fp32 and with the towers
+in bf16. The tower alone is open_clip's as it is, on images that are read already, in each of the two precisions; "our
+tower alone" is `VLP.image_tokens` on the same, then with the whole batch at once. Ours runs in a process that keeps
+freed memory, as `qks evaluate` does, the others in one that does not. The ways take turns on the same images.
 """
 
 import tempfile
 from pathlib import Path
 from statistics import median
+from unittest.mock import patch
 
 import numpy as np
 import torch
-from common import Apart, in_turn, parser, serve, settings, speedups, write
+from common import SeparateProcess, parser, serve, settings, speedups, time_in_turn, write
 from PIL import Image
 
 from qks.commands.evaluate import token_batches
@@ -35,9 +36,8 @@ class Folder:
         generator = np.random.default_rng(0)
         self.paths = [Path(folder) / f"{i}.jpg" for i in range(n)]
         for path in self.paths:
-            Image.fromarray(generator.integers(256, size=(12, 12, 3), dtype=np.uint8)).resize(
-                (side, side), Image.Resampling.BICUBIC
-            ).save(path)
+            noise = Image.fromarray(generator.integers(256, size=(12, 12, 3), dtype=np.uint8))
+            noise.resize((side, side), Image.Resampling.BICUBIC).save(path)
 
     def __len__(self):
         return len(self.paths)
@@ -47,38 +47,39 @@ class Folder:
 
 
 def ways(args, folder):
-    """One function a way: the scores, or the tokens, of all images."""
+    """For each way a function that gives the scores, or the tokens, of all images."""
     torch.manual_seed(0)
     vlp = load_vlp() if args.quick else load_vlp("ViT-B-16", False)
     head = QKSHead(vlp.projection, HeadConfig(args.queries, args.layers)).eval()
     embeddings = torch.randn(args.labels, vlp.embed_dim)
     data = Folder(folder, args.images, args.side)
     batches = [data.paths[start : start + args.batch_size] for start in range(0, len(data), args.batch_size)]
-    ready = [preprocess_images(vlp, [load_image(path) for path in batch]) for batch in batches]
+
+    def read(paths):
+        return preprocess_images(vlp, [load_image(path) for path in paths])  # [B, 3, height, width]
+
+    ready = [read(batch) for batch in batches]
 
     def reference():
         scores = []
         for batch in batches:
-            images = preprocess_images(vlp, [load_image(path) for path in batch])
-            tokens = vlp.tower.tokens(images)  # [B, N, D]
-            scores.append(share(head.extractor(tokens) @ head.projection, embeddings)[0])
+            tokens = vlp.tower.tokens(read(batch))  # [B, N, D]
+            scores.append(share(head.extractor(tokens) @ head.projection, embeddings).logits)
         return torch.cat(scores)
 
     def ours(precision):
         vlp.precision = precision
-        return torch.cat(
-            [head_scores(head, tokens, embeddings)[0] for tokens in token_batches(vlp, data, args.batch_size)]
-        )
+        batches = token_batches(vlp, data, args.batch_size)
+        return torch.cat([head_scores(head, tokens, embeddings).logits for tokens in batches])
 
     def tower(precision):
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             return [vlp.tower.tokens(images) for images in ready]
 
-    def our_tower(at_once=linear.CPU_TOKENS):
-        vlp.precision, linear.CPU_TOKENS, usual = "fp32", at_once, linear.CPU_TOKENS
-        tokens = [vlp.image_tokens(images) for images in ready]
-        linear.CPU_TOKENS = usual
-        return tokens
+    def our_tower(max_tokens=linear.CPU_TOKENS):
+        vlp.precision = "fp32"
+        with patch.object(linear, "CPU_TOKENS", max_tokens):
+            return [vlp.image_tokens(images) for images in ready]
 
     return {
         "reference": reference,
@@ -88,7 +89,7 @@ def ways(args, folder):
         "tower alone, bf16": lambda: tower("bf16"),
         "our tower alone, fp32": our_tower,
         "our tower, batch at once": lambda: our_tower(args.batch_size * vlp.n_tokens),
-        "reading alone": lambda: [preprocess_images(vlp, [load_image(path) for path in batch]) for batch in batches],
+        "reading alone": lambda: [read(batch) for batch in batches],
     }
 
 
@@ -101,15 +102,14 @@ def main():
         if args.group:
             return serve(functions)
         expected = functions["reference"]()
-        apart = {
-            precision: ((functions[f"ours, {precision}"]() - expected).abs().max() / expected.abs().max()).item()
-            for precision in ("fp32", "bf16")
-        }
-        textbook = Apart("textbook")
-        ours = Apart("ours")
-        times = in_turn(
-            {name: (ours if name.startswith("our") else textbook).way(name) for name in functions}, args.rounds
-        )
+        apart = {}
+        for precision in ("fp32", "bf16"):
+            difference = functions[f"ours, {precision}"]() - expected
+            apart[precision] = (difference.abs().max() / expected.abs().max()).item()
+        textbook = SeparateProcess("textbook")
+        ours = SeparateProcess("ours")
+        processes = {name: ours if name.startswith("our") else textbook for name in functions}
+        times = time_in_turn({name: process.way(name) for name, process in processes.items()}, args.rounds)
     bases = {
         "ours, fp32": ("reference", "tower alone, fp32", "our tower alone, fp32"),
         "ours, bf16": ("reference", "tower alone, bf16"),

@@ -1,10 +1,10 @@
-"""Which learning rate a few pictures want: the paper's recipe, made for 160,000, and others, on a few hundred.
+"""Which learning rate suits few pictures: the paper's recipe, made for 160,000, and others, on a few hundred.
 
-    python benchmarks/few.py                                          # Pocket-WIDE with 300 training scenes, 3 seeds; 12 minutes
+    python benchmarks/few.py       # Pocket-WIDE with 300 training scenes, 3 seeds; 12 minutes
     python benchmarks/few.py --out benchmarks/results/few.json
 
-Head and recipe are the paper's for NUS-WIDE (L=7, K=12, ASL, batch 64, 60 epochs) but for learning rate and schedule. "VLP best patch" is the
-frozen model without a head.
+Head and recipe are the paper's for NUS-WIDE (L=7, K=12, ASL, batch 64, 60 epochs), except for learning rate and
+schedule. "VLP best patch" is the frozen model without a head.
 """
 
 import tempfile
@@ -47,29 +47,23 @@ def main():
     n_seen = benchmark.test.n_seen
     topk = TrainConfig.topk
 
-    def measured(way, runs, kept=None):
-        found = summarise(runs)
-        rows.append({"way": way, "epochs_kept": kept, **{part: found[part]["mAP"] for part in ("seen", "zsl")}})
-        print(
-            f"{way:30s} "
-            + ", ".join(
-                f"{part} mAP {100 * rows[-1][part]['mean']:.1f} ± {100 * rows[-1][part]['std']:.1f}"
-                for part in ("seen", "zsl")
-            ),
-            flush=True,
-        )
+    def record(way, runs, best_epochs=None):
+        metrics = summarise(runs)
+        row = {"way": way, "epochs_kept": best_epochs, **{part: metrics[part]["mAP"] for part in ("seen", "zsl")}}
+        rows.append(row)
+        means = [f"{part} mAP {100 * row[part]['mean']:.1f} ± {100 * row[part]['std']:.1f}" for part in ("seen", "zsl")]
+        print(f"{way:30s} {', '.join(means)}", flush=True)
 
-    measured("VLP best patch", [evaluate_scores(best_patch_scores(benchmark.vlp, tokens, names), labels, n_seen, topk)])
+    record("VLP best patch", [evaluate_scores(best_patch_scores(benchmark.vlp, tokens, names), labels, n_seen, topk)])
     for way, (lr, schedule) in WAYS.items():
         runs = []
-        kept = []
+        best_epochs = []
         for seed in progress(range(args.seeds), way):
-            head, history = train_head(
-                benchmark, HeadConfig(), TrainConfig(epochs=args.epochs, lr=lr, schedule=schedule, seed=seed)
-            )
+            recipe = TrainConfig(epochs=args.epochs, lr=lr, schedule=schedule, seed=seed)
+            head, history = train_head(benchmark, HeadConfig(), recipe)
             runs.append(evaluate_head(head, tokens, labels, names, n_seen, topk))
-            kept.append(max(history, key=lambda row: row["score"])["epoch"])
-        measured(way, runs, kept)
+            best_epochs.append(max(history, key=lambda row: row["score"])["epoch"])
+        record(way, runs, best_epochs)
     write(args.out, {"ways": rows}, sizes)
 
 

@@ -1,14 +1,15 @@
-"""An epoch of NUS-WIDE's size on a GPU, beside the pipeline that runs the image tower in every step, and beside what the GPU can do.
+"""An epoch of NUS-WIDE's size on a GPU, beside training with the image tower in every step, and beside the GPU's peak.
 
-    python benchmarks/gpu.py --images 20000 --out gpu.json          # 6 GB of GPU memory; the epoch is told for 161,789 images all the same
-    python benchmarks/gpu.py --out benchmarks/results/gpu.json      # 161,789 images' tokens in bf16: 49 GB
-    python benchmarks/gpu.py --quick                                # on any processor: does it run at all?
+    python benchmarks/gpu.py --images 20000 --out gpu.json      # 6 GB of GPU memory; epochs still of 161,789 images
+    python benchmarks/gpu.py --out benchmarks/results/gpu.json  # 161,789 images' tokens in bf16: 49 GB
+    python benchmarks/gpu.py --quick                            # on any processor: does it run at all?
 
-Tokens, images and labels are random. First the peak: the best rate of a bf16 product of square matrices. Then the tower alone in bf16,
-then the reference in fp32 (tower in every step, plain head, AdamW, batch 64), then our epochs, bf16, fused AdamW, with and without
-torch.compile, at batch 64 and 1,024. A rate counts the operations of the products that torch ran (`FlopCounterMode`) in a second; its
-share is of the peak. "GB/s of tokens" is what the head reads of the cache: a second limit, beside the memory's rate. The file is written anew
-after every row, so that what was measured stays when a later row fails or time runs out.
+Tokens, images and labels are random. First the peak: the best rate of a bf16 product of square matrices. Then the tower
+alone in bf16, then the reference in fp32 (tower in every step, plain head, AdamW, batch 64), then our epochs, bf16,
+fused AdamW, with and without torch.compile, at batch 64 and 1,024. A rate counts the operations of the products that
+torch ran (`FlopCounterMode`) in a second; its share is of the peak. "GB/s of tokens" is what the head reads of the
+cache: a second limit, beside the memory's rate. The file is written anew after every row, so that what was measured
+stays when a later row fails or time runs out.
 """
 
 import time
@@ -38,7 +39,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def seconds(function, repeats=1):
-    """Seconds of one call, all of the GPU's work included; the best of some, after one unmeasured."""
+    """Seconds of one call, including all of the GPU's work; the best of `repeats`, after one unmeasured call."""
     best = float("inf")
     for number in range(repeats + 1):
         if DEVICE.type == "cuda":
@@ -72,40 +73,38 @@ def peak_rate(side, repeats=20):
 
 def random_tokens(images, tokens, width):
     """Tokens in bf16 on the device, made in pieces."""
-    found = torch.empty(images, tokens, width, dtype=torch.bfloat16, device=DEVICE)
-    for piece in found.split(4096):
+    numbers = torch.empty(images, tokens, width, dtype=torch.bfloat16, device=DEVICE)
+    for piece in numbers.split(4096):
         piece.normal_()
-    return found
+    return numbers
 
 
 def row(way, batch, rate, peak, work, **more):
-    """One line of the table: work is the operations an image takes."""
-    found = {
+    """One line of the table; `work` is the number of operations per image."""
+    epoch_seconds = round(NUS_WIDE / rate, 1)
+    share_of_peak = round(rate * work / peak, 4)
+    print(
+        f"{way:28s} batch {batch:5d} {rate:12,.1f} images/s, {epoch_seconds:10,.1f} s per epoch, "
+        f"{100 * share_of_peak:6.1f} % of the peak",
+        flush=True,
+    )
+    return {
         "way": way,
         "batch": batch,
         "images/s": round(rate, 1),
-        "epoch_seconds": round(NUS_WIDE / rate, 1),
-        "share_of_peak": round(rate * work / peak, 4),
+        "epoch_seconds": epoch_seconds,
+        "share_of_peak": share_of_peak,
         **more,
     }
-    print(
-        f"{way:28s} batch {batch:5d} {rate:12,.1f} images/s, {found['epoch_seconds']:10,.1f} s an epoch, {100 * found['share_of_peak']:6.1f} % of the peak",
-        flush=True,
-    )
-    return found
 
 
 def tower(vlp, batch, peak):
     """The tower alone, bf16."""
     images = torch.randn(batch, 3, vlp.image_size, vlp.image_size, device=DEVICE)
     vlp.precision = "bf16"
-    return row(
-        "tower, bf16",
-        batch,
-        batch / seconds(lambda: vlp.image_tokens(images), 5),
-        peak,
-        operations(lambda: vlp.image_tokens(images)) / batch,
-    )
+    rate = batch / seconds(lambda: vlp.image_tokens(images), 5)
+    work = operations(lambda: vlp.image_tokens(images)) / batch
+    return row("tower, bf16", batch, rate, peak, work)
 
 
 def reference(vlp, head, embeddings, batch, peak):
@@ -119,7 +118,8 @@ def reference(vlp, head, embeddings, batch, peak):
         optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             tokens = vlp.tower.tokens(images)  # [B, N, D]
-        loss_function(share(head.extractor(tokens) @ head.projection, embeddings)[0], targets).backward()
+        logits = share(head.extractor(tokens) @ head.projection, embeddings).logits  # [B, C]
+        loss_function(logits, targets).backward()
         optimizer.step()
 
     return row("reference, fp32", batch, batch / seconds(step, 5), peak, operations(step) / batch)
@@ -131,7 +131,7 @@ def labels(images, count):
 
 
 def ours(head, tokens, targets, embeddings, batch, peak, compiled):
-    """An epoch of the library's, from the second on."""
+    """An epoch of the library; the first one is not measured."""
     recipe = TrainConfig(batch_size=batch, precision="bf16", fused=True, compile=compiled)
     trainer = Trainer(head, tokens, Targets(targets), embeddings, recipe, make_accelerator(DEVICE, "bf16"))
 
@@ -142,20 +142,16 @@ def ours(head, tokens, targets, embeddings, batch, peak, compiled):
             pass
 
     rate = len(tokens) / seconds(epoch)
-    some = min(batch, len(tokens))
+    n_images = min(batch, len(tokens))
     release_accelerator()
     model = HeadLoss(head, AsymmetricLoss())
     with torch.autocast(DEVICE.type, torch.bfloat16):
-        work = operations(lambda: model(tokens[:some], embeddings, targets[:some].float()).backward()) / some
+        step_targets = targets[:n_images].float()
+        work = operations(lambda: model(tokens[:n_images], embeddings, step_targets).backward()) / n_images
     head.zero_grad(set_to_none=True)
-    return row(
-        "ours, bf16, compiled" if compiled else "ours, bf16",
-        batch,
-        rate,
-        peak,
-        work,
-        gigabytes_of_tokens_a_second=round(rate * tokens[0].nbytes / 1e9, 1),
-    )
+    way = "ours, bf16, compiled" if compiled else "ours, bf16"
+    gigabytes = round(rate * tokens[0].nbytes / 1e9, 1)
+    return row(way, batch, rate, peak, work, gigabytes_of_tokens_a_second=gigabytes)
 
 
 def main():
@@ -164,7 +160,7 @@ def main():
     args = parser(__doc__, sizes, small).parse_args()
     sizes = settings(args)
     if DEVICE.type == "cpu" and not args.quick:
-        raise SystemExit("no GPU is at hand: this benchmark needs one; --quick shows on the processor that it runs")
+        raise SystemExit("this benchmark needs a GPU, and there is none; --quick shows on the processor that it runs")
     torch.manual_seed(0)
     vlp = load_vlp(device=DEVICE) if args.quick else load_vlp("ViT-B-16", False, device=DEVICE)
     embeddings = torch.randn(args.labels, vlp.embed_dim, device=DEVICE)
@@ -178,10 +174,10 @@ def main():
     rows = []
     small_batch = 4 if args.quick else None
 
-    def measured(found):
-        rows.append(found)
+    def record(measured):
+        rows.append(measured)
         if len(rows) > 1:
-            found["over_reference"] = round(found["images/s"] / rows[1]["images/s"], 2)
+            measured["over_reference"] = round(measured["images/s"] / rows[1]["images/s"], 2)
         memory = torch.cuda.max_memory_allocated() / 1e9 if DEVICE.type == "cuda" else 0.0
         write(
             args.out,
@@ -189,18 +185,19 @@ def main():
             sizes,
         )
 
-    measured(tower(vlp, small_batch or TOWER_BATCH, peak))
+    record(tower(vlp, small_batch or TOWER_BATCH, peak))
     vlp.precision = "fp32"
-    measured(reference(vlp, head(), embeddings, small_batch or REFERENCE_BATCH, peak))
+    record(reference(vlp, head(), embeddings, small_batch or REFERENCE_BATCH, peak))
     tokens = random_tokens(args.images, args.tokens, vlp.width)
     targets = labels(args.images, args.labels)
     for compiled in (False,) if args.quick else (False, True):
         for batch in (4, 16) if args.quick else OUR_BATCHES:
             try:
-                measured(ours(head(), tokens, targets, embeddings, batch, peak, compiled))
+                record(ours(head(), tokens, targets, embeddings, batch, peak, compiled))
             except (QKSError, RuntimeError) as error:  # no compiler, no room
                 print(f"batch {batch}{', compiled' if compiled else ''}: {error}", flush=True)
-    if best := max(rows[2:], key=lambda found: found["images/s"], default=None):
+    best = max(rows[2:], key=lambda row: row["images/s"], default=None)
+    if best:
         print(f"best: {best['way']}, batch {best['batch']}, {best['over_reference']:.1f} times the reference")
 
 

@@ -1,14 +1,14 @@
-"""Time the index of NUS-WIDE against numpy.loadtxt, and the index of Open Images, on synthetic files in the real formats.
+"""Time the index of NUS-WIDE against numpy.loadtxt, and that of Open Images, on synthetic files in the real formats.
 
     python benchmarks/index.py                 # full size: about 0.6 GB of files, and minutes for numpy.loadtxt
     python benchmarks/index.py --scale 0.01    # a hundredth of the images
     python benchmarks/index.py --openimages 10000000    # also that many rows of Open Images annotations
 
-Each side runs in a process of its own, so that the peak memory is its own; imports are not timed, and the files are read
-once before, so that both sides find them in the system's cache. Indexing takes every file of the tree: lists, tags, and 81
-concepts on both sides. numpy.loadtxt takes the two tag files alone, as it comes (floats) and told that they are integers,
-which is several times faster. Exits with 1 where indexing is not 4 times faster than the faster of the two, or where its
-peak memory is 1.5 GB or more.
+Each way runs in a process of its own, so that the peak memory is its own; imports are not timed, and the files are read
+once before, so that all ways find them in the system's cache. Indexing reads every file of the tree: lists, tags, and
+81 concepts in both splits. numpy.loadtxt reads the two tag files alone, with its defaults (floats) and with integers,
+which is several times faster. Exits with 1 if indexing is not 4 times faster than the faster of the two, or if its peak
+memory is 1.5 GB or more.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def write_nuswide(root, scale, seed=0):
 
 
 def write_openimages(root, rows, seed=0):
-    """Label lists and training annotations in Open Images' formats, about nine rows an image, grouped by image."""
+    """Label lists and training annotations in Open Images' formats, about nine rows per image, grouped by image."""
     rng = np.random.default_rng(seed)
     (root / "train").mkdir(parents=True)
     mids = [f"/m/0{c:06}" for c in range(N_CLASSES)]
@@ -87,7 +87,7 @@ def run_loadtxt(root, dtype=float):
 
 
 def run_loadtxt_int(root):
-    """The same, told that the values are integers."""
+    """The same, with integer values."""
     return run_loadtxt(root, np.int64)
 
 
@@ -113,7 +113,7 @@ JOBS = {"loadtxt": run_loadtxt, "loadtxt-int": run_loadtxt_int, "index": run_ind
 
 
 def measure(job, root):
-    """Run a job in a process of its own: what it found, its seconds and its peak memory in bytes."""
+    """Run a job in a process of its own: its results, its seconds and its peak memory in bytes."""
     for path in root.rglob("*"):
         if path.is_file():
             path.read_bytes()
@@ -136,39 +136,40 @@ def main():
         if not args.job.startswith("loadtxt"):
             import qks.data.nuswide  # noqa: E401, F401 (loading PyTorch takes seconds and reads no data)
         clock = time.perf_counter()
-        found = dict(JOBS[args.job](args.root))
+        results = dict(JOBS[args.job](args.root))
         seconds = time.perf_counter() - clock
         unit = 1 if sys.platform == "darwin" else 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        return print(json.dumps(dict(found=found, seconds=seconds, peak=peak)))
+        return print(json.dumps(dict(results=results, seconds=seconds, peak=peak)))
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "nuswide"
         write_nuswide(root, args.scale)
-        size = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
-        print(
-            f"NUS-WIDE at scale {args.scale:g}: {size / 1e6:,.0f} MB in {sum(p.is_file() for p in root.rglob('*'))} files",
-            flush=True,
-        )
+        files = [path for path in root.rglob("*") if path.is_file()]
+        megabytes = sum(path.stat().st_size for path in files) / 1e6
+        print(f"NUS-WIDE at scale {args.scale:g}: {megabytes:,.0f} MB in {len(files)} files", flush=True)
         results = {job: measure(job, root) for job in ("index", "loadtxt-int", "loadtxt")}
         ratios = {}
         peak = results["index"]["peak"]
         for job, result in results.items():
             ratios[job] = result["seconds"] / results["index"]["seconds"]
             print(
-                f"{job:11} {result['seconds']:7.2f} s ({ratios[job]:5.1f}), peak {result['peak'] / 1e6:6,.0f} MB, {result['found']}"
+                f"{job:11} {result['seconds']:7.2f} s ({ratios[job]:5.1f}), peak {result['peak'] / 1e6:6,.0f} MB, "
+                f"{result['results']}"
             )
         ratio = min(ratios["loadtxt"], ratios["loadtxt-int"])
         print(
-            f"indexing all files is {ratio:.1f} times faster than numpy.loadtxt over the two tag files alone (wanted: {TIMES_FASTER})"
+            f"indexing all files is {ratio:.1f} times faster than numpy.loadtxt over the two tag files alone "
+            f"(required: {TIMES_FASTER})"
         )
-        print(f"its peak memory is {peak / 1e9:.2f} GB (wanted: under {MOST_MEMORY / 1e9:g})")
+        print(f"its peak memory is {peak / 1e9:.2f} GB (required: under {MOST_MEMORY / 1e9:g})")
         if args.openimages:
             root = Path(folder) / "openimages"
             write_openimages(root, args.openimages)
             result = measure("openimages", root)
             rate = args.openimages / result["seconds"]
             print(
-                f"Open Images: {args.openimages:,} rows in {result['seconds']:.1f} s ({rate:,.0f} rows/s), peak {result['peak'] / 1e6:,.0f} MB, {result['found']}"
+                f"Open Images: {args.openimages:,} rows in {result['seconds']:.1f} s ({rate:,.0f} rows/s), "
+                f"peak {result['peak'] / 1e6:,.0f} MB, {result['results']}"
             )
     sys.exit(ratio < TIMES_FASTER or peak >= MOST_MEMORY)
 

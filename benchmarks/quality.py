@@ -1,11 +1,11 @@
 """Does quality pay for speed? One head trained the plain way, and the ways that are fast, on the same scenes and seeds.
 
-    python benchmarks/quality.py                                      # Pocket-WIDE with 4,000 training scenes, 6 seeds; 40 minutes
+    python benchmarks/quality.py       # Pocket-WIDE with 4,000 training scenes, 6 seeds; 40 minutes
     python benchmarks/quality.py --out benchmarks/results/quality.json
 
-The plain way reads images and runs the image tower in every step, without augmentation, and computes the head in the plain order, all in
-fp32. The fast ways read tokens from a cache on disk (fp16). Validation and test tokens are the same for all, and every trained head is
-tested in fp32.
+The plain way reads images and runs the image tower in every step, without augmentation, and computes the head in the
+plain order, all in fp32. The fast ways read tokens from a cache on disk (fp16). Validation and test tokens are the same
+for all, and every trained head is tested in fp32.
 """
 
 import tempfile
@@ -37,10 +37,11 @@ FAST = {
 
 
 class PlainHead(QKSHead):
-    """The head as notebook 03 explains it: one block after the other, keys and values projected in each."""
+    """The head as the book explains it: one block after the other, keys and values projected in each."""
 
     def forward(self, image_tokens, label_embeddings):
-        return QKSOutput(*share(self.extractor(image_tokens) @ self.projection, label_embeddings))
+        features = self.extractor(image_tokens) @ self.projection  # [B, K, E]
+        return QKSOutput(*share(features, label_embeddings))
 
 
 def run(make, tokens, benchmark, config, recipe):
@@ -66,17 +67,15 @@ def main():
         for way, options in {PLAIN: {}, **FAST}.items():
             if args.quick and options.get("compile"):  # compiling alone takes a minute
                 continue
-            make, tokens = (
-                (PlainHead, LiveTokens(benchmark.vlp, benchmark.train)) if way == PLAIN else (QKSHead, cached)
-            )
+            make, tokens = QKSHead, cached
+            if way == PLAIN:
+                make, tokens = PlainHead, LiveTokens(benchmark.vlp, benchmark.train)
             recipes = [replace(config.train, epochs=args.epochs, seed=seed, **options) for seed in range(args.seeds)]
-            found = summarise([run(make, tokens, benchmark, config, recipe) for recipe in progress(recipes, way)])
-            rows.append({"way": way, **{part: found[part]["mAP"] for part in ("seen", "zsl", "gzsl")}})
+            metrics = summarise([run(make, tokens, benchmark, config, recipe) for recipe in progress(recipes, way)])
+            rows.append({"way": way, **{part: metrics[part]["mAP"] for part in ("seen", "zsl", "gzsl")}})
     for row in rows:
-        print(
-            f"{row['way']:34s} ZSL mAP {100 * row['zsl']['mean']:.2f} ± {100 * row['zsl']['std']:.2f}, seen {100 * row['seen']['mean']:.2f} ± "
-            f"{100 * row['seen']['std']:.2f}"
-        )
+        zsl, seen = (f"{100 * row[part]['mean']:.2f} ± {100 * row[part]['std']:.2f}" for part in ("zsl", "seen"))
+        print(f"{row['way']:34s} ZSL mAP {zsl}, seen {seen}")
     write(args.out, {"ways": rows}, sizes)
 
 

@@ -5,8 +5,9 @@
     python benchmarks/score.py --bootstrap 1000               # the intervals of 1,000 resamples as well
     python benchmarks/score.py --out benchmarks/results/score.json
 
-Scores and labels are synthetic: most labels are rare, 81 are unseen. Every way runs in a process of its own, on the same
-data, so that its peak memory is its own. Memory is told above the scores themselves: interpreter, libraries, labels and all.
+Scores and labels are synthetic: most labels are rare, 81 are unseen. Every way runs in a process of its own, on the
+same data, so that its peak memory is its own. Memory is given without the scores themselves: interpreter, libraries,
+labels and everything else.
 """
 
 import argparse
@@ -40,7 +41,7 @@ def synthetic(images, labels, seed=0):
 
 
 def textbook(scores, labels, n_seen, topk):
-    """The same numbers, one sort a label and one topk a k, in torch."""
+    """The same numbers, with one sort per label and one topk per k, in torch."""
     scores = torch.from_numpy(scores)
     labels = torch.from_numpy(labels)
     result = {}
@@ -80,24 +81,22 @@ def intervals(scores, labels, n_seen, topk, resamples):
 
 
 def measure(way, images, labels, resamples):
-    """One way in this process; prints its seconds, by the clock and of processor, its memory above the scores in MB, and its result."""
+    """Run one way in this process; print its seconds, processor seconds, memory above the scores, and result."""
     function = {"textbook": textbook, "ours": ours, "bootstrap": lambda *given: intervals(*given, resamples)}[way]
-    function(*synthetic(50, 20), TOPK)  # imports are no part of the time
+    function(*synthetic(50, 20), TOPK)  # so that imports do not count
     data = synthetic(images, labels)
     start = time.perf_counter()
     cpu = time.process_time()
     result = function(*data, TOPK)
     seconds = time.perf_counter() - start
     cpu = time.process_time() - cpu
-    print(
-        json.dumps({"seconds": seconds, "cpu": cpu, "above": (peak_memory() - data[0].nbytes) / 1e6, "result": result})
-    )
+    megabytes = (peak_memory() - data[0].nbytes) / 1e6
+    print(json.dumps({"seconds": seconds, "cpu": cpu, "above": megabytes, "result": result}))
 
 
 def main():
-    command = parser(
-        __doc__, {"images": 107_859, "labels": 1_006, "bootstrap": 0}, {"images": 200, "labels": 30, "bootstrap": 10}
-    )
+    quick = {"images": 200, "labels": 30, "bootstrap": 10}
+    command = parser(__doc__, {"images": 107_859, "labels": 1_006, "bootstrap": 0}, quick)
     command.add_argument("--way", help=argparse.SUPPRESS)
     options = command.parse_args()
     sizes = settings(options)
@@ -106,41 +105,29 @@ def main():
     print(f"{options.images:,} images, {options.labels:,} labels, top-k {TOPK}, {torch.get_num_threads()} threads")
     done = {}
     for way in ("textbook", "ours", *(["bootstrap"] if options.bootstrap else [])):
-        command = [
-            sys.executable,
-            __file__,
-            "--way",
-            way,
-            "--images",
-            options.images,
-            "--labels",
-            options.labels,
-            "--bootstrap",
-            options.bootstrap,
-            "--threads",
-            torch.get_num_threads(),
-        ]
+        command = [sys.executable, __file__, "--way", way, "--images", options.images, "--labels", options.labels]
+        command += ["--bootstrap", options.bootstrap, "--threads", torch.get_num_threads()]
         output = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, text=True, check=True).stdout
         done[way] = json.loads(output.splitlines()[-1])
         print(
-            f"{way:9} {done[way]['seconds']:8.2f} s ({done[way]['cpu']:.2f} s of processor), peak memory {done[way]['above']:7,.0f} MB above the scores",
+            f"{way:9} {done[way]['seconds']:8.2f} s ({done[way]['cpu']:.2f} s of processor), "
+            f"peak memory {done[way]['above']:7,.0f} MB above the scores",
             flush=True,
         )
-    results = done["textbook"]["result"], done["ours"]["result"]
-    furthest = max(
-        abs(results[0][part][name] - results[1][part][name]) for part in results[0] for name in results[0][part]
-    )
+    expected, result = done["textbook"]["result"], done["ours"]["result"]
+    differences = [abs(expected[part][name] - result[part][name]) for part in expected for name in expected[part]]
+    furthest = max(differences)
     clock, cpu = (done["textbook"][name] / done["ours"][name] for name in ("seconds", "cpu"))
     print(
         f"ratio {clock:.1f} by the clock, {cpu:.1f} of processor; largest difference between the numbers {furthest:.1e}"
     )
     ways = {
         way: {
-            "seconds": round(found["seconds"], 2),
-            "processor_seconds": round(found["cpu"], 2),
-            "megabytes_above_scores": round(found["above"]),
+            "seconds": round(measured["seconds"], 2),
+            "processor_seconds": round(measured["cpu"], 2),
+            "megabytes_above_scores": round(measured["above"]),
         }
-        for way, found in done.items()
+        for way, measured in done.items()
     }
     write(
         options.out,

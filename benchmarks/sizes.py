@@ -1,4 +1,4 @@
-"""The head against its sizes, one at a time: time, multiplications, and bytes kept for the backward pass, plain and fast.
+"""The head against its sizes, one at a time: time, multiplications, and bytes saved for backward, plain and fast.
 
     python benchmarks/sizes.py                          # around B=16, N=197, K=12, L=4, C=925 at D=768; 5 minutes
     python benchmarks/sizes.py --out benchmarks/results/sizes.json
@@ -10,7 +10,7 @@ from statistics import median
 from types import SimpleNamespace
 
 import torch
-from common import in_turn, parser, settings, write
+from common import parser, settings, time_in_turn, write
 from head import WAYS, head_operations
 from torch import nn
 from torch.nn import functional as F
@@ -29,20 +29,23 @@ AXES = {
 }
 
 
-def kept_bytes(function):
-    """Bytes of the different tensors that one forward pass keeps for the backward pass; weights and inputs that it points to count too."""
-    seen = {}
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda x: (seen.update({x.untyped_storage().data_ptr(): x}), x)[1], lambda x: x
-    ):
-        result = function()
-    total = sum(x.untyped_storage().nbytes() for x in seen.values())
+def saved_bytes(function):
+    """Bytes of the tensors that one forward pass saves for the backward pass, including weights and inputs."""
+    saved = {}  # by storage, so that each counts once
+
+    def save(tensor):
+        saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+        result = function()  # holds the graph until the bytes are counted
+    total = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
     del result
     return total
 
 
 def measure(args, rounds):
-    """One row a way: seconds of a training step, multiplications of it, bytes kept."""
+    """For each way the seconds of a training step, its multiplications, and the bytes saved for backward."""
     torch.manual_seed(0)
     extractor = QueryExtractor(args.width, args.queries, args.layers)
     projection = nn.Parameter(torch.randn(args.width, args.embedding))
@@ -52,7 +55,9 @@ def measure(args, rounds):
     loss_function = AsymmetricLoss()
 
     def forward(way):
-        return loss_function(share(WAYS[way][0](extractor, tokens) @ projection, embeddings)[0], targets)
+        extract_features, _ = WAYS[way]
+        features = extract_features(extractor, tokens) @ projection  # [B, K, E]
+        return loss_function(share(features, embeddings).logits, targets)
 
     def step(way):
         extractor.zero_grad(set_to_none=True)
@@ -60,11 +65,11 @@ def measure(args, rounds):
         forward(way).backward()
 
     ways = ("plain", "fast")
-    times = in_turn({way: lambda way=way: step(way) for way in ways}, rounds)
+    times = time_in_turn({way: lambda way=way: step(way) for way in ways}, rounds)
     return {
         way: {
             "seconds": round(median(times[way]), 4),
-            "bytes_kept": kept_bytes(lambda: forward(way)),  # noqa: B023 used at once
+            "bytes_kept": saved_bytes(lambda: forward(way)),  # noqa: B023 used at once
             "multiplications": args.images * head_operations(args, WAYS[way][1], True),
         }
         for way in ways
@@ -82,30 +87,32 @@ def main():
         "embedding": 512,
         "rounds": 7,
     }
-    args = parser(
-        __doc__,
-        base,
-        {"images": 2, "tokens": 9, "queries": 3, "layers": 1, "labels": 10, "width": 64, "embedding": 16, "rounds": 1},
-    ).parse_args()
+    quick = {
+        "images": 2,
+        "tokens": 9,
+        "queries": 3,
+        "layers": 1,
+        "labels": 10,
+        "width": 64,
+        "embedding": 16,
+        "rounds": 1,
+    }
+    args = parser(__doc__, base, quick).parse_args()
     sizes = settings(args)
     rows = []
     keep_freed_memory()
     for axis, values in AXES.items():
         for value in values[:2] if args.quick else values:
-            rows.append(
-                {"axis": axis, "value": value} | measure(SimpleNamespace(**(sizes | {axis: value})), args.rounds)
-            )
-            print(
-                axis,
-                value,
-                *(
-                    f"{way}: {rows[-1][way]['seconds']:.3f} s, {rows[-1][way]['multiplications'] / 1e9:.2f} billion multiplications, "
-                    f"{rows[-1][way]['bytes_kept'] / 1e6:.0f} MB kept"
-                    for way in ("plain", "fast")
-                ),
-                sep="  ",
-                flush=True,
-            )
+            measured = measure(SimpleNamespace(**(sizes | {axis: value})), args.rounds)
+            rows.append({"axis": axis, "value": value} | measured)
+            for way, row in measured.items():
+                billions = row["multiplications"] / 1e9
+                megabytes = row["bytes_kept"] / 1e6
+                print(
+                    f"{axis} {value}, {way}: {row['seconds']:.3f} s, {billions:.2f} billion multiplications, "
+                    f"{megabytes:.0f} MB saved",
+                    flush=True,
+                )
     write(args.out, {"rows": rows}, sizes)
 
 

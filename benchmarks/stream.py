@@ -20,7 +20,7 @@ TOPK = (10, 20)
 
 
 def sparse_labels(images, n_labels, entries, seed=0):
-    """Sparse labels: `entries` draws an image, four in ten positive, frequent labels first in both halves."""
+    """Sparse labels: `entries` draws per image, four in ten positive, frequent labels first."""
     generator = np.random.default_rng(seed)
     columns = (n_labels * generator.random((images, entries)) ** 2).astype(np.int32)  # [images, entries]
     key = np.unique(np.arange(images)[:, None] * n_labels + columns)

@@ -1,13 +1,14 @@
 """Training with cached tokens beside training that runs the image tower in every step.
 
-    python benchmarks/train.py                          # ViT-B/16 of random weights, L=7, K=12, 925 labels, batch 16; 3 minutes
+    python benchmarks/train.py       # ViT-B/16 of random weights, L=7, K=12, 925 labels, batch 16; 3 minutes
     python benchmarks/train.py --out benchmarks/results/train.json
 
-The reference is the textbook pipeline, fp32: open_clip's tower, the plain head, the loss, AdamW, on images that are read and preprocessed
-already. Ours is `qks.train.trainer`'s epoch over the same images' tokens in a cache on disk (fp16), as `qks train` runs it, then with
-`--fused`, then with `--precision bf16` too. "cache, plain head" shows what the cache alone brings. Ours runs in a process that keeps freed
-memory, as `qks train` does, the others in one that does not. The ways take turns; a speedup is the median over rounds of the ratio within
-a round. "apart" is the relative difference of an epoch's loss to the reference's, without dropout, at a rate that changes nothing.
+The reference is the textbook pipeline, fp32: open_clip's tower, the plain head, the loss, AdamW, on images that are
+read and preprocessed already. Ours is the epoch of `qks.train.steps` over the same images' tokens in a cache on disk
+(fp16), as `qks train` runs it, then with `--fused`, then with `--precision bf16` too. "cache, plain head" shows what
+the cache alone brings. Ours runs in a process that keeps freed memory, as `qks train` does, the others in one that
+does not. The ways take turns; a speedup is the median over rounds of the ratio within a round. "apart" is the
+relative difference of an epoch's loss to the reference's, without dropout, at a learning rate that changes nothing.
 """
 
 import tempfile
@@ -15,7 +16,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from common import Apart, in_turn, parser, serve, settings, speedups, write
+from common import SeparateProcess, parser, serve, settings, speedups, time_in_turn, write
 
 from qks.model.config import HeadConfig
 from qks.model.head import QKSHead
@@ -48,7 +49,8 @@ def textbook(head, recipe, take, targets, embeddings):
         total = 0.0
         for rows in torch.arange(len(targets)).split(recipe.batch_size):
             optimizer.zero_grad(set_to_none=True)
-            loss = loss_function(share(head.extractor(take(rows)) @ head.projection, embeddings)[0], targets[rows])
+            features = head.extractor(take(rows)) @ head.projection  # [B, K, E]
+            loss = loss_function(share(features, embeddings).logits, targets[rows])
             loss.backward()
             optimizer.step()
             total += loss.item() * len(rows)
@@ -58,7 +60,7 @@ def textbook(head, recipe, take, targets, embeddings):
 
 
 def engine(head, recipe, tokens, targets, embeddings):
-    """An epoch of the library's; returns the mean loss."""
+    """An epoch as the library runs it; returns the mean loss."""
     trainer = Trainer(
         head, tokens, Targets(targets), embeddings, recipe, make_accelerator(torch.device("cpu"), recipe.precision)
     )
@@ -74,7 +76,7 @@ def engine(head, recipe, tokens, targets, embeddings):
 
 
 def ways(args, dropout, lr):
-    """One function a way: an epoch of it, from the same first weights."""
+    """For each way a function that runs an epoch, from the same first weights."""
     torch.manual_seed(0)
     vlp = load_vlp() if args.quick else load_vlp("ViT-B-16", False)
     images = torch.randn(args.images, 3, vlp.image_size, vlp.image_size)
@@ -113,22 +115,17 @@ def main():
     if args.group:
         return serve(ways(args, HeadConfig.dropout, TrainConfig.lr))
     first = {name: epoch() for name, epoch in ways(args, 0.0, 1e-12).items()}
-    textbook = Apart("textbook")
-    ours = Apart("ours")
-    times = in_turn({name: (ours if name.startswith("ours") else textbook).way(name) for name in first}, args.rounds)
+    textbook = SeparateProcess("textbook")
+    ours = SeparateProcess("ours")
+    processes = {name: ours if name.startswith("ours") else textbook for name in first}
+    times = time_in_turn({name: process.way(name) for name, process in processes.items()}, args.rounds)
     rows = []
     for name, speedup in speedups(times, "reference").items():
         apart = abs(first[name] / first["reference"] - 1)
-        rows.append(
-            {
-                "way": name,
-                "images/s": round(args.images / median(times[name]), 2),
-                "speedup": round(speedup, 2),
-                "apart": apart,
-            }
-        )
+        rate = round(args.images / median(times[name]), 2)
+        rows.append({"way": name, "images/s": rate, "speedup": round(speedup, 2), "apart": apart})
         print(
-            f"{name:26s} {rows[-1]['images/s']:9.2f} images/s, {speedup:6.2f} times the reference, loss apart by {apart:.0e}",
+            f"{name:26s} {rate:9.2f} images/s, {speedup:6.2f} times the reference, loss apart by {apart:.0e}",
             flush=True,
         )
     write(args.out, {"ways": rows}, sizes)

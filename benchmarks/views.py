@@ -1,9 +1,10 @@
-"""What augmented views cost and bring: a head trained on plain tokens, on V cached views of each image, and without a cache.
+"""What augmented views cost and bring: training on plain tokens, on V cached views of each image, and without a cache.
 
-    python benchmarks/views.py                                        # Pocket-WIDE with 4,000 training scenes, 3 seeds; 20 minutes
+    python benchmarks/views.py       # Pocket-WIDE with 4,000 training scenes, 3 seeds; 20 minutes
     python benchmarks/views.py --out benchmarks/results/views.json
 
-Everything but the training tokens is the same: the scenes, the recipe of `qks reproduce`, the validation and test tokens (plain).
+Only the training tokens differ. The scenes, the recipe of `qks reproduce`, and the validation and test tokens (plain)
+are the same.
 """
 
 import tempfile
@@ -34,11 +35,9 @@ def training_tokens(kind, benchmark, folder):
         return LiveTokens(vlp, train, Augmentation(vlp.preprocess)), 0, 0.0
     views = 1 if kind == "plain" else int(kind.removeprefix("V="))
     tokens = cache_tokens(vlp, train, folder=folder, views=views)
-    return (
-        ViewSampler(tokens) if views > 1 else tokens,
-        cache_size(vlp, len(train), views=views),
-        time.perf_counter() - start,
-    )
+    size = cache_size(vlp, len(train), views=views)
+    seconds = time.perf_counter() - start
+    return ViewSampler(tokens) if views > 1 else tokens, size, seconds
 
 
 def main():
@@ -61,32 +60,24 @@ def main():
             runs = []
             for seed in progress(range(args.seeds), kind):
                 head, _ = train_head(trained, config.head, replace(config.train, epochs=args.epochs, seed=seed))
+                tokens, test = benchmark.tokens["test"], benchmark.test
                 runs.append(
-                    evaluate_head(
-                        head,
-                        benchmark.tokens["test"],
-                        benchmark.test.labels,
-                        benchmark.embeddings,
-                        benchmark.test.n_seen,
-                        config.train.topk,
-                    )
+                    evaluate_head(head, tokens, test.labels, benchmark.embeddings, test.n_seen, config.train.topk)
                 )
+            epoch_seconds = round((time.perf_counter() - start) / args.seeds / args.epochs, 2)
             metrics = summarise(runs)
-            rows.append(
-                {
-                    "kind": kind,
-                    "bytes": size,
-                    "seconds_to_cache": round(seconds, 1),
-                    "seconds_an_epoch": round((time.perf_counter() - start) / args.seeds / args.epochs, 2),
-                    **{part: metrics[part]["mAP"] for part in ("seen", "zsl")},
-                }
-            )
+            row = {
+                "kind": kind,
+                "bytes": size,
+                "seconds_to_cache": round(seconds, 1),
+                "seconds_an_epoch": epoch_seconds,
+            }
+            row |= {part: metrics[part]["mAP"] for part in ("seen", "zsl")}
+            rows.append(row)
+            means = [f"{part} {100 * row[part]['mean']:.1f} ± {100 * row[part]['std']:.1f}" for part in ("seen", "zsl")]
             print(
-                f"{kind:6s} {size / 1e6:7.1f} MB, {seconds:6.1f} s to cache, {rows[-1]['seconds_an_epoch']:6.2f} s an epoch; mAP "
-                + ", ".join(
-                    f"{part} {100 * rows[-1][part]['mean']:.1f} ± {100 * rows[-1][part]['std']:.1f}"
-                    for part in ("seen", "zsl")
-                ),
+                f"{kind:6s} {size / 1e6:7.1f} MB, {seconds:6.1f} s to cache, {epoch_seconds:6.2f} s per epoch; "
+                f"mAP {', '.join(means)}",
                 flush=True,
             )
     write(args.out, {"rows": rows}, sizes)

@@ -430,7 +430,9 @@ def test_a_lost_record(counted, pictures, kept):
 
 def test_overlapping_lines_do_not_count(tmp_path):
     (tmp_path / "finished.txt").write_text(
-        "".join(FinishedBatch(a, b, "a" * 32, "b" * 32).line() for a, b in [(0, 5), (1, 2), (3, 4), (6, 8), (8, 8), (9, 7)])
+        "".join(
+            FinishedBatch(a, b, "a" * 32, "b" * 32).line() for a, b in [(0, 5), (1, 2), (3, 4), (6, 8), (8, 8), (9, 7)]
+        )
     )
     assert [batch[:2] for batch in read_record(tmp_path / "finished.txt")] == [(0, 5), (6, 8)]
 

@@ -1,4 +1,4 @@
-"""The losses against the authors' numbers, against hand arithmetic, and under rough conditions."""
+"""The losses against the authors' numbers, against hand arithmetic, and on extreme inputs."""
 
 import math
 import re
@@ -136,7 +136,7 @@ def test_the_log_floor_caps_the_loss_and_ends_the_gradient():
 
 
 @pytest.mark.parametrize("loss", [ranking_loss, masked_bce, LOSSES["masked_asl"]], ids=["ranking", "bce", "asl"])
-def test_what_is_left_out_touches_neither_value_nor_gradient(loss):
+def test_masked_entries_change_neither_value_nor_gradient(loss):
     logits = [[1.0, 0.5, 2.0]]
     targets = [[1, -1, 0]]
     value, gradient = value_and_gradient(loss, logits, targets)
@@ -201,15 +201,14 @@ def test_bad_targets_are_refused_by_name(loss):
 
 @pytest.mark.parametrize("loss", [bce_loss, AsymmetricLoss()], ids=["bce", "asl"])
 def test_a_device_is_not_waited_for_and_a_graph_not_broken(loss):
-    "OtherProcessFailed than on the processor, and in a compiled graph, values are not looked at: an answer would have to be awaited."
+    "On a device and in a compiled graph values are not looked at: the processor would have to wait for the answer."
     assert loss(torch.zeros(2, 3, device="meta"), torch.ones(2, 3, device="meta")).device.type == "meta"
     with pytest.raises(QKSError, match="shape"):
         loss(torch.zeros(2, 3, device="meta"), torch.ones(2, 1, device="meta"))
     logits = torch.randn(2, 3)
     targets = torch.tensor([[1.0, -1.0, -1.0], [-1.0, 1.0, -1.0]])
-    torch.testing.assert_close(
-        torch.compile(loss, fullgraph=True, backend="eager")(logits, targets), loss(logits, targets)
-    )
+    compiled = torch.compile(loss, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(logits, targets), loss(logits, targets))
 
 
 @pytest.mark.parametrize("options", [dict(gamma_neg=-1), dict(gamma_pos=-0.5), dict(margin=1), dict(margin=-0.1)])

@@ -1,6 +1,8 @@
 """The head against the authors' numbers and gradients; saving, loading and tagging under good and bad input."""
 
 import json
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from safetensors.torch import save_file
 
 from qks.core import QKSError
 from qks.model.config import HeadConfig
-from qks.model.head import QKSHead, head_scores, rename_official, score_batches
+from qks.model.head import QKSHead, head_scores, rename_authors_weights, score_batches
 from qks.model.losses import AsymmetricLoss
 from qks.model.prompts import PromptPool
 from qks.model.tagger import QKS
@@ -24,7 +26,7 @@ GOLDEN = {
     for key, value in np.load(Path(__file__).parent / "data" / "model.npz").items()
 }
 WEIGHTS = {key.removeprefix("weights/"): value for key, value in GOLDEN.items() if key.startswith("weights/")}
-GRADIENTS = rename_official(
+GRADIENTS = rename_authors_weights(
     {key.removeprefix("grad/"): value for key, value in GOLDEN.items() if key.startswith("grad/")}
 )
 BATCH = GOLDEN["image_tokens"], GOLDEN["text_features"]
@@ -33,8 +35,8 @@ PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 40, 3),
 
 
 def close(actual, expected, rtol=1e-5, scale=None):
-    # Sums of many terms lose what cancels in them, so an entry near zero is off by rounding of the tensor's large entries:
-    # the tolerance is relative to the entry, plus as much relative to the largest entry of the tensor.
+    # Sums of many terms lose what cancels in them, so an entry near zero is off by rounding of the tensor's large
+    # entries: the tolerance is relative to the entry, plus as much relative to the largest entry of the tensor.
     scale = expected.abs().max().item() if scale is None else scale
     torch.testing.assert_close(actual, expected, rtol=rtol, atol=rtol * scale)
 
@@ -164,7 +166,7 @@ def test_unknown_names_are_refused(name):
     refused(".", QKSHead.from_official, WEIGHTS | {name: torch.zeros(3)}, n_heads=4)
 
 
-@pytest.mark.parametrize("name", [key for key in WEIGHTS if rename_official({key: 0})])
+@pytest.mark.parametrize("name", [key for key in WEIGHTS if rename_authors_weights({key: 0})])
 def test_missing_names_are_refused(name):
     refused(
         "not those of a QKS head",
@@ -226,19 +228,17 @@ def test_new_labels_leave_the_others_alone(golden_head, golden_output, seen):
 def test_scores_leave_the_device_batch_by_batch():
     events = []
     head = QKSHead(torch.randn(64, 8), HeadConfig(2, 1))
-    head.register_forward_hook(lambda head, given, found: events.append((weakref.ref(found.logits), len(given[0]))))
+    head.register_forward_hook(lambda head, inputs, output: events.append((weakref.ref(output.logits), len(inputs[0]))))
 
     def batches():
         for tokens in torch.randn(5, 4, 64).split(2):
-            assert all(there() is None for there, _ in events)  # of earlier batches nothing is left
+            assert all(logits() is None for logits, _ in events)  # of earlier batches nothing is left
             yield tokens
 
-    logits, index = score_batches(head, batches(), torch.randn(3, 8), 5)
-    assert (
-        logits.shape == index.shape == (5, 3)
-        and (logits.dtype, index.dtype) == (torch.float32, torch.int32)
-        and [size for _, size in events] == [2, 2, 1]
-    )
+    scores = score_batches(head, batches(), torch.randn(3, 8), 5)
+    assert scores.logits.shape == scores.token_index.shape == (5, 3)
+    assert (scores.logits.dtype, scores.token_index.dtype) == (torch.float32, torch.int32)
+    assert [size for _, size in events] == [2, 2, 1]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 256])
@@ -255,7 +255,7 @@ def test_a_head_lies_where_its_projection_lies():
     assert {weight.device.type for weight in head.parameters()} == {"meta"}
 
 
-def test_no_heads_are_no_heads():
+def test_zero_heads_are_refused():
     with pytest.raises(QKSError, match="n_heads is 0"):
         QKSHead.from_official(WEIGHTS, n_heads=0)
 
@@ -270,15 +270,26 @@ def test_no_heads_are_no_heads():
         {"ffn_width": 1.5},
         {"dropout": 1},
         {"dropout": -0.1},
+        {"dropout": float("nan")},
+        {"dropout": "0.1"},
+        {"n_queries": "12"},
+        {"n_layers": True},
     ],
     ids=str,
 )
-def test_sizes_that_are_none(wrong):
-    with pytest.raises(QKSError, match=f"{next(iter(wrong))} is .*: give"):
-        HeadConfig(**wrong)
+def test_impossible_sizes(wrong):
+    (name,) = wrong
+    refused(f"^{name} is .*: give", HeadConfig, **wrong)
 
 
-# ---- the whole: saving and loading
+def test_sizes_are_known_without_torch():
+    "The command line reads them for its help, and must answer at once."
+    program = "import sys, qks.model.config; print({'torch', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+# ---- the tagger: saving and loading
 
 
 @pytest.fixture(scope="module")
@@ -389,7 +400,7 @@ def test_no_saved_model(tmp_path):
     refused("not a saved QKS", QKS.from_pretrained, tmp_path / "nowhere")
 
 
-# ---- the whole: tagging
+# ---- the tagger: tagging
 
 
 def test_an_answer_is_label_probability_token_most_probable_first(qks):
@@ -486,30 +497,27 @@ def test_a_list_of_images(qks, batch_size):
 
 
 def test_tags_come_one_image_after_another(qks, tmp_path):
-    "From an endless iterable, a batch ahead at most; an image that cannot be read goes to whom it may concern, or is the end."
+    "From an endless iterable, one batch ahead at most; an image that cannot be read is reported, or ends the run."
     (tmp_path / "broken.jpg").write_text("no picture")
+    sources = [PICTURE, tmp_path / "broken.jpg", PICTURE.rotate(90), "gone.jpg", "gone too.jpg"] + [PICTURE] * 100
     taken = []
-    told = []
+    unreadable = []
 
     def images():
-        for number, image in enumerate(
-            [PICTURE, tmp_path / "broken.jpg", PICTURE.rotate(90), "gone.jpg", "gone too.jpg"] + [PICTURE] * 100
-        ):
+        for number, image in enumerate(sources):
             taken.append(number)
             yield image
 
-    found = qks.tag_each(
-        images(), LABELS, top_k=2, batch_size=2, unreadable=lambda image, error: told.append((image, str(error)))
-    )
+    def report(image, error):
+        unreadable.append((image, str(error)))
+
+    tagged = qks.tag_each(images(), LABELS, top_k=2, batch_size=2, unreadable=report)
     assert not taken
-    first, second, third = (next(found) for _ in range(3))  # the first batch is images 0 and 2, the second 5 and 6
+    first, second, third = (next(tagged) for _ in range(3))  # the first batch is images 0 and 2, the second 5 and 6
     assert first[0] is PICTURE and len(second[1]) == 2 and third[0] is PICTURE and taken == list(range(7))
-    assert [label for label, _, _ in first[1]] == [label for label, _, _ in qks.tag(PICTURE, LABELS, top_k=2)[0]]
-    assert [image for image, _ in told] == [
-        tmp_path / "broken.jpg",
-        "gone.jpg",
-        "gone too.jpg",
-    ] and "broken.jpg is not an image" in told[0][1]
+    assert [tag.label for tag in first[1]] == [tag.label for tag in qks.tag(PICTURE, LABELS, top_k=2)[0]]
+    assert [image for image, _ in unreadable] == [tmp_path / "broken.jpg", "gone.jpg", "gone too.jpg"]
+    assert "broken.jpg is not an image" in unreadable[0][1]
     refused("broken.jpg is not an image", list, qks.tag_each([PICTURE, tmp_path / "broken.jpg"], LABELS))
     refused("top_k is 9", qks.tag_each, [PICTURE], LABELS, 9)
 
@@ -545,6 +553,13 @@ def test_bad_threshold(qks, threshold):
     refused("threshold is ", qks.tag, PICTURE, LABELS, threshold=threshold)
 
 
+def test_all_files_are_checked_before_the_first_is_tagged(qks, tmp_path, monkeypatch):
+    PICTURE.save(tmp_path / "a.png")
+    monkeypatch.setattr(qks, "predict", None)  # a call would fail
+    images = [tmp_path / "a.png"] * 3 + [tmp_path / "nowhere.jpg"]
+    refused("nowhere.jpg does not exist", qks.tag, images, LABELS, batch_size=1)
+
+
 def test_no_image_and_bad_images(qks, tmp_path):
     refused("no image was given", qks.tag, [], LABELS)
     refused("nowhere.jpg does not exist", qks.tag, [PICTURE, tmp_path / "nowhere.jpg"], LABELS)
@@ -555,9 +570,8 @@ def test_no_image_and_bad_images(qks, tmp_path):
 def test_predict_returns_attention_on_request(qks):
     embeddings = qks.pool.embed(qks.vlp, LABELS)
     output = qks.predict([PICTURE, PICTURE], embeddings, return_attention=True)
-    assert [a.shape for a in output.attention] == [(2, 2, 4, 17)] * 2 and qks.predict(
-        [PICTURE], embeddings
-    ).attention is None
+    assert [weights.shape for weights in output.attention] == [(2, 2, 4, 17)] * 2
+    assert qks.predict([PICTURE], embeddings).attention is None
     assert not output.logits.requires_grad
 
 
@@ -566,13 +580,13 @@ def test_bad_batch_size(qks, batch_size):
     refused("batch_size is", qks.tag, PICTURE, LABELS, batch_size=batch_size)
 
 
-def test_the_folder_of_a_run_stands_for_its_model(qks, tmp_path):
+def test_a_run_can_be_given_for_its_model(qks, tmp_path):
     qks.save_pretrained(tmp_path / "run" / "model")
     (tmp_path / "run" / "config.json").write_text("{}")  # of the run
     assert QKS.from_pretrained(tmp_path / "run", qks.vlp).tag(PICTURE, LABELS) == qks.tag(PICTURE, LABELS)
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "config.json").write_text('{"train": {}}')
-    refused("the run in .*begun has no model yet: go on with it", QKS.from_pretrained, tmp_path / "begun", qks.vlp)
+    refused("the run in .*begun has no model yet: continue it", QKS.from_pretrained, tmp_path / "begun", qks.vlp)
     refused("empty is not a saved QKS", QKS.from_pretrained, tmp_path / "empty", qks.vlp)
 
 
@@ -585,23 +599,23 @@ def test_a_model_knows_its_labels(qks, tmp_path):
     assert QKS.from_pretrained(tmp_path, qks.vlp).labels == ()
 
 
-def test_what_is_no_vlp(qks, tmp_path):
+def test_something_other_than_a_vlp_is_refused(qks, tmp_path):
     qks.save_pretrained(tmp_path)
     refused("vlp is 'ViT-B-16': pass a VLP", QKS.from_pretrained, tmp_path, "ViT-B-16")
     refused("vlp is 'ViT-B-16': pass a VLP", QKS, "ViT-B-16", qks.head)
 
 
-def test_a_device_that_is_not_there_is_not_the_models_fault(qks, tmp_path):
+def test_a_missing_device_is_reported_as_such(qks, tmp_path):
     qks.save_pretrained(tmp_path)
     refused("^device 'abacus' is not available", QKS.from_pretrained, tmp_path, None, "abacus")
 
 
-def test_a_run_without_a_model_says_how_to_go_on(tmp_path):
-    for name, config, told in (
+def test_a_run_without_a_model_says_how_to_continue(tmp_path):
+    for name, config, remedy in (
         ("trained", {"train": {}}, "qks train … --resume"),
         ("reproduced", {"train": {}, "data": {}}, "run qks reproduce --force --out .*reproduced again"),
     ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(config))
-        with pytest.raises(QKSError, match=told):
+        with pytest.raises(QKSError, match=remedy):
             QKS.from_pretrained(tmp_path / name)

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from qks.core import QKSError
-from qks.model.tagger import find_pictures, rank_labels, read_labels, read_pictures, write_labels
+from qks.model.tagger import _read_pictures, find_pictures, rank_labels, read_labels, write_labels
 
 
 def plain_ranking(labels, logits, token_index, top_k, threshold):
@@ -33,10 +33,10 @@ def test_ranking_equals_sorting_everything(top_k, threshold, kind):
     }[kind]
     labels = [f"label {c}" for c in range(60)]
     token_index = torch.randint(5, (60,))
-    found = rank_labels(labels, logits, token_index, top_k, threshold)
+    tags = rank_labels(labels, logits, token_index, top_k, threshold)
     expected = plain_ranking(labels, logits, token_index, top_k, threshold)
-    assert [(label, token) for label, _, token in found] == [(label, token) for label, _, token in expected]
-    assert [p for _, p, _ in found] == pytest.approx([p for _, p, _ in expected], rel=1e-6)
+    assert [(tag.label, tag.token) for tag in tags] == [(label, token) for label, _, token in expected]
+    assert [tag.probability for tag in tags] == pytest.approx([p for _, p, _ in expected], rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -72,13 +72,12 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_a_folder_stands_for_its_pictures(folder):
+def test_a_folder_is_searched_for_pictures(folder):
     Image.new("RGB", (4, 4)).save(folder / "film.mpg", "PNG")  # an ending that Pillow knows, of what it cannot show
-    pictures, others = find_pictures([str(folder / "b.PNG"), folder, f"{folder}/deep/../b.PNG"])
-    assert pictures == [
-        str(folder / name) for name in ("b.PNG", "a.jpg", "deep/c.webp")
-    ]  # each once, in the order in which they are named
-    assert others == [str(folder / "deep/notes.txt"), str(folder / "film.mpg")]
+    files = find_pictures([str(folder / "b.PNG"), folder, f"{folder}/deep/../b.PNG"])
+    expected = [str(folder / name) for name in ("b.PNG", "a.jpg", "deep/c.webp")]
+    assert files.pictures == expected  # each once, in the order in which they are named
+    assert files.others == [str(folder / "deep/notes.txt"), str(folder / "film.mpg")]
 
 
 def test_a_file_that_is_named_counts_whatever_its_ending(folder):
@@ -96,11 +95,15 @@ def test_where_there_is_no_picture(folder):
         find_pictures([folder / "empty"])
 
 
-def test_who_asks_gets_the_others(folder):
+def test_unreadable_pictures_are_reported(folder):
     (folder / "a.jpg").write_text("no picture")
-    told = []
-    read = list(read_pictures([folder / "a.jpg", folder / "b.PNG"], lambda *what: told.append(what)))
+    unreadable = []
+
+    def report(image, error):
+        unreadable.append((image, error))
+
+    read = list(_read_pictures([folder / "a.jpg", folder / "b.PNG"], report))
     assert [image for image, _ in read] == [folder / "b.PNG"] and read[0][1].size == (4, 4)
-    assert [image for image, _ in told] == [folder / "a.jpg"] and isinstance(told[0][1], QKSError)
+    assert [image for image, _ in unreadable] == [folder / "a.jpg"] and isinstance(unreadable[0][1], QKSError)
     with pytest.raises(QKSError, match="a.jpg is not an image"):
-        next(read_pictures([folder / "a.jpg"]))
+        next(_read_pictures([folder / "a.jpg"]))

@@ -4,7 +4,8 @@ import open_clip
 import pytest
 import torch
 
-from qks.model.prompts import DEFAULT_TEMPLATES, PromptPool, sorted_features
+from qks.model.label_embeddings import sorted_features
+from qks.model.prompts import DEFAULT_TEMPLATES, PromptPool
 from qks.vlp.loading import load_vlp
 from qks.vlp.text import encode_text, end_of_text_positions, is_causal
 
@@ -174,8 +175,8 @@ def test_batches_hold_sentences_of_one_length(tiny_vlp, monkeypatch):
 def test_many_labels_are_embedded_in_parts(tiny_vlp, monkeypatch):
     labels = [f"thing {i}" for i in range(11)]
     pool = PromptPool(("a {}.", "the {} in the scene."))
-    expected = pool.embed(tiny_vlp, labels, cache=False)
-    monkeypatch.setattr("qks.model.prompts.SENTENCES", 6)
-    torch.testing.assert_close(pool.embed(tiny_vlp, labels, cache=False), expected, rtol=1e-5, atol=1e-5)
-    monkeypatch.setattr("qks.model.prompts.SENTENCES", 1)
-    torch.testing.assert_close(pool.embed(tiny_vlp, labels, cache=False), expected, rtol=1e-5, atol=1e-5)
+    whole = pool.embed(tiny_vlp, labels, cache=False)
+    monkeypatch.setattr("qks.model.label_embeddings.SENTENCES_AT_ONCE", 6)
+    torch.testing.assert_close(pool.embed(tiny_vlp, labels, cache=False), whole, rtol=1e-5, atol=1e-5)
+    monkeypatch.setattr("qks.model.label_embeddings.SENTENCES_AT_ONCE", 1)
+    torch.testing.assert_close(pool.embed(tiny_vlp, labels, cache=False), whole, rtol=1e-5, atol=1e-5)

@@ -1,4 +1,4 @@
-"""The benchmarks of training run with --quick and write their numbers; the committed ones hold what is said of them."""
+"""The training benchmarks run with --quick and write their numbers; the committed ones support what is claimed."""
 
 import json
 import os
@@ -16,17 +16,16 @@ RESULTS = ROOT / "benchmarks" / "results"
 def test_runs_quickly(name, tmp_path):
     out = tmp_path / "numbers.json"
     command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--quick", "--threads", "1", "--out", str(out)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    )
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    found = json.loads(out.read_text())
-    assert {"settings", "machine", "ways"} <= found.keys() and found["ways"]
+    quick = json.loads(out.read_text())
+    assert {"settings", "machine", "ways"} <= quick.keys() and quick["ways"]
     if (RESULTS / f"{name}.json").exists():
         committed = json.loads((RESULTS / f"{name}.json").read_text())
-        assert found.keys() == committed.keys() and found["ways"][0].keys() == committed["ways"][0].keys(), (
-            "the numbers are of another version of the benchmark: run it again"
-        )
+        outdated = "the committed numbers are of another version of the benchmark: run it again"
+        assert quick.keys() == committed.keys(), outdated
+        assert quick["ways"][0].keys() == committed["ways"][0].keys(), outdated
 
 
 def committed(name):
@@ -48,6 +47,6 @@ def test_quality_does_not_pay_for_speed():
     assert len(fast) == 3 and all(abs(row["mean"] - plain["mean"]) <= plain["std"] for row in fast)
 
 
-def test_a_few_pictures_want_a_higher_rate():
+def test_few_pictures_need_a_higher_rate():
     ways = committed("few")
     assert 2 * ways["1e-5, plateau (the paper's)"]["seen"]["mean"] < ways["1e-4, cosine"]["seen"]["mean"]

@@ -16,7 +16,7 @@ INIT_STD = 0.02  # the authors' initialisation: N(0, 0.02) for query tokens and 
 LAYER_NORM_EPS = 1e-12  # the authors' value: BERT's
 
 
-def init_weights(module):
+def init_weights(module: nn.Module) -> None:
     "N(0, 0.02) for linear weights, 0 for their biases."
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=INIT_STD)
@@ -28,36 +28,48 @@ class Attention(nn.Module):
 
     def __init__(
         self,
-        width: int,  # D, of the asking side and of the result
-        context_width: int,  # width of the tokens looked at
+        width: int,  # D, of the queries and of the result
+        context_width: int,  # width of the tokens that are looked at
         n_heads: int,  # h
-        dropout: float,  # on the attention weights
+        dropout: float,  # probability, on the attention weights
     ):
         super().__init__()
         self.n_heads = n_heads
-        self.head_width = width // n_heads
+        self.head_width = width // n_heads  # d
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(context_width, width)
         self.value = nn.Linear(context_width, width)
         self.output = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, queries, context):  # [B, K, D], [B, N, context_width]
-        def heads(x):
-            return x.unflatten(-1, (self.n_heads, self.head_width)).transpose(1, 2)
+    def split_heads(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (self.n_heads, self.head_width)).transpose(1, 2)  # [B, ·, D] -> [B, h, ·, d]
 
-        q = heads(self.query(queries))
-        k = heads(self.key(context))
-        v = heads(self.value(context))  # [B, h, ·, D/h]
-        weights = torch.softmax(q @ k.transpose(-1, -2) / self.head_width**0.5, -1)  # [B, h, K, N]
-        gathered = (self.dropout(weights) @ v).transpose(1, 2).flatten(2)  # [B, K, D]
+    def forward(
+        self,
+        queries: torch.Tensor,  # [B, K, D]
+        context: torch.Tensor,  # [B, N, context_width]
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # the result [B, K, D], the attention weights [B, h, K, N]
+        q = self.split_heads(self.query(queries))  # [B, h, K, d]
+        k = self.split_heads(self.key(context))  # [B, h, N, d]
+        v = self.split_heads(self.value(context))  # [B, h, N, d]
+        weights = torch.softmax(q @ k.transpose(-1, -2) / self.head_width**0.5, dim=-1)  # [B, h, K, N]
+        gathered = self.dropout(weights) @ v  # [B, h, K, d]
+        gathered = gathered.transpose(1, 2).flatten(2)  # [B, K, D]
         return self.output(gathered), weights
 
 # %% ../../nbs/04_query.ipynb #dd4be6dc
 class ExtractionBlock(nn.Module):
     "Self-attention, cross-attention, feed-forward; post-norm (paper, section 3.2)."
 
-    def __init__(self, width, context_width, n_heads, ffn_width, dropout):
+    def __init__(
+        self,
+        width: int,  # D
+        context_width: int,  # width of the image tokens
+        n_heads: int,  # h
+        ffn_width: int,  # inner width of the feed-forward step
+        dropout: float,  # probability, on attention weights and on each step's output
+    ):
         super().__init__()
         self.self_attention = Attention(width, width, n_heads, dropout)
         self.self_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
@@ -69,11 +81,18 @@ class ExtractionBlock(nn.Module):
         self.activation = nn.GELU()
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x, image_tokens):  # [B, K, D], [B, N, context_width]
-        x = self.self_norm(x + self.dropout(self.self_attention(x, x)[0]))
-        found, attention = self.cross_attention(x, image_tokens)  # [B, K, D], [B, h, K, N]
-        x = self.cross_norm(x + self.dropout(found))
-        return self.ffn_norm(x + self.dropout(self.contract(self.activation(self.expand(x))))), attention
+    def forward(
+        self,
+        x: torch.Tensor,  # query tokens [B, K, D]
+        image_tokens: torch.Tensor,  # [B, N, context_width]
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # query tokens [B, K, D], cross-attention weights [B, h, K, N]
+        update, _ = self.self_attention(x, x)  # [B, K, D]
+        x = self.self_norm(x + self.dropout(update))
+        update, attention = self.cross_attention(x, image_tokens)  # [B, K, D], [B, h, K, N]
+        x = self.cross_norm(x + self.dropout(update))
+        update = self.contract(self.activation(self.expand(x)))  # [B, K, D] -> [B, K, 4D] -> [B, K, D]
+        x = self.ffn_norm(x + self.dropout(update))
+        return x, attention
 
 # %% ../../nbs/04_query.ipynb #f1caf4c8
 class QueryExtractor(nn.Module):
@@ -84,10 +103,10 @@ class QueryExtractor(nn.Module):
         width: int,  # D: the VLP's width
         n_queries: int = 12,  # K; the paper: 12 for NUS-WIDE, 22 for Open Images
         n_layers: int = 7,  # L; the paper: 7 for NUS-WIDE, 8 for Open Images
-        n_heads: int = None,  # attention heads; None: one per 64 channels
-        ffn_width: int = None,  # inner width of the feed-forward; None: 4 D
-        dropout: float = 0.1,  # on attention weights and on each step's output
-        context_width: int = None,  # width of the image tokens; None: D
+        n_heads: int | None = None,  # h; None: one per 64 channels
+        ffn_width: int | None = None,  # inner width of the feed-forward step; None: 4 D
+        dropout: float = 0.1,  # probability, on attention weights and on each step's output
+        context_width: int | None = None,  # width of the image tokens; None: D
     ):
         super().__init__()
         n_heads = n_heads or max(1, width // 64)
@@ -104,15 +123,20 @@ class QueryExtractor(nn.Module):
         nn.init.normal_(self.query_tokens, std=INIT_STD)
         self.apply(init_weights)
 
-    def check_tokens(self, image_tokens):
-        if image_tokens.ndim != 3 or image_tokens.shape[2] != self.context_width:
-            raise QKSError(
-                f"image tokens of shape {list(image_tokens.shape)} do not fit: expected [B, N, {self.context_width}]"
-            )
+    def check_tokens(self, image_tokens: torch.Tensor) -> None:
+        "Raise a `QKSError` unless the image tokens have the shape [B, N, context_width]."
+        shape = list(image_tokens.shape)
+        if len(shape) != 3 or shape[2] != self.context_width:
+            raise QKSError(f"image tokens of shape {shape} do not fit: expected [B, N, {self.context_width}]")
 
-    def forward(self, image_tokens, return_attention=False):  # [B, N, context_width]
+    def forward(
+        self,
+        image_tokens: torch.Tensor,  # [B, N, context_width]
+        return_attention: bool = False,  # also return the cross-attention weights of every block
+    ) -> torch.Tensor | tuple[torch.Tensor, list[torch.Tensor]]:  # features [B, K, D]; weights, L times [B, h, K, N]
         self.check_tokens(image_tokens)
-        x = self.dropout(self.norm(self.query_tokens)).expand(len(image_tokens), -1, -1)  # [B, K, D]
+        x = self.dropout(self.norm(self.query_tokens))  # [1, K, D]
+        x = x.expand(len(image_tokens), -1, -1)  # [B, K, D]
         attention = []
         for block in self.blocks:
             x, weights = block(x, image_tokens)  # [B, K, D], [B, h, K, N]

@@ -13,7 +13,7 @@ import torch
 
 from ..core import QKSError
 from ..data.index import Index
-from ..model.losses import check_values
+from ..model.targets import check_values
 
 # %% ../../nbs/train/04_targets.ipynb #d3f41964
 class Targets:
