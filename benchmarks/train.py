@@ -22,8 +22,9 @@ from qks.model.head import QKSHead
 from qks.model.losses import AsymmetricLoss
 from qks.model.sharing import share
 from qks.tokens.store import BatchFile
-from qks.train.config import TrainConfig, make_optimizer
+from qks.train.config import TrainConfig
 from qks.train.devices import make_accelerator
+from qks.train.optimizer import make_optimizer
 from qks.train.steps import Targets, Trainer, epoch_steps
 from qks.vlp.frozen import _tokens
 from qks.vlp.loading import load_vlp

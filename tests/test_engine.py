@@ -19,13 +19,14 @@ from qks.core import QKSError
 from qks.data.index import Index, sort_entries
 from qks.model.config import HeadConfig
 from qks.model.head import QKSHead
+from qks.model.losses import AsymmetricLoss, bce_loss
 from qks.tokens.store import BatchFile
 from qks.tokens.stream import ViewSampler, token_digest
 from qks.train import checkpoint, loop as training, steps as engine
 from qks.train.checkpoint import list_checkpoints, pack, read_checkpoint, unpack
-from qks.train.config import LOSSES, RunConfig, TrainConfig, check_trackers
+from qks.train.config import RunConfig, TrainConfig
 from qks.train.devices import make_accelerator
-from qks.train.logs import RunLog, csv_lines, cut_lines
+from qks.train.logs import RunLog, check_trackers, csv_lines, cut_lines
 from qks.train.loop import fit
 from qks.train.steps import (
     Interrupted,
@@ -150,7 +151,7 @@ def test_the_gradient_is_that_of_a_plain_loop(data):
     images, names, labels = data
     found = gradients(data, config(batch_size=N, lr=1e-12))
     head = new_head()
-    LOSSES["asl"](head(images[:N], names).logits, labels[:N].float()).backward()
+    AsymmetricLoss()(head(images[:N], names).logits, labels[:N].float()).backward()
     close(found[0], [weight.grad for weight in head.parameters()])
 
 
@@ -555,9 +556,9 @@ def test_a_loss_that_is_nan(data, tmp_path, monkeypatch, step):
 
     def loss(logits, targets):
         calls.append(1)
-        return LOSSES["bce"](logits, targets) * (float("nan") if len(calls) == step else 1.0)
+        return bce_loss(logits, targets) * (float("nan") if len(calls) == step else 1.0)
 
-    monkeypatch.setitem(engine.LOSSES, "asl", loss)
+    monkeypatch.setattr(engine, "make_loss", lambda config: loss)
     head = new_head()
     monkeypatch.setattr(
         training,
@@ -588,9 +589,9 @@ def test_a_gradient_that_is_nan(data, tmp_path, monkeypatch, step, clip):
 
     def loss(logits, targets):
         calls.append(1)
-        return LOSSES["bce"](logits, targets) + ((logits * 0).sum().sqrt() * 0 if len(calls) == step else 0)
+        return bce_loss(logits, targets) + ((logits * 0).sum().sqrt() * 0 if len(calls) == step else 0)
 
-    monkeypatch.setitem(engine.LOSSES, "asl", loss)
+    monkeypatch.setattr(engine, "make_loss", lambda config: loss)
     head = new_head()
     monkeypatch.setattr(
         training,
@@ -879,7 +880,7 @@ def test_the_line_of_an_epoch_that_a_kill_left_out(data, tmp_path):
 def test_a_tracker_that_fails(data, tmp_path, monkeypatch, where, trouble, told):
     "Whatever a tracker cannot do is told as its own, not as that of the training data; no error hides behind another."
     monkeypatch.setattr("accelerate.Accelerator." + where, trouble)
-    monkeypatch.setattr("qks.train.config.check_trackers", lambda names: None)
+    monkeypatch.setattr(training, "check_trackers", lambda names: None)
     if where == "log":
         monkeypatch.setattr("accelerate.Accelerator.init_trackers", lambda *args, **kwargs: None)
     monkeypatch.setattr(
@@ -1122,10 +1123,17 @@ def test_a_log_after_a_power_cut(data, tmp_path, left, stays):
     assert [row["step"] for row in found] == (["1", "2", "3"] if stays else ["3"]) and float(found[-1]["loss"]) == 0.125
 
 
-def test_trackers(tmp_path, monkeypatch):
+def test_trackers(data, tmp_path, monkeypatch):
     refused("tracker 'tensorbored' is not known: give one of .*tensorboard", check_trackers, ["tensorbored"])
     monkeypatch.setattr("qks.train.logs.get_available_trackers", lambda: [])
-    refused("tracker 'wandb' is not installed: install it, or leave it out", RunConfig, tmp_path, log_with=("wandb",))
+    refused(
+        "tracker 'wandb' is not installed: install it, or leave it out",
+        run,
+        data,
+        config(),
+        tmp_path,
+        log_with=("wandb",),
+    )
 
 
 @pytest.mark.parametrize("stopped", [False, True])

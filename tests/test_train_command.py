@@ -38,7 +38,8 @@ from qks.tokens.augment import LiveTokens
 from qks.tokens.cache import cache_size, list_caches
 from qks.train import steps as engine
 from qks.train.checkpoint import NAME, list_checkpoints
-from qks.train.config import TrainConfig, make_schedule
+from qks.train.config import TrainConfig
+from qks.train.optimizer import make_schedule
 from qks.vlp.frozen import VLP
 from qks.vlp.loading import load_vlp
 

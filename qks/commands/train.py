@@ -31,11 +31,11 @@ from qks.experiment.reproduction import (
     train_and_score,
 )
 from qks.experiment.training_data import (
-    training_splits,
     check_measurable,
     check_scores_fit,
     load_training_data,
     token_bytes,
+    training_splits,
 )
 from ..model.config import HeadConfig
 from ..model.head import QKSHead
@@ -45,8 +45,9 @@ from ..tokens.cache import cache_tokens, check_room
 from ..tokens.stream import ViewSampler
 from ..train.checkpoint import state_digest
 from ..train.config import CHOICES, RunConfig, TrainConfig
-from ..train.devices import rank_by_rank, process_state, collective_call
-from ..train.loop import lock_run_folder, check_identity
+from ..train.devices import collective_call, process_state, rank_by_rank
+from ..train.logs import check_trackers
+from ..train.loop import check_identity, lock_run_folder
 from ..train.steps import Interrupted
 from ..vlp.frozen import fingerprint
 from ..vlp.loading import load_vlp
@@ -323,6 +324,7 @@ def begin(
         RunConfig, keep=args.keep, save_steps=args.save_steps, log_steps=args.log_steps, log_with=tuple(args.log_with)
     )
     logs(args.out), check_count("seeds", args.seeds), check_count("views", args.views)
+    check_trackers(args.log_with)
     if many and args.device:
         raise QKSError(f"each of the processes has a device of its own: leave out --device {args.device}")
     place = token_place(args, many)
