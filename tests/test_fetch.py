@@ -1,4 +1,4 @@
-"""qks.fetch.urls, qks.fetch.download, qks.fetch.images and qks.fetch.images against a local server with every bad manner that is known of one."""
+"""qks.fetch against a local server with every bad manner that is known of servers."""
 
 import csv
 import errno
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import fields, replace
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -20,9 +21,18 @@ import pytest
 from PIL import Image
 
 from qks.core import QKSError, load_image
-from qks.fetch.download import USER_AGENT, Downloader, FetchPolicy, HostGate, NoImage, retry_after
-from qks.fetch.images import Row, check_items, fetch, fetch_nuswide, fetch_openimages, read_report, remove_parts, settle
-from qks.fetch.urls import check_target, read_nuswide_urls, read_openimages_ids
+from qks.fetch import (
+    FETCHERS,
+    FetchPolicy,
+    NUSWideFetchOptions,
+    OpenImagesFetchOptions,
+    fetch_images,
+    fetch_nuswide,
+    fetch_openimages,
+)
+from qks.fetch.download import USER_AGENT, Downloader, HostGate, NoImage, retry_after
+from qks.fetch.images import ReportRow, check_items, fetch_one, read_report, remove_parts
+from qks.fetch.urls import ImageAddress, check_target, read_nuswide_urls, read_openimages_ids
 
 QUICK = FetchPolicy(delay=0, backoff=0.01, retries=2, timeout=0.5, deadline=5)
 
@@ -235,11 +245,19 @@ def server(monkeypatch):
     server.server_close()
 
 
-def run(server, root, *pages, policy=QUICK, **options):
+POLICY_FIELDS = {field.name for field in fields(FetchPolicy)}
+
+
+def fetch(items, root, policy=QUICK, **options):
+    "Fetch a list; options are those of `fetch_images`, and fields of the policy."
+    changes = {name: options.pop(name) for name in POLICY_FIELDS & set(options)}
+    return fetch_images(items, root, policy=replace(policy, **changes), **options)
+
+
+def run(server, root, *pages, **options):
     "Fetch pages, each as PAGE.jpg; returns the report."
-    return fetch(
-        [(f"{page.replace('/', '-')}.jpg", f"{server.site}/{page}") for page in pages], root, policy=policy, **options
-    )
+    items = [(f"{page.replace('/', '-')}.jpg", f"{server.site}/{page}") for page in pages]
+    return fetch(items, root, **options)
 
 
 def files(root):
@@ -329,7 +347,7 @@ def test_a_dripping_body_has_a_deadline(server, tmp_path):
     ],
 )
 def test_addresses_that_lead_nowhere(tmp_path, url):
-    report = fetch([("x.jpg", url)], tmp_path, policy=QUICK, retries=0)
+    report = fetch([("x.jpg", url)], tmp_path, retries=0)
     assert report.outcomes["x.jpg"] in ("dead", "failed") and files(tmp_path) == []
 
 
@@ -397,7 +415,7 @@ def test_one_bad_host_does_not_stop_another(server, tmp_path):
     items = [(f"{i}.jpg", f"{refused}/{i}") for i in range(20)] + [
         (f"good{i}.jpg", f"{server.site}/{i}") for i in range(5)
     ]
-    report = fetch(items, tmp_path, policy=QUICK, retries=0, give_up=3)
+    report = fetch(items, tmp_path, retries=0, give_up=3)
     assert report.counts == {"failed": 20, "saved": 5}
 
 
@@ -408,8 +426,8 @@ def test_the_same_bytes_at_three_addresses_are_a_placeholder(server, tmp_path):
     report = run(server, tmp_path, "1", "same/a", "2", "same/b", "same/c", "3", "same/d", workers=1)
     assert report.counts == {"saved": 3, "placeholder": 4}
     left = files(tmp_path)
-    assert [name for name in left if not name.endswith(".set-aside")] == ["1.jpg", "2.jpg", "3.jpg"]
-    assert {f"same-{name}.jpg.set-aside" for name in "abc"} <= set(left)
+    assert [name for name in left if not name.endswith(".quarantined")] == ["1.jpg", "2.jpg", "3.jpg"]
+    assert {f"same-{name}.jpg.quarantined" for name in "abc"} <= set(left)
 
 
 def test_two_addresses_may_share_their_bytes(server, tmp_path):
@@ -417,7 +435,7 @@ def test_two_addresses_may_share_their_bytes(server, tmp_path):
 
 
 def test_one_address_for_many_targets_is_no_placeholder(server, tmp_path):
-    assert fetch([(f"{i}.jpg", f"{server.site}/1") for i in range(6)], tmp_path, policy=QUICK).complete
+    assert fetch([(f"{i}.jpg", f"{server.site}/1") for i in range(6)], tmp_path).complete
 
 
 def test_placeholders_are_learned_across_runs_and_undone_with_a_higher_limit(server, tmp_path):
@@ -444,12 +462,12 @@ def test_placeholders_of_a_mirror_are_found_and_kept_aside(server, tmp_path):
         and not set(first.outcomes.values()) & {"saved", "dead"}
         and first.counts["present"] == 1
     )
-    assert files(tmp_path) == ["1.jpg"] + [f"same-{name}.jpg.set-aside" for name in "abcd"]
+    assert files(tmp_path) == ["1.jpg"] + [f"same-{name}.jpg.quarantined" for name in "abcd"]
     second = run(server, tmp_path, *pages)  # what lay there says nothing about the addresses, so these are asked now
     assert second.counts == {"present": 1, "placeholder": 4} and sorted(server.asked) == [
         f"/{page}" for page in pages[1:]
     ]
-    assert files(tmp_path) == ["1.jpg"] + [f"same-{name}.jpg.set-aside" for name in "abcd"]
+    assert files(tmp_path) == ["1.jpg"] + [f"same-{name}.jpg.quarantined" for name in "abcd"]
 
 
 # --- again and again ---
@@ -470,8 +488,8 @@ def test_a_second_run_asks_only_for_what_may_have_changed(server, tmp_path):
 
 
 def test_another_address_for_a_dead_image_is_asked(server, tmp_path):
-    fetch([("x.jpg", f"{server.site}/missing")], tmp_path, policy=QUICK)
-    assert fetch([("x.jpg", f"{server.site}/5")], tmp_path, policy=QUICK).complete
+    fetch([("x.jpg", f"{server.site}/missing")], tmp_path)
+    assert fetch([("x.jpg", f"{server.site}/5")], tmp_path).complete
 
 
 def test_files_that_lie_there_are_verified_without_a_request(server, tmp_path):
@@ -481,7 +499,7 @@ def test_files_that_lie_there_are_verified_without_a_request(server, tmp_path):
     (tmp_path / "4.jpg").write_bytes(b"")
     report = run(server, tmp_path, *"01234")
     assert report.counts == {"present": 3, "saved": 2} and sorted(server.asked) == ["/3", "/4"]
-    assert files(tmp_path) == ["0.jpg", "1.jpg", "2.jpg", "3.jpg", "3.jpg.set-aside", "4.jpg", "4.jpg.set-aside"]
+    assert files(tmp_path) == ["0.jpg", "1.jpg", "2.jpg", "3.jpg", "3.jpg.quarantined", "4.jpg", "4.jpg.quarantined"]
 
 
 def test_a_file_of_another_size_than_reported_is_verified_again(server, tmp_path):
@@ -506,17 +524,18 @@ def test_parts_of_a_killed_run_are_removed_and_nothing_else(tmp_path):
         (tmp_path / name).touch()
         if name != new:
             os.utime(tmp_path / name, (0, 0))
-    remove_parts([tmp_path, tmp_path / "none"], older=60)
+    remove_parts([tmp_path, tmp_path / "none"], older_than=60)
     assert files(tmp_path) == sorted([new, *others])
 
 
 SCRIPT = """
 import signal, sys
-from qks.fetch.images import fetch
+from qks.fetch import FetchPolicy, fetch_images
 signal.signal(signal.SIGINT, signal.default_int_handler)
 site, root = sys.argv[1:]
 print("ready", flush=True)
-fetch([(f"{i % 3}/{i}.jpg", f"{site}/held/{i}") for i in range(40)], root, workers=4, delay=0, backoff=0.01, timeout=2)
+items = [(f"{i % 3}/{i}.jpg", f"{site}/held/{i}") for i in range(40)]
+fetch_images(items, root, policy=FetchPolicy(workers=4, delay=0, backoff=0.01, timeout=2))
 print("done", flush=True)
 """
 
@@ -543,7 +562,7 @@ def test_an_ended_run_leaves_only_images_and_is_taken_up(server, tmp_path, end):
     if end == signal.SIGINT:
         assert not list(tmp_path.rglob("*.part"))
     server.asked.clear()
-    report = fetch([(f"{i % 3}/{i}.jpg", f"{server.site}/held/{i}") for i in range(40)], tmp_path, policy=QUICK)
+    report = fetch([(f"{i % 3}/{i}.jpg", f"{server.site}/held/{i}") for i in range(40)], tmp_path)
     assert report.complete and len(server.asked) == 40 - len(images)
     for i in range(40):
         assert (tmp_path / f"{i % 3}/{i}.jpg").read_bytes() == photograph(i)
@@ -590,7 +609,7 @@ def test_a_file_that_is_no_report_is_left_as_it_is(server, tmp_path, lines):
 
 
 def test_details_stay_on_their_line(tmp_path):
-    row = Row("a, b.jpg", 'http://x/"', "failed", 0, "", "two\r\nlines, and a \x00")
+    row = ReportRow("a, b.jpg", 'http://x/"', "failed", 0, "", "two\r\nlines, and a \x00")
     assert row.line().count(b"\n") == 1
     (tmp_path / "r.csv").write_bytes(b"target,url,outcome,bytes,sha256,detail\n" + row.line())
     assert read_report(tmp_path / "r.csv")["a, b.jpg"].outcome == "failed"
@@ -623,7 +642,7 @@ def test_a_target_appears_in_one_step(server, tmp_path, monkeypatch):
     assert files(tmp_path) == []
 
 
-def test_an_end_does_not_wait_for_those_who_wait(server, tmp_path, monkeypatch):
+def test_a_stopped_run_does_not_wait_out_its_pauses(server, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -639,7 +658,7 @@ def test_a_place_that_cannot_be_written_ends_in_one_sentence(server, tmp_path):
     with pytest.raises(QKSError, match="cannot be read or written"):
         run(server, tmp_path / "file", "1")
     with pytest.raises(QKSError, match="cannot be read or written"):
-        fetch([("file/1.jpg", f"{server.site}/1")], tmp_path, policy=QUICK)
+        fetch([("file/1.jpg", f"{server.site}/1")], tmp_path)
 
 
 # --- lists ---
@@ -791,7 +810,7 @@ def test_openimages_ids(tmp_path):
         (f"{IDS[0]},test", "line 2 has 2 columns"),
         pytest.param(f'{IDS[0]},test,"' + "x\n" * 10**5, "line .* no valid CSV", id="no end"),
         (f"{IDS[0]},test,ftp://x", "line 2: .* no address"),
-        (f"{IDS[0]},test,http://x\n{IDS[0]},test,http://y", "line 3: .* already stands in line 2"),
+        (f"{IDS[0]},test,http://x\n{IDS[0]},test,http://y", "line 3: .* already appears in line 2"),
         pytest.param("x" * 10**6, "line 2 is no valid CSV", id="long"),
         ("", "lists no image"),
     ],
@@ -876,7 +895,7 @@ def test_fetch_nuswide(server, tmp_path):
         *(rf"C:\ImageData\Flickr\zoo\000{i}_{i}.jpg {i} null {server.site}/{i} null null" for i in range(3)),
         r"C:\ImageData\Flickr\zoo\0009_9.jpg 9 null null null null",
     )
-    report = fetch_nuswide(tmp_path / "nuswide", path, policy=QUICK)
+    report = fetch_nuswide(tmp_path / "nuswide", NUSWideFetchOptions(path), QUICK)
     assert report.counts == {"saved": 3, "dead": 1} and not report.complete
     assert files(tmp_path / "nuswide") == [f"Flickr/zoo/000{i}_{i}.jpg" for i in range(3)]
     assert (tmp_path / "nuswide/fetch-report.csv").is_file()
@@ -890,8 +909,21 @@ def test_fetch_openimages(server, tmp_path):
         header="ImageID,Subset,OriginalURL,Thumbnail300KURL",
         name="images.csv",
     )
-    assert fetch_openimages(tmp_path / "oi", path, only={IDS[1]}, policy=QUICK).complete
+    (tmp_path / "only.txt").write_text(f"{IDS[1]}\n")
+    assert fetch_openimages(tmp_path / "oi", OpenImagesFetchOptions(path, only=tmp_path / "only.txt"), QUICK).complete
     assert files(tmp_path / "oi") == [f"test/{IDS[1]}.jpg"]
+
+
+@pytest.mark.parametrize("name", FETCHERS)
+def test_every_fetcher_checks_its_options(name):
+    with pytest.raises(QKSError, match="is 7: give"):
+        FETCHERS[name].options(7)
+
+
+def test_the_table_of_fetchers_and_the_policy_load_nothing_heavy():
+    heavy = ["torch", "numpy", "PIL", "httpx"]
+    script = f"import sys; from qks.fetch import FETCHERS, FetchPolicy; print([m for m in {heavy} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "[]\n"
 
 
 # --- numbers ---
@@ -909,9 +941,9 @@ def test_fetch_openimages(server, tmp_path):
         {"backoff": "1"},
     ],
 )
-def test_a_bad_policy_is_refused(tmp_path, change):
+def test_a_bad_policy_is_refused(change):
     with pytest.raises(QKSError, match=next(iter(change))):
-        fetch([], tmp_path, **change)
+        FetchPolicy(**change)
 
 
 def test_a_stopped_gate_lets_nobody_through():
@@ -928,13 +960,13 @@ def test_a_download_that_fails_leaves_the_old_file(server, tmp_path):
     downloader = Downloader(QUICK)
     with pytest.raises(NoImage):
         downloader.download(f"{server.site}/short", tmp_path / "x.jpg")
-    downloader.client.close()
+    downloader.close()
     assert (tmp_path / "x.jpg").read_bytes() == b"old" and files(tmp_path) == ["x.jpg"]
 
 
 @pytest.mark.parametrize("value", [{"timeout": 0}, {"deadline": 0.0}, {"retries": 1.5}, {"retries": True}], ids=str)
 def test_settings_under_which_nothing_comes(value):
-    with pytest.raises(QKSError, match="is 0: every download would fail|give a whole number, 0 or more"):
+    with pytest.raises(QKSError, match="is 0: every download would fail|give a whole number"):
         FetchPolicy(**value)
 
 
@@ -946,12 +978,12 @@ def test_a_system_that_opens_no_more_files_costs_no_image(tmp_path, monkeypatch)
 
     monkeypatch.setattr(Image, "open", full)
     with pytest.raises(QKSError, match="cannot be read .Too many open files"):
-        settle(("a.jpg", ""), tmp_path, Downloader(QUICK))
+        fetch_one(ImageAddress("a.jpg", ""), tmp_path, Downloader(QUICK))
     assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]
 
 
 def test_rows_that_are_not_asked_for_are_not_kept(tmp_path):
-    "Twice the same image is a mistake of the list only where it is wanted; a wanted id that is not there is told."
+    "Twice the same image is a mistake of the list only where it is wanted; a wanted id that is not there is reported."
     (tmp_path / "list.txt").write_text("train/0000000000000001\n" + "train/0000000000000002\n" * 2)
     assert [target for target, _ in read_openimages_ids(tmp_path / "list.txt", only={"0000000000000001"})] == [
         "train/0000000000000001.jpg"

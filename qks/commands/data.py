@@ -14,13 +14,12 @@ from pathlib import Path
 
 from ..data.check import check_nuswide, check_openimages, check_prepared
 from ..data.coco import COCO_DIVISIONS
-from ..data.files import read_names
 from ..data.openimages import UNSEEN
 from ..data.pocket import PocketConfig, write_pocket
 from ..data.splits import SPLITS, prepare, recognise
-from ..fetch.download import FetchPolicy
-from ..fetch.images import fetch_nuswide, fetch_openimages
-from ..fetch.urls import SIZES, SOURCES
+from ..fetch.datasets import FETCHERS, NUSWideFetchOptions, OpenImagesFetchOptions
+from ..fetch.policy import FetchPolicy
+from ..fetch.urls import OPENIMAGES_SOURCES, PHOTO_SIZES
 
 # %% ../../nbs/commands/01_data.ipynb #561aa929
 def add_command(
@@ -69,7 +68,7 @@ def add_fetch_arguments(
         parser.add_argument("--urls", type=Path, required=True, metavar="FILE", help="NUS-WIDE-urls.txt")
         parser.add_argument(
             "--size",
-            choices=SIZES,
+            choices=PHOTO_SIZES,
             default="middle",
             help="what to take where there is a choice; other sizes where it is missing (default: %(default)s)",
         )
@@ -79,7 +78,7 @@ def add_fetch_arguments(
         )
         parser.add_argument(
             "--source",
-            choices=SOURCES,
+            choices=OPENIMAGES_SOURCES,
             default="thumbnail",
             help="of about 300,000 pixels, the original, or the CVDF foundation's copy (default: %(default)s)",
         )
@@ -100,13 +99,13 @@ def run_fetch(
     args,  # parsed arguments of `qks data nuswide fetch` or `qks data openimages fetch`
 ) -> int:  # 0 where all listed images are there, 1 where some are not
     "Fetch what is missing of a data set's images."
-    options = {name: getattr(args, name) for name in (name.replace("-", "_") for name in (*POLITENESS, "retry-dead"))}
+    policy = FetchPolicy(**{name: getattr(args, name) for name in (name.replace("-", "_") for name in POLITENESS)})
     if "urls" in args:
-        report = fetch_nuswide(args.root, args.urls, args.size, **options)
+        options = NUSWideFetchOptions(args.urls, args.size)
+        report = FETCHERS["nuswide"].fetch(args.root, options, policy, args.retry_dead)
     else:
-        report = fetch_openimages(
-            args.root, args.images, args.source, set(read_names(args.only)) if args.only else None, **options
-        )
+        options = OpenImagesFetchOptions(args.images, args.source, args.only)
+        report = FETCHERS["openimages"].fetch(args.root, options, policy, args.retry_dead)
     return answer(report, report.complete)
 
 # %% ../../nbs/commands/01_data.ipynb #9e3173d3
