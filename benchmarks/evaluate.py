@@ -24,7 +24,7 @@ from qks.core import arithmetic as linear, load_image
 from qks.model.config import HeadConfig
 from qks.model.head import QKSHead, head_scores
 from qks.model.sharing import share
-from qks.vlp.frozen import _tokens, preprocess_images
+from qks.vlp.frozen import preprocess_images
 from qks.vlp.loading import load_vlp
 
 
@@ -59,9 +59,8 @@ def ways(args, folder):
     def reference():
         scores = []
         for batch in batches:
-            tokens = _tokens(
-                vlp.model.visual, preprocess_images(vlp, [load_image(path) for path in batch])
-            )  # [B, N, D]
+            images = preprocess_images(vlp, [load_image(path) for path in batch])
+            tokens = vlp.tower.tokens(images)  # [B, N, D]
             scores.append(share(head.extractor(tokens) @ head.projection, embeddings)[0])
         return torch.cat(scores)
 
@@ -73,7 +72,7 @@ def ways(args, folder):
 
     def tower(precision):
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            return [_tokens(vlp.model.visual, images) for images in ready]
+            return [vlp.tower.tokens(images) for images in ready]
 
     def our_tower(at_once=linear.CPU_TOKENS):
         vlp.precision, linear.CPU_TOKENS, usual = "fp32", at_once, linear.CPU_TOKENS

@@ -26,7 +26,6 @@ from qks.train.config import TrainConfig
 from qks.train.devices import make_accelerator, release_accelerator
 from qks.train.optimizer import make_optimizer
 from qks.train.steps import HeadLoss, Targets, Trainer, epoch_steps
-from qks.vlp.frozen import _tokens
 from qks.vlp.loading import load_vlp
 
 NUS_WIDE = 161_789
@@ -117,7 +116,7 @@ def reference(vlp, head, embeddings, batch, peak):
     def step():
         optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
-            tokens = _tokens(vlp.model.visual, images)  # [B, N, D]
+            tokens = vlp.tower.tokens(images)  # [B, N, D]
         loss_function(share(head.extractor(tokens) @ head.projection, embeddings)[0], targets).backward()
         optimizer.step()
 

@@ -26,7 +26,6 @@ from qks.train.config import TrainConfig
 from qks.train.devices import make_accelerator
 from qks.train.optimizer import make_optimizer
 from qks.train.steps import Targets, Trainer, epoch_steps
-from qks.vlp.frozen import _tokens
 from qks.vlp.loading import load_vlp
 
 
@@ -91,7 +90,7 @@ def ways(args, dropout, lr):
 
     def tower(rows):
         with torch.no_grad():
-            return _tokens(vlp.model.visual, images[rows])
+            return vlp.tower.tokens(images[rows])
 
     return {
         "reference": textbook(head(), TrainConfig(**recipe), tower, targets, embeddings),

@@ -1,4 +1,4 @@
-"""What every test shares: no network, one thread, a cache of its own, and a vision-language model that fits in a blink."""
+"""What every test shares: no network, one thread, a cache of its own, and a tiny vision-language model."""
 
 import os
 

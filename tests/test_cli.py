@@ -303,7 +303,7 @@ def test_tag_labels_file_and_threshold(picture, tmp_path, capsys):
         (["tag", "PICTURE", "--labels", " "], "label list is empty"),
         (["tag", "PICTURE", "--labels", "cat,,dog"], "blank"),
         (["tag", "PICTURE", "--labels", "cat", "--top-k", "0"], "top_k is 0"),
-        (["tag", "PICTURE", "--labels", "cat", "--device", "abacus"], "qks: device 'abacus' is not to be had here"),
+        (["tag", "PICTURE", "--labels", "cat", "--device", "abacus"], "qks: device 'abacus' is not available"),
         (["tag", "PICTURE", "--labels", "cat", "--pretrained", "openai", "--model", "nowhere"], "pass --vlp as well"),
         (["tag", "PICTURE", "--labels", "cat", "--threshold", "2"], "threshold is 2"),
         (["tag", "PICTURE", "--labels", "cat", "--model", "nowhere"], "nowhere"),

@@ -1,4 +1,4 @@
-"""The linear map by oneDNN: the same numbers and gradients, only where it may be used, and invisible to what surrounds it."""
+"""The linear map by oneDNN: the same numbers and gradients, only where it may be used, and invisible outside."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qks.core import arithmetic as module
+from qks.core import arithmetic
 from qks.core.arithmetic import (
     DirectAttention,
     FastLinears,
@@ -30,16 +30,21 @@ needs_onednn = pytest.mark.skipif(
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(monkeypatch):
-    "On a processor that is not MKL's, whatever the tests run on."
-    monkeypatch.setattr(module, "mkl_suits_processor", lambda: False)
+def another_makers_processor(monkeypatch):
+    "As on a processor that is not Intel's, wherever the tests run."
+    monkeypatch.setattr(arithmetic, "mkl_suits_processor", lambda: False)
 
 
 def counted(monkeypatch, name):
-    "Every call of one of the module's functions."
+    "A list that grows by one at every call of one of the module's functions."
     calls = []
-    original = getattr(module, name)
-    monkeypatch.setattr(module, name, lambda *args: (calls.append(1), original(*args))[1])
+    original = getattr(arithmetic, name)
+
+    def spy(*args):
+        calls.append(name)
+        return original(*args)
+
+    monkeypatch.setattr(arithmetic, name, spy)
     return calls
 
 
@@ -56,14 +61,14 @@ def test_equals_torch(shape, bias):
     layer = nn.Linear(64, 48, bias=bias)
     expected = F.linear(x, layer.weight, layer.bias)
     torch.testing.assert_close(linear(x, layer.weight, layer.bias), expected, rtol=1e-5, atol=1e-5)
-    wanted = torch.autograd.grad(expected.pow(2).sum(), [x, *layer.parameters()])
-    found = torch.autograd.grad(linear(x, layer.weight, layer.bias).pow(2).sum(), [x, *layer.parameters()])
-    for ours, theirs in zip(found, wanted, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+    expected_gradients = torch.autograd.grad(expected.pow(2).sum(), [x, *layer.parameters()])
+    gradients = torch.autograd.grad(linear(x, layer.weight, layer.bias).pow(2).sum(), [x, *layer.parameters()])
+    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-4)
 
 
 def test_gradients_by_differences():
-    "The operator is fp32 only, so the check is coarse: a step of 1e-2, exact for a linear map but for rounding."
+    "The operator is fp32 only, so the check is coarse: a step of 1e-2, exact for a linear map up to rounding."
     torch.manual_seed(0)
     x = torch.randn(3, 4)
     weight = torch.randn(2, 4)
@@ -127,7 +132,7 @@ def test_a_second_derivative_is_refused_and_not_wrong():
 
 
 @needs_onednn
-def test_inside_the_context_every_linear_map_is_ours(used):
+def test_inside_the_context_onednn_computes_every_linear_map(used):
     torch.manual_seed(0)
     tower = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
     tokens = torch.randn(2, 5, 16)
@@ -135,9 +140,9 @@ def test_inside_the_context_every_linear_map_is_ours(used):
         expected = tower(tokens)
         assert not used
         with DirectAttention(), FastLinears():
-            found = tower(tokens)
+            actual = tower(tokens)
     assert len(used) == 4  # in and out of the attention, in and out of the feed-forward
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("shortcut", [True, False])
@@ -146,7 +151,7 @@ def test_the_context_leaves_everything_as_it_was(used, shortcut):
     torch.backends.mha.set_fastpath_enabled(shortcut)
     try:
         with torch.no_grad(), pytest.raises(ZeroDivisionError), DirectAttention(), FastLinears():
-            1 / 0
+            raise ZeroDivisionError
         assert torch.backends.mha.get_fastpath_enabled() is shortcut
         F.linear(torch.zeros(2, 2), torch.zeros(2, 2))
         assert not used
@@ -158,7 +163,7 @@ def test_the_context_leaves_everything_as_it_was(used, shortcut):
 
 
 @pytest.mark.parametrize(
-    "described, mkl, home",
+    "description, mkl, suits",
     [
         ("vendor_id\t: GenuineIntel", True, True),
         ("vendor_id\t: AuthenticAMD", True, False),
@@ -166,28 +171,28 @@ def test_the_context_leaves_everything_as_it_was(used, shortcut):
         ("vendor_id\t: GenuineIntel", False, False),
     ],
 )
-def test_mkl_is_at_home_on_intels_processors(monkeypatch, described, mkl, home):
-    monkeypatch.setattr(module.Path, "read_text", lambda *args, **options: f"processor\t: 0\n{described}\n")
+def test_mkl_suits_intels_processors(monkeypatch, description, mkl, suits):
+    monkeypatch.setattr(arithmetic.Path, "read_text", lambda *args, **options: f"processor\t: 0\n{description}\n")
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
-    assert mkl_suits_processor.__wrapped__() is home
+    assert mkl_suits_processor.__wrapped__() is suits
 
 
 def test_without_a_list_of_processors_the_system_is_asked(monkeypatch):
     def absent(*args, **options):
         raise FileNotFoundError
 
-    monkeypatch.setattr(module.Path, "read_text", absent)
-    monkeypatch.setattr(module.platform, "processor", lambda: "Intel64 Family 6 Model 85 Stepping 7, GenuineIntel")
+    monkeypatch.setattr(arithmetic.Path, "read_text", absent)
+    monkeypatch.setattr(arithmetic.platform, "processor", lambda: "Intel64 Family 6 Model 85 Stepping 7, GenuineIntel")
     assert mkl_suits_processor.__wrapped__() is torch.backends.mkl.is_available()
 
 
 @needs_onednn
-def test_at_home_mkl_multiplies(monkeypatch, used):
+def test_on_intels_processor_mkl_multiplies(monkeypatch, used):
     layer = nn.Linear(8, 8)
     x = torch.randn(3, 8)
     linear(x, layer.weight, layer.bias)
     assert len(used) == 1
-    monkeypatch.setattr(module, "mkl_suits_processor", lambda: True)
+    monkeypatch.setattr(arithmetic, "mkl_suits_processor", lambda: True)
     assert torch.equal(linear(x, layer.weight, layer.bias), layer(x))
     with torch.no_grad(), tower_arithmetic(torch.device("cpu"), "fp32", 768):
         layer(x)
@@ -233,10 +238,11 @@ def check_against_torch():
     x = torch.randn(3, 5, 8, requires_grad=True)
     layer = nn.Linear(8, 6)
     expected = layer(x)
-    found = linear(x, layer.weight, layer.bias)
-    wanted, gradients = (torch.autograd.grad(out.pow(2).sum(), [x, *layer.parameters()]) for out in (expected, found))
-    for ours, theirs in zip((found, *gradients), (expected, *wanted)):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    actual = linear(x, layer.weight, layer.bias)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    expected_gradients = torch.autograd.grad(expected.pow(2).sum(), [x, *layer.parameters()])
+    gradients = torch.autograd.grad(actual.pow(2).sum(), [x, *layer.parameters()])
+    torch.testing.assert_close(gradients, expected_gradients, rtol=1e-5, atol=1e-5)
     with torch.no_grad(), FastLinears():
         torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
 
@@ -251,14 +257,14 @@ def test_without_the_operator_torch_answers(operator, function, recwarn):
 
 @needs_onednn
 def test_an_operator_that_fails_later_is_replaced_call_by_call(operator):
-    ours = torch.ops.mkldnn._linear_pointwise
+    original = torch.ops.mkldnn._linear_pointwise
     calls = []
 
     def once(*args):
         calls.append(1)
         if len(calls) > 1:
             raise RuntimeError("could not execute a primitive")
-        return ours(*args)
+        return original(*args)
 
     operator(once)
     check_against_torch()
@@ -312,9 +318,9 @@ def check_direct(direct, attention, inputs, n_direct, rtol=1e-5, **options):
     expected = attention(*inputs, **options)
     torch.manual_seed(0)
     with DirectAttention():
-        found = attention(*inputs, **options)
+        actual = attention(*inputs, **options)
     assert len(direct) == n_direct
-    torch.testing.assert_close(found, expected, rtol=rtol, atol=1e-6)
+    torch.testing.assert_close(actual, expected, rtol=rtol, atol=1e-6)
 
 
 @pytest.mark.parametrize("layer", [{}, {"bias": False}, {"batch_first": False}], ids=str)
@@ -337,7 +343,7 @@ def test_direct_attention_is_torchs(direct, layer, mask):
     ],
     ids=str,
 )
-def test_what_is_asked_beyond_that_goes_to_torch(direct, layer, options):
+def test_a_call_for_more_goes_to_torch(direct, layer, options):
     attention = nn.MultiheadAttention(16, 2, batch_first=True, **layer).train("dropout" in layer)
     x = torch.randn(3, 5, 16)
     check_direct(direct, attention, (x, x, x), 0, **{"need_weights": False, **options})
@@ -377,10 +383,10 @@ def test_attention_to_other_tokens_goes_to_torch(direct):
     check_direct(direct, attention, (x[0],) * 3, 0, need_weights=False)
 
 
-@pytest.mark.parametrize("home", [True, False])
+@pytest.mark.parametrize("intel", [True, False])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_every_large_tower_on_a_cpu_gets_it(monkeypatch, home, precision):
-    monkeypatch.setattr(module, "mkl_suits_processor", lambda: home)
+def test_every_large_tower_on_a_cpu_gets_it(monkeypatch, intel, precision):
+    monkeypatch.setattr(arithmetic, "mkl_suits_processor", lambda: intel)
     attention = nn.MultiheadAttention(16, 2, batch_first=True).eval().requires_grad_(False)
     x = torch.randn(3, 5, 16)
     with tower_arithmetic(torch.device("cpu"), precision, 768):
@@ -397,8 +403,13 @@ def test_every_large_tower_on_a_cpu_gets_it(monkeypatch, home, precision):
 )
 def test_a_cpu_gets_a_few_images_at_a_time(n_images, n_tokens, parts):
     sizes = []
+
+    def double(chunk):
+        sizes.append(len(chunk))
+        return 2 * chunk
+
     images = torch.randn(n_images, 3)
-    assert torch.equal(in_chunks(lambda part: (sizes.append(len(part)), 2 * part)[1], images, n_tokens), 2 * images)
+    assert torch.equal(in_chunks(double, images, n_tokens), 2 * images)
     assert sizes == parts
 
 
@@ -414,8 +425,8 @@ def test_arithmetic_of_a_tower(used, precision, width, half, faster):
     layer = nn.Linear(8, 8)
     x = torch.randn(3, 8)
     with torch.no_grad(), tower_arithmetic(torch.device("cpu"), precision, width):
-        found = layer(x)
-    assert found.dtype == (torch.bfloat16 if half else torch.float32)
+        actual = layer(x)
+    assert actual.dtype == (torch.bfloat16 if half else torch.float32)
     assert len(used) == (faster and can_use_onednn(x, layer.weight))
 
 
@@ -447,10 +458,9 @@ print(pages(), int(keep_freed_memory()), pages() - pages(), pages())
 
 
 def test_memory_is_kept_where_the_c_library_can():
-    before, kept, _, after = map(
-        int, subprocess.run([sys.executable, "-c", PAGES], capture_output=True, text=True, check=True).stdout.split()
-    )
-    if not kept:
+    run = subprocess.run([sys.executable, "-c", PAGES], capture_output=True, text=True, check=True)
+    before, is_kept, _, after = map(int, run.stdout.split())
+    if not is_kept:
         pytest.skip("another C library")
     assert before > 1000 and after < 100
 
@@ -459,9 +469,9 @@ def test_memory_is_kept_where_the_c_library_can():
     "system, library",
     [("darwin", None), ("linux", SimpleNamespace()), ("linux", SimpleNamespace(mallopt=lambda name, value: 0))],
 )
-def test_elsewhere_nothing_happens(monkeypatch, system, library):
-    monkeypatch.setattr(module.sys, "platform", system)
-    monkeypatch.setattr(module.ctypes, "CDLL", lambda name: library)
+def test_with_another_c_library_nothing_happens(monkeypatch, system, library):
+    monkeypatch.setattr(arithmetic.sys, "platform", system)
+    monkeypatch.setattr(arithmetic.ctypes, "CDLL", lambda name: library)
     assert keep_freed_memory() is False
 
 
@@ -472,10 +482,8 @@ def test_one_thread_at_a_time_changes_the_settings_of_the_process():
         with tower_arithmetic(torch.device("cpu"), "fp32", 8):
             order.append("other")
 
-    with (
-        tower_arithmetic(torch.device("cpu"), "fp32", 8),
-        tower_arithmetic(torch.device("cpu"), "fp32", 8),
-    ):  # one inside the other in one thread
+    cpu = torch.device("cpu")
+    with tower_arithmetic(cpu, "fp32", 8), tower_arithmetic(cpu, "fp32", 8):  # nested in one thread
         thread = threading.Thread(target=other)
         thread.start()
         thread.join(0.2)

@@ -593,7 +593,7 @@ def test_what_is_no_vlp(qks, tmp_path):
 
 def test_a_device_that_is_not_there_is_not_the_models_fault(qks, tmp_path):
     qks.save_pretrained(tmp_path)
-    refused("^device 'abacus' is not to be had here", QKS.from_pretrained, tmp_path, None, "abacus")
+    refused("^device 'abacus' is not available", QKS.from_pretrained, tmp_path, None, "abacus")
 
 
 def test_a_run_without_a_model_says_how_to_go_on(tmp_path):

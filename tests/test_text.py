@@ -34,7 +34,7 @@ def ids(*lengths, end=99):
 
 @pytest.fixture
 def seen(monkeypatch):
-    "How many tokens a text the transformer ran on, each time."
+    "How many tokens per text the transformer ran on, at each call."
     lengths = []
     original = open_clip.transformer.Transformer.forward
 
@@ -48,9 +48,9 @@ def seen(monkeypatch):
 
 def check(model, token_ids, seen, tokens):
     with torch.no_grad():
-        found = encode_text(model, token_ids)
+        actual = encode_text(model, token_ids)
         expected = model.encode_text(token_ids)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
     assert seen == [tokens, 16]
 
 
@@ -131,9 +131,9 @@ def test_equals_the_uncut_tower_of_the_papers_size():
     assert end_of_text_positions(model, token_ids).tolist() == [3, 13, 76]
     for rows in (token_ids[:1], token_ids[:2], token_ids):
         with torch.no_grad():
-            found = encode_text(model, rows)
+            actual = encode_text(model, rows)
             expected = model.encode_text(rows)
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
     scribbled = token_ids[:2].clone()
     scribbled[:, 14:] = 320  # "a": numbers below that of the end token
     with torch.no_grad():
@@ -148,10 +148,10 @@ def test_the_pool_equals_the_uncut_way(make, tiny_vlp):
     vlp = tiny_vlp if make == "tiny" else load_vlp(make, None if make == "pocket" else False)
     labels = ["cat", "a very tall ship with three masts", "x"] if make != "tiny" else ["cat", "red ship"]
     pool = PromptPool(DEFAULT_TEMPLATES[::17] if make == "ViT-B-32" else DEFAULT_TEMPLATES)
-    found = pool.embed(vlp, labels, batch_size=32, cache=False)
+    actual = pool.embed(vlp, labels, batch_size=32, cache=False)
     with torch.no_grad():
         expected = torch.stack([vlp.model.encode_text(vlp.tokenizer(pool.prompts(label))).mean(0) for label in labels])
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
 
 
 def test_batches_hold_sentences_of_one_length(tiny_vlp, monkeypatch):
@@ -174,8 +174,8 @@ def test_batches_hold_sentences_of_one_length(tiny_vlp, monkeypatch):
 def test_many_labels_are_embedded_in_parts(tiny_vlp, monkeypatch):
     labels = [f"thing {i}" for i in range(11)]
     pool = PromptPool(("a {}.", "the {} in the scene."))
-    whole = pool.embed(tiny_vlp, labels, cache=False)
+    expected = pool.embed(tiny_vlp, labels, cache=False)
     monkeypatch.setattr("qks.model.prompts.SENTENCES", 6)
-    torch.testing.assert_close(pool.embed(tiny_vlp, labels, cache=False), whole, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(pool.embed(tiny_vlp, labels, cache=False), expected, rtol=1e-5, atol=1e-5)
     monkeypatch.setattr("qks.model.prompts.SENTENCES", 1)
-    torch.testing.assert_close(pool.embed(tiny_vlp, labels, cache=False), whole, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(pool.embed(tiny_vlp, labels, cache=False), expected, rtol=1e-5, atol=1e-5)

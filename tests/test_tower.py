@@ -6,7 +6,7 @@ import timm
 import torch
 
 from qks.core import ASSETS
-from qks.vlp.tower import PocketTower, ResidualStage, qks_pocket_tower
+from qks.vlp.pocket_tower import PocketTower, ResidualStage, qks_pocket_tower
 
 
 @pytest.mark.parametrize("size", [2, 7, 8, 16])

@@ -1,4 +1,4 @@
-"""The frozen model against the authors' numbers and open_clip's own, over every kind of tower and every kind of bad file."""
+"""The frozen model against the authors' numbers and open_clip's: every kind of tower, every kind of bad file."""
 
 import json
 import os
@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from qks.core import ASSETS, QKSError, arithmetic as linear
+from qks.core import ASSETS, QKSError, arithmetic
 from qks.evaluate.baselines import baseline_methods
-from qks.vlp import frozen as vlp_module
-from qks.vlp.frozen import VLP, fingerprint, preprocess_images, tokenize
-from qks.vlp.loading import _configs_from, load_vlp
+from qks.vlp import frozen, loading, towers
+from qks.vlp.frozen import VLP, VisionLanguageModel, fingerprint, preprocess_images, tokenize
+from qks.vlp.loading import _text_config, _vision_config, load_vlp
+from qks.vlp.towers import ImageTower, find_tower, register_tower
 
 GOLDEN = {
     key: torch.from_numpy(np.asarray(value))
@@ -30,8 +31,8 @@ IMAGES = torch.linspace(-2, 2, 2 * 3 * 32 * 32).sin().reshape(2, 3, 32, 32)
 
 
 def close(actual, expected, rtol=1e-5):
-    # Sums of many terms lose what cancels in them, so an entry near zero is off by rounding of the tensor's large entries:
-    # the tolerance is relative to the entry, plus as much relative to the largest entry of the tensor.
+    # Sums of many terms lose what cancels in them, so an entry near zero is off by rounding of the tensor's large
+    # entries: the tolerance is relative to the entry, plus as much relative to the largest entry of the tensor.
     torch.testing.assert_close(actual, expected, rtol=rtol, atol=rtol * expected.abs().max().item())
 
 
@@ -215,6 +216,71 @@ def test_tower_without_projection():
     check_tower(vlp, 64, 4, 96, 0)
 
 
+class PatchMeans(torch.nn.Module):
+    "An image tower of no library: every patch of 8 x 8 pixels is a token of its mean colour."
+
+    image_size = 32
+
+    def __init__(self, embed_dim=32):
+        super().__init__()
+        self.linear = torch.nn.Linear(3, embed_dim, bias=False)
+
+
+class PatchMeansTower(ImageTower):
+    def tokens(self, images):
+        return torch.nn.functional.avg_pool2d(images, 8).flatten(2).transpose(1, 2)
+
+    @property
+    def projection(self):
+        return self.visual.linear.weight.T
+
+    def pooled(self, tokens, grid):
+        assert grid == (4, 4)
+        return self.visual.linear(tokens.mean(1))
+
+
+def test_a_new_tower_is_one_class(make_clip, monkeypatch):
+    model = make_clip()
+    model.visual = PatchMeans()
+    monkeypatch.setattr(towers, "TOWER_CLASSES", dict(towers.TOWER_CLASSES))  # leave the library's as they are
+    register_tower(PatchMeans)(PatchMeansTower)
+    vlp = VLP(model, None, open_clip.SimpleTokenizer(context_length=24), "means")
+    tokens = vlp.image_tokens(IMAGES)
+    assert tokens.shape == (2, 16, 3) and (vlp.n_tokens, vlp.width, vlp.embed_dim) == (16, 3, 32)
+    assert vlp.n_prefix == 0 and vlp.grid == (4, 4) and vlp.image_size == 32
+    close(tokens[1, 5], IMAGES[1, :, 8:16, 8:16].mean((1, 2)))
+    assert torch.equal(vlp.projection, model.visual.linear.weight.T)
+    close(vlp.image_features(tokens), tokens.mean(1) @ vlp.projection)
+    assert vlp.text_features("cat").shape == (1, 32) and fingerprint(vlp)
+
+
+def test_an_unknown_tower_is_refused_with_the_way_out(make_clip):
+    model = make_clip()
+    model.visual = PatchMeans()
+    message = refused("image towers of class PatchMeans are not supported", VLP, model, None, None, "means")
+    for part in ("ModifiedResNet", "TimmModel", "VisionTransformer", "qks.vlp.ImageTower", "qks.vlp.register_tower"):
+        assert part in message
+
+
+def test_an_entry_for_a_subclass_wins(make_clip, monkeypatch):
+    class Special(open_clip.transformer.VisionTransformer):
+        pass
+
+    class SpecialTower(towers.ViTTower):
+        pass
+
+    visual = make_clip().visual
+    visual.__class__ = Special
+    assert type(find_tower(visual)) is towers.ViTTower
+    monkeypatch.setattr(towers, "TOWER_CLASSES", dict(towers.TOWER_CLASSES))
+    register_tower(Special)(SpecialTower)
+    assert type(find_tower(visual)) is SpecialTower
+
+
+def test_a_vlp_offers_what_the_library_asks_of_it(tiny_vlp):
+    assert isinstance(tiny_vlp, VisionLanguageModel) and not isinstance(tiny_vlp.model, VisionLanguageModel)
+
+
 def test_nonlinear_projection_is_refused():
     refused("no linear visual projection", VLP, timm_clip("test_resnet", proj="mlp"), None, None, "resnet")
 
@@ -328,6 +394,11 @@ def test_fingerprint_tells_heads_apart(make_vlp, tiny_vlp):
     assert fingerprint(one) != fingerprint(other)
 
 
+def attention_heads(model):
+    modules = model.visual.modules()
+    return {module.num_heads for module in modules if isinstance(module, torch.nn.MultiheadAttention)}
+
+
 @pytest.mark.parametrize("name", ["ViT-B-16", "ViT-L-14", "ViT-H-14", "ViT-g-14"])
 def test_a_weight_file_has_the_heads_of_its_model(name):
     "Sizes read off weights, on no memory: a file of ViT-H has 16 heads of 80 channels, not 20 of 64."
@@ -338,20 +409,15 @@ def test_a_weight_file_has_the_heads_of_its_model(name):
             open_clip.CLIPVisionCfg(**config["vision_cfg"]),
             open_clip.CLIPTextCfg(**config["text_cfg"]),
         )
-    embed_dim, vision, text = _configs_from(model.state_dict())
+    state = model.state_dict()
+    vision, text = _vision_config(state), _text_config(state)
     with torch.device("meta"):
-        again = open_clip.CLIP(embed_dim, vision, text)
-    shapes = [{key: value.shape for key, value in one.state_dict().items()} for one in (model, again)]
-    heads = [
-        {module.num_heads for module in one.visual.modules() if isinstance(module, torch.nn.MultiheadAttention)}
-        for one in (model, again)
-    ]
-    assert (
-        shapes[0] == shapes[1]
-        and heads[0] == heads[1]
-        and text.heads == config["text_cfg"]["heads"]
-        and vision.image_size == config["vision_cfg"]["image_size"]
-    )
+        again = open_clip.CLIP(config["embed_dim"], vision, text)
+    assert {key: value.shape for key, value in again.state_dict().items()} == {
+        key: value.shape for key, value in state.items()
+    }
+    assert attention_heads(again) == attention_heads(model)
+    assert text.heads == config["text_cfg"]["heads"] and vision.image_size == config["vision_cfg"]["image_size"]
 
 
 # ---- loading that fails
@@ -463,21 +529,23 @@ def test_pocket(pocket):
     size = pocket.image_size
     tokens = pocket.image_tokens(torch.rand(2, 3, size, size))
     assert tokens.shape[1] - pocket.n_prefix >= 36 and tokens.shape[2] == pocket.width
-    assert tokens.isfinite().all() and pocket.text_features(["cat", "a photo of a bridge."]).shape == (
-        2,
-        pocket.embed_dim,
-    )
+    assert tokens.isfinite().all()
+    assert pocket.text_features(["cat", "a photo of a bridge."]).shape == (2, pocket.embed_dim)
 
 
 def test_a_large_batch_goes_through_the_tower_in_parts(pocket, monkeypatch):
     images = torch.rand(11, 3, pocket.image_size, pocket.image_size)
     expected = pocket.image_tokens(images)
-    monkeypatch.setattr(linear, "CPU_TOKENS", 4 * pocket.n_tokens)
+    monkeypatch.setattr(arithmetic, "CPU_TOKENS", 4 * pocket.n_tokens)
     sizes = []
-    forward = pocket.model.visual.trunk.forward_features
-    monkeypatch.setattr(
-        pocket.model.visual.trunk, "forward_features", lambda part: (sizes.append(len(part)), forward(part))[1]
-    )
+    trunk = pocket.model.visual.trunk
+    forward = trunk.forward_features
+
+    def spy(chunk):
+        sizes.append(len(chunk))
+        return forward(chunk)
+
+    monkeypatch.setattr(trunk, "forward_features", spy)
     close(pocket.image_tokens(images), expected)
     assert sizes == [4, 4, 3] and pocket.n_tokens == expected.shape[1]
 
@@ -517,9 +585,8 @@ def test_a_link_stays_a_link(golden_vlp, tmp_path):
         tmp_path / "blobs" / "0a1b",
     )
     (tmp_path / "model.safetensors").symlink_to(tmp_path / "blobs" / "0a1b")
-    assert fingerprint(load_vlp(**load_vlp(pretrained=tmp_path / "model.safetensors").source)) == fingerprint(
-        golden_vlp
-    )
+    source = load_vlp(pretrained=tmp_path / "model.safetensors").source
+    assert fingerprint(load_vlp(**source)) == fingerprint(golden_vlp)
 
 
 def test_a_text_too_long_for_any_tokenizer(golden_vlp):
@@ -569,22 +636,21 @@ def test_ids_of_another_context(tiny_vlp, shape):
 
 
 @pytest.mark.parametrize(
-    "known, size",
+    "noted, size",
     [({}, "crop"), ({"resize_mode": "squash", "interpolation": "bilinear"}, "squash")],
     ids=["CLIP's own", "squashed"],
 )
-def test_pictures_are_resized_as_the_weights_want_it(monkeypatch, make_clip, known, size):
+def test_pictures_are_resized_as_the_weights_want_it(monkeypatch, make_clip, noted, size):
     "A wide picture, white in the middle third: cropped it is white, squashed it keeps its black sides."
     model = make_clip()
-    model.visual.preprocess_cfg = known
-    monkeypatch.setattr(
-        vlp_module, "_from_open_clip", lambda name, pretrained: (model, open_clip.SimpleTokenizer(context_length=24))
-    )
+    model.visual.preprocess_cfg = noted
+    loaded = loading.LoadedClip(model, open_clip.SimpleTokenizer(context_length=24))
+    monkeypatch.setattr(loading, "_load_by_name", lambda name, pretrained: loaded)
     vlp = load_vlp("ViT-B-32", "some-tag", device="cpu")
     picture = np.zeros((32, 96, 3), np.uint8)
     picture[:, 32:64] = 255
-    found = preprocess_images(vlp, [Image.fromarray(picture)])[0, 0]
-    assert (found[:, 0] > 0).all() == (size == "crop") and (found[:, 16] > 0).all()
+    red = preprocess_images(vlp, [Image.fromarray(picture)])[0, 0]  # [H, W]
+    assert (red[:, 0] > 0).all() == (size == "crop") and (red[:, 16] > 0).all()
 
 
 def test_a_tower_that_pools_otherwise_has_one_baseline(make_vlp):
@@ -593,17 +659,21 @@ def test_a_tower_that_pools_otherwise_has_one_baseline(make_vlp):
         (make_vlp(vision={"pool_type": "avg"}), ["VLP best patch"]),
         (make_vlp(), ["VLP zero-shot, one prompt", "VLP zero-shot, prompt pool", "VLP best patch"]),
     ):
-        found = baseline_methods(vlp, ["cat", "dog"], vlp.text_features(["cat", "dog"]))
-        assert list(found) == methods and all(
-            score(vlp.image_tokens(IMAGES)).shape == (2, 2) for score in found.values()
-        )
+        baselines = baseline_methods(vlp, ["cat", "dog"], vlp.text_features(["cat", "dog"]))
+        assert list(baselines) == methods
+        assert all(score(vlp.image_tokens(IMAGES)).shape == (2, 2) for score in baselines.values())
 
 
 def test_weights_are_hashed_once_unless_they_change(make_vlp, monkeypatch):
     vlp = make_vlp()
     made = []
-    sha256 = vlp_module.hashlib.sha256
-    monkeypatch.setattr(vlp_module.hashlib, "sha256", lambda *args: made.append(1) or sha256(*args))
+    sha256 = frozen.hashlib.sha256
+
+    def spy(*args):
+        made.append(args)
+        return sha256(*args)
+
+    monkeypatch.setattr(frozen.hashlib, "sha256", spy)
     first = fingerprint(vlp)
     assert fingerprint(vlp) == first and len(made) == 1
     with torch.no_grad():

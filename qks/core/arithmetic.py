@@ -73,7 +73,7 @@ def can_use_onednn(
         and x.dtype == weight.dtype == torch.float32
         and x.numel() > 0
         and torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled
+        and bool(torch.backends.mkldnn.enabled)
         and not torch.is_autocast_enabled("cpu")
         and not mkl_suits_processor()
         and onednn_agrees()
@@ -84,13 +84,21 @@ class OneDNNLinear(torch.autograd.Function):
     "A linear map and its gradients by oneDNN."
 
     @staticmethod
-    def forward(ctx, x, weight, bias):  # [..., I], [O, I], [O] or None
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,  # [..., I]
+        weight: torch.Tensor,  # [O, I]
+        bias: torch.Tensor | None,  # [O]
+    ) -> torch.Tensor:  # [..., O]
         ctx.save_for_backward(x, weight)
-        return _product(x, weight, bias)  # [..., O]
+        return _product(x, weight, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):  # [..., O]
+    def backward(
+        ctx: Any,
+        grad: torch.Tensor,  # of the output [..., O]
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:  # of x, weight and bias
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         rows = grad.flatten(0, -2)  # [M, O]
@@ -128,7 +136,8 @@ def direct_attention(
 ) -> torch.Tensor:  # [B, N, D]
     "Self-attention with the weights of a torch layer, without its map and without a copy of the tokens."
     qkv = F.linear(tokens, weight, bias).unflatten(-1, (3, n_heads, -1)).permute(2, 0, 3, 1, 4)  # [3, B, h, N, d]
-    attended = F.scaled_dot_product_attention(*qkv, attn_mask=mask)  # [B, h, N, d]
+    queries, keys, values = qkv
+    attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)  # [B, h, N, d]
     return F.linear(attended.transpose(1, 2).flatten(2), output_weight, output_bias)
 
 # %% ../../nbs/core/05_arithmetic.ipynb #090925e5
@@ -166,16 +175,16 @@ class DirectAttention(TorchFunctionMode):
 
     arguments = inspect.signature(F.multi_head_attention_forward)
 
-    def __enter__(self):
+    def __enter__(self) -> "DirectAttention":
         self.shortcut = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         return super().__enter__()
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: Any) -> None:
         torch.backends.mha.set_fastpath_enabled(self.shortcut)
-        return super().__exit__(*error)
+        super().__exit__(*error)
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is not F.multi_head_attention_forward:
             return func(*args, **kwargs)
@@ -199,7 +208,7 @@ class DirectAttention(TorchFunctionMode):
 class FastLinears(TorchDispatchMode):
     "Inside `with FastLinears():` oneDNN computes every linear map without gradients that it can."
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (torch.ops.aten.addmm.default, torch.ops.aten.mm.default) and not kwargs:
             rows, weight = args[-2:]  # [M, I], [I, O]
             bias = args[0] if len(args) == 3 else None  # [O]

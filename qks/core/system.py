@@ -41,7 +41,7 @@ def container_memory_left(
 # %% ../../nbs/core/04_system.ipynb #794f1a66
 def available_memory() -> int:  # bytes
     "Memory that can be taken without swapping: what the system has left, or a container if that is less."
-    import psutil  # in here, so that a plain progress bar does not wait for it
+    import psutil  # not at the top, so that a plain progress bar does not wait for it
 
     amounts = [psutil.virtual_memory().available]
     for limit_file, usage_file in CONTAINER_MEMORY_FILES:

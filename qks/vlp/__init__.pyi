@@ -1,2 +1,8 @@
-from .frozen import VLP as VLP, fingerprint as fingerprint, preprocess_images as preprocess_images
+from .frozen import (
+    VLP as VLP,
+    VisionLanguageModel as VisionLanguageModel,
+    fingerprint as fingerprint,
+    preprocess_images as preprocess_images,
+)
 from .loading import check_device as check_device, load_vlp as load_vlp
+from .towers import ImageTower as ImageTower, register_tower as register_tower
