@@ -3,7 +3,8 @@
 Get and unpack the packages, each into a folder of its own:
 
     mkdir packages && cd packages
-    for name in emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0 @lobehub/fluent-emoji-3d@1.1.0 emojibase-data@17.0.0
+    for name in emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0 \\
+        @lobehub/fluent-emoji-3d@1.1.0 emojibase-data@17.0.0
     do
         file=$(npm pack "$name" | tail -1)
         mkdir "${file%.tgz}" && tar -xzf "$file" -C "${file%.tgz}"
@@ -13,7 +14,8 @@ Then, in the repository's root:
 
     python scripts/build_drawings.py packages qks/assets/pocket_wide
 
-The same bytes need the same Pillow and libwebp; the same pixels do not. Licences: qks/assets/pocket_wide/LICENSES.md.
+The same pixels come from any Pillow; the same bytes need the same Pillow and libwebp.
+Licences: qks/assets/pocket_wide/LICENSES.md.
 """
 
 import argparse
@@ -23,8 +25,8 @@ from pathlib import Path
 
 from PIL import Image
 
-CELL = 64
-COLUMNS = 20  # as in qks.data.drawings: cells of 64 x 64 pixels, 20 in a row
+CELL = 64  # as SHEET_CELL of qks.data.drawings: a sheet has cells of 64 x 64 pixels,
+COLUMNS = 20  # as SHEET_COLUMNS: 20 in a row
 SOURCES = {  # sheet -> folder of its drawings; file names are code points in hex
     "noto": "emoji-datasource-google-16.0.0/package/img/google/64",
     "twemoji": "emoji-datasource-twitter-16.0.0/package/img/twitter/64",
@@ -69,14 +71,14 @@ temple=hindu_temple tiger tower=Tokyo_tower toy=teddy_bear train tree=deciduous_
 beach=beach_with_umbrella military=military_medal
 """.split()
 
-# Keywords that are kept as broader labels. The second line's are concepts themselves, and unseen.
+# Keywords that become broader labels. Those of the second line are concepts themselves, and unseen.
 BROADER = set(
     """
 animal food fruit tool clothing music game weather vehicle sport ball ocean vegetable breakfast instrument dessert
 bird flower plant car boat building
 """.split()
 )
-WRONG = {("sunset", "building")}  # a keyword of CLDR's that the drawings do not show
+WRONG = {("sunset", "building")}  # keyword in CLDR, but not in the drawing
 
 
 def read_concepts(packages):
@@ -89,9 +91,8 @@ def read_concepts(packages):
             entry = entries[(name or label).replace("_", " ").lower()]
             keywords = [keyword.lower() for keyword in entry["tags"]]
             broader = [k for k in keywords if k in BROADER and k != label and (label, k) not in WRONG]
-            rows.append(
-                [label, entry["label"], entry["hexcode"].lower().replace("-fe0f", ""), split, "|".join(broader)]
-            )
+            codepoints = entry["hexcode"].lower().replace("-fe0f", "")
+            rows.append([label, entry["label"], codepoints, split, "|".join(broader)])
     return rows
 
 
@@ -101,11 +102,14 @@ def draw_sheet(folder, codepoints):
     sheet = Image.new("RGBA", (CELL * COLUMNS, CELL * -(-len(codepoints) // COLUMNS)))
     for i, code in enumerate(codepoints):
         drawing = Image.open(files[code]).convert("RGBA")
-        drawing = drawing.crop(drawing.getchannel("A").point(lambda alpha: 255 * (alpha > 8)).getbbox())
+        visible = drawing.getchannel("A").point(lambda alpha: 255 * (alpha > 8))
+        drawing = drawing.crop(visible.getbbox())
         scale = CELL / max(drawing.size)
         drawing = drawing.resize([max(1, round(edge * scale)) for edge in drawing.size], Image.Resampling.LANCZOS)
         row, column = divmod(i, COLUMNS)
-        sheet.paste(drawing, (CELL * column + (CELL - drawing.width) // 2, CELL * row + (CELL - drawing.height) // 2))
+        left = CELL * column + (CELL - drawing.width) // 2
+        top = CELL * row + (CELL - drawing.height) // 2
+        sheet.paste(drawing, (left, top))
     return sheet
 
 
@@ -116,13 +120,13 @@ def main():
     args = parser.parse_args()
     missing = [place for place in (*SOURCES.values(), NAMES) if not (args.packages / place).exists()]
     if missing:
-        parser.error(f"{args.packages / missing[0]} is missing: get the packages as the head of this script says")
+        parser.error(f"{args.packages / missing[0]} is missing: get the packages as the top of this script says")
     args.out.mkdir(parents=True, exist_ok=True)
     rows = read_concepts(args.packages)
     with open(args.out / "concepts.csv", "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(
-            [["label", "cldr_name", "codepoints", "split", "broader"], *rows]
-        )
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["label", "cldr_name", "codepoints", "split", "broader"])
+        writer.writerows(rows)
     for vendor, folder in SOURCES.items():
         sheet = draw_sheet(args.packages / folder, [row[2] for row in rows])
         sheet.save(args.out / f"drawings_{vendor}.webp", lossless=True, method=6)

@@ -20,14 +20,15 @@ from PIL import Image
 
 from qks.data.drawings import Drawings, compose_scene, read_concepts
 
-WIDTH = 9.0
-HEIGHT = 5.4  # inches; 900 pixels wide at 100 dpi
+WIDTH = 9.0  # inches; 900 pixels at 100 dpi
+HEIGHT = 5.4
 INK = "#1f2328"
 SOFT = "#59636e"
+# Fill and edge of the boxes.
 FROZEN = ("#dbeafe", "#1d4ed8")
 TRAINED = ("#ffe8cc", "#c2410c")
-PLAIN = ("#f3f4f6", "#8c959f")  # fill, edge
-TOKENS = ("#7c3aed", "#0d9488", "#db2777", "#ca8a04")  # one colour a query token
+PLAIN = ("#f3f4f6", "#8c959f")
+TOKENS = ("#7c3aed", "#0d9488", "#db2777", "#ca8a04")  # one colour per query token
 LABELS = ("dog", "pizza", "tree", "whale")
 SCORES = np.array(
     [[0.95, 0.25, 0.10, 0.20], [0.15, 0.90, 0.20, 0.10], [0.10, 0.20, 0.15, 0.25], [0.20, 0.10, 0.85, 0.15]]
@@ -37,17 +38,10 @@ SCORES = np.array(
 def box(axis, x, y, width, height, text, colours, size=10, **style):
     """A rounded box around its centre, with a text."""
     corner = x - width / 2, y - height / 2
-    axis.add_patch(
-        FancyBboxPatch(
-            corner,
-            width,
-            height,
-            boxstyle="round,pad=0,rounding_size=0.07",
-            facecolor=colours[0],
-            edgecolor=colours[1],
-            linewidth=1.3,
-        )
-    )
+    shape = "round,pad=0,rounding_size=0.07"
+    fill, edge = colours
+    patch = FancyBboxPatch(corner, width, height, boxstyle=shape, facecolor=fill, edgecolor=edge, linewidth=1.3)
+    axis.add_patch(patch)
     axis.text(x, y, text, ha="center", va="center", size=size, color=INK, linespacing=1.25, **style)
 
 
@@ -60,36 +54,26 @@ def arrow(axis, *points, colour=INK):
     """A line through the points with a head at the last."""
     for start, end in zip(points[:-2], points[1:-1]):
         axis.plot(*zip(start, end), color=colour, linewidth=1.3, solid_capstyle="round")
-    axis.add_patch(
-        FancyArrowPatch(
-            points[-2],
-            points[-1],
-            arrowstyle="-|>",
-            mutation_scale=11,
-            shrinkA=0,
-            shrinkB=0,
-            linewidth=1.3,
-            color=colour,
-        )
-    )
+    style = dict(arrowstyle="-|>", mutation_scale=11, shrinkA=0, shrinkB=0, linewidth=1.3, color=colour)
+    axis.add_patch(FancyArrowPatch(points[-2], points[-1], **style))
 
 
 def cells(axis, x, y, colours, size=0.19, step=(0, -0.24)):
-    """Small squares, one a token, from the centre (x, y) on."""
+    """Small squares, one per token; the first is centred at (x, y)."""
     for i, colour in enumerate(colours):
         corner = x + i * step[0] - size / 2, y + i * step[1] - size / 2
         axis.add_patch(Rectangle(corner, size, size, facecolor=colour, edgecolor="white", linewidth=0.8))
 
 
 def scene():
-    """A small picture with three of the labels in it, on a calm ground."""
+    """A small picture with three of the labels in it, on a calm background."""
     concepts = [concept.label for concept in read_concepts()]
-    ramp = np.linspace(0, 1, 128, dtype=np.float32)[:, None, None]
-    ground = np.broadcast_to(
-        (1 - ramp) * np.float32([196, 226, 255]) + ramp * np.float32([214, 240, 205]), (128, 128, 3)
-    ).copy()
     chosen = [concepts.index(label) for label in LABELS[:3]]
-    return compose_scene(Drawings(), np.random.default_rng(7), chosen, [0, 0, 0], 128, (50, 58), 0, ground)[0]
+    ramp = np.linspace(0, 1, 128, dtype=np.float32)[:, None, None]
+    colours = (1 - ramp) * np.float32([196, 226, 255]) + ramp * np.float32([214, 240, 205])  # [128, 1, 3]
+    canvas = np.broadcast_to(colours, (128, 128, 3)).copy()
+    rng = np.random.default_rng(7)
+    return compose_scene(Drawings(), rng, chosen, [0, 0, 0], 128, (50, 58), max_overlap=0, canvas=canvas).image
 
 
 def image_side(axis, y):
@@ -152,43 +136,29 @@ def label_side(axis, y):
     note(axis, 6.83, y - 0.16, "[C, E]")
 
 
+def score_cell(axis, corner, step, token, score, is_best):
+    """One score of the matrix; the largest of its label is in the colour of its token."""
+    fill, alpha = (TOKENS[token], score) if is_best else (INK, 0.6 * score)
+    edge = dict(edgecolor=INK, linewidth=1.6, zorder=3) if is_best else dict(edgecolor="white", linewidth=0.8, zorder=2)
+    axis.add_patch(Rectangle(corner, step, step, facecolor=fill, alpha=alpha))
+    axis.add_patch(Rectangle(corner, step, step, fill=False, **edge))
+
+
 def sharing(axis, x, y, bottom, step=0.31):
     """Scores of every token with every label, the largest of each label, and what becomes of it."""
     best = SCORES.argmax(0)  # [C]
     cells(axis, x - 0.34, y + 1.5 * step, TOKENS, step=(0, -step))
     for k, c in np.ndindex(SCORES.shape):
         corner = (x + (c - 0.5) * step, y + (1 - k) * step)
-        chosen = k == best[c]
-        fill, alpha = (TOKENS[k], SCORES[k, c]) if chosen else (INK, 0.6 * SCORES[k, c])
-        axis.add_patch(Rectangle(corner, step, step, facecolor=fill, alpha=alpha))
-        axis.add_patch(
-            Rectangle(
-                corner,
-                step,
-                step,
-                fill=False,
-                edgecolor=INK if chosen else "white",
-                linewidth=1.6 if chosen else 0.8,
-                zorder=3 if chosen else 2,
-            )
-        )
+        score_cell(axis, corner, step, k, SCORES[k, c], k == best[c])
+    slanted = dict(rotation=45, rotation_mode="anchor", ha="left", va="bottom", size=8.5, color=INK)
     for c, label in enumerate(LABELS):
         column = x + c * step
         cells(axis, column, bottom + 0.32, ["#60a5fa"] * 4, size=0.18, step=(0, -0.21))
         arrow(axis, (column, bottom + 0.46), (column, y - 2 * step - 0.05))
         arrow(axis, (column, y + 2 * step + 0.05), (column, y + 2 * step + 0.4))
         axis.add_patch(Rectangle((column - 0.1, y + 1.08), 0.2, 0.62 * SCORES[best[c], c], facecolor=TOKENS[best[c]]))
-        axis.text(
-            column - 0.03,
-            y + 1.76,
-            label,
-            rotation=45,
-            ha="left",
-            va="bottom",
-            size=8.5,
-            color=INK,
-            rotation_mode="anchor",
-        )
+        axis.text(column - 0.03, y + 1.76, label, **slanted)
     note(axis, x - 0.42, y - 2 * step - 0.12, "[B, K, E]")
     note(axis, x - 0.24, y + 1.44, "logits\n[B, C]", ha="right")
     note(axis, x - 0.24, y + 2 * step + 0.18, "max over tokens", ha="right")
@@ -196,7 +166,7 @@ def sharing(axis, x, y, bottom, step=0.31):
 
 
 def legend(axis, y):
-    """What the colours say."""
+    """What the colours mean."""
     for x, colours, text in (
         (0.3, FROZEN, "❄ frozen: the vision-language model (VLP)"),
         (3.85, TRAINED, "trained, on the seen labels"),
@@ -207,7 +177,7 @@ def legend(axis, y):
 
 
 def draw():
-    """The whole picture."""
+    """The complete figure."""
     figure = plt.figure(figsize=(WIDTH, HEIGHT), facecolor="white")
     axis = figure.add_axes((0, 0, 1, 1))
     image_side(axis, 3.65)
@@ -222,7 +192,7 @@ def draw():
 
 
 def save(figure, folder):
-    """As SVG, and as PNG of 256 colours, a third of the bytes."""
+    """Write SVG, and PNG of 256 colours, which takes a third of the bytes."""
     figure.savefig(folder / "architecture.svg", metadata={"Date": None})
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=200)
@@ -230,7 +200,9 @@ def save(figure, folder):
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parent.parent / "nbs" / "images"
+    folder = Path(__file__).resolve().parent.parent / "nbs" / "images"
+    if len(sys.argv) > 1:
+        folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     plt.rcParams |= {"svg.hashsalt": "qks", "font.family": "DejaVu Sans"}
     save(draw(), folder)

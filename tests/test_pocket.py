@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,9 +12,9 @@ from PIL import Image
 
 from qks.core import QKSError
 from qks.data.drawings import (
-    CELL,
-    COLUMNS,
-    FOLDER,
+    DRAWINGS_FOLDER,
+    SHEET_CELL,
+    SHEET_COLUMNS,
     VENDORS,
     Drawings,
     background,
@@ -20,8 +22,8 @@ from qks.data.drawings import (
     compose_scene,
     held_out_vendor,
     label_vocabulary,
-    overlap,
-    place,
+    largest_overlap,
+    place_object,
     read_concepts,
 )
 from qks.data.files import read_table
@@ -72,37 +74,40 @@ def test_no_lexical_leakage(concepts):
 
 
 def test_every_drawing_is_there(concepts, drawings):
-    rows = -(-len(concepts) // COLUMNS)
-    assert all(sheet.size == (CELL * COLUMNS, CELL * rows) for sheet in drawings.sheets)
+    rows = -(-len(concepts) // SHEET_COLUMNS)
+    assert all(sheet.size == (SHEET_CELL * SHEET_COLUMNS, SHEET_CELL * rows) for sheet in drawings.sheets)
     for vendor in range(3):
         for concept in range(len(concepts)):
             assert drawings.get(concept, vendor, 28)[..., 3].mean() > 10, (concepts[concept], vendor)
     drawing = drawings.get(0, 0, 30)
     assert drawing.shape == (30, 30, 4) and drawing.dtype == np.float32 and (drawing[..., :3] <= drawing[..., 3:]).all()
     drawing[:] = 0
-    assert drawings.get(0, 0, 30).any()  # writing to a drawing leaves the next one whole
+    assert drawings.get(0, 0, 30).any()  # writing to a drawing leaves the cached one as it is
 
 
-def test_licences_lie_beside_the_drawings():
-    text = (FOLDER / "LICENSES.md").read_text(encoding="utf-8")
+def test_licences_are_beside_the_drawings():
+    text = (DRAWINGS_FOLDER / "LICENSES.md").read_text(encoding="utf-8")
     for word in ("Google", "Twitter", "Microsoft", "Unicode", "Miles Johnson", "CC-BY-4.0", "MIT License", "cropped"):
         assert word in text
-    assert "Apache License" in (FOLDER / "LICENSE-APACHE-2.0.txt").read_text()
+    assert "Apache License" in (DRAWINGS_FOLDER / "LICENSE-APACHE-2.0.txt").read_text()
 
 
 def test_overlap():
     square = (0, 0, 10, 10)
-    assert overlap(square, []) == 0 and overlap(square, [(10, 0, 20, 10)]) == 0  # touching is not overlapping
-    assert overlap(square, [(5, 0, 15, 10)]) == 0.5
-    assert overlap(square, np.array([(8, 8, 28, 28), (2, 2, 6, 6)])) == 1  # the worst of all counts
+    assert largest_overlap(square, []) == 0
+    assert largest_overlap(square, [(10, 0, 20, 10)]) == 0  # touching is not overlapping
+    assert largest_overlap(square, [(5, 0, 15, 10)]) == 0.5
+    assert largest_overlap(square, np.array([(8, 8, 28, 28), (2, 2, 6, 6)])) == 1  # the worst of all counts
 
 
 def test_place_takes_the_least_overlap_where_there_is_no_room():
     rng = np.random.default_rng(0)
     full = [(0, 0, 60, 96), (60, 0, 96, 96)]
-    x0, y0, x1, y1 = place(rng, full, 96, (28, 52))
+    x0, y0, x1, y1 = place_object(rng, full, 96, (28, 52))
     assert 0 <= x0 < x1 <= 96 and 0 <= y0 < y1 <= 96
-    assert all(overlap(place(rng, [(0, 0, 40, 40)], 96, (28, 52)), [(0, 0, 40, 40)]) <= 0.25 for _ in range(200))
+    assert all(
+        largest_overlap(place_object(rng, [(0, 0, 40, 40)], 96, (28, 52)), [(0, 0, 40, 40)]) <= 0.25 for _ in range(200)
+    )
 
 
 def test_compose_scene(drawings):
@@ -139,6 +144,26 @@ def test_designs():
         held = held_out_vendor(concept)
         assert {choose_vendor(rng, concept, "test") for _ in range(20)} == {held}
         assert {choose_vendor(rng, concept, "train") for _ in range(40)} == {0, 1, 2} - {held}
+
+
+def test_the_scenes_of_a_seed_stay_as_they_are(drawings):
+    "What NumPy draws is the same to the bit; the pixels may differ by a rounding of another Pillow."
+    drawn = []
+    means = []
+    for split in ("train", "test"):
+        for index in range(8):
+            scene = draw_scene(drawings, PocketConfig(), split, index, 310)
+            drawn.append([scene.concepts, scene.vendors, scene.boxes.tolist(), scene.rng.random()])
+            means.append(scene.image.mean())
+    digest = hashlib.sha256(json.dumps(drawn).encode()).hexdigest()
+    assert digest == "5240d82a86b5dd4f38ca15ab4009e767c7f44677b21ddf23a7c4c707e31f13a4"
+    assert np.mean(means) == pytest.approx(147.48, abs=0.05)
+
+
+def test_the_settings_load_without_torch():
+    script = "import sys; from qks.data.pocket import PocketConfig; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "False\n"
 
 
 def test_same_seed_same_bytes(root, tmp_path):
@@ -192,7 +217,7 @@ def test_training_files_hold_no_unseen_label(root, concepts):
     assert objects & unseen  # they are in the pictures
 
 
-def test_train_reads_without_ground_truth(root, tmp_path):
+def test_the_train_split_reads_without_ground_truth(root, tmp_path):
     copy = shutil.copytree(root, tmp_path / "copy")
     shutil.rmtree(copy / "Groundtruth")
     assert np.array_equal(read_nuswide(copy, "train").labels, read_nuswide(root, "train").labels)
@@ -248,10 +273,13 @@ def test_force_replaces_an_earlier_one(tmp_path):
         dict(tag_add=1.5),
         dict(quality=0),
         dict(seed=-1),
+        dict(objects=3),
+        dict(sizes=(28, 40, 52)),
+        dict(image_size="large"),
     ],
 )
 def test_config_is_checked(wrong):
-    with pytest.raises(QKSError, match="PocketConfig: .*" + next(iter(wrong)) + ".*, not as in"):
+    with pytest.raises(QKSError, match=f"^{next(iter(wrong))} is .*: give "):
         PocketConfig(**wrong)
 
 
