@@ -14,7 +14,9 @@ from common import parser, settings, write
 
 from qks.core import progress
 from qks.data.pocket import PocketConfig, write_pocket
-from qks.evaluate.baselines import best_patch_scores, evaluate, evaluate_scores, summarise
+from qks.evaluate.baselines import best_patch_scores, evaluate_head
+from qks.evaluate.metrics import evaluate_scores
+from qks.evaluate.tables import summarise
 from qks.experiment.reproduction import train_head
 from qks.experiment.training_data import load_training_data
 from qks.model.config import HeadConfig
@@ -65,7 +67,7 @@ def main():
             head, history = train_head(
                 benchmark, HeadConfig(), TrainConfig(epochs=args.epochs, lr=lr, schedule=schedule, seed=seed)
             )
-            runs.append(evaluate(head, tokens, labels, names, n_seen, topk))
+            runs.append(evaluate_head(head, tokens, labels, names, n_seen, topk))
             kept.append(max(history, key=lambda row: row["score"])["epoch"])
         measured(way, runs, kept)
     write(args.out, {"ways": rows}, sizes)

@@ -17,7 +17,8 @@ from common import parser, settings, write
 
 from qks.core import progress
 from qks.data.pocket import PocketConfig, write_pocket
-from qks.evaluate.baselines import evaluate, summarise
+from qks.evaluate.baselines import evaluate_head
+from qks.evaluate.tables import summarise
 from qks.experiment.reproduction import ReproduceConfig
 from qks.experiment.training_data import load_training_data
 from qks.model.head import QKSHead, QKSOutput
@@ -47,7 +48,7 @@ def run(make, tokens, benchmark, config, recipe):
     torch.manual_seed(recipe.seed)
     head = make(benchmark.vlp.projection, config.head)
     fit(head, (tokens, benchmark.pair("train")[1]), benchmark.embeddings, benchmark.pair("validation"), recipe)
-    return evaluate(
+    return evaluate_head(
         head, benchmark.tokens["test"], benchmark.test.labels, benchmark.embeddings, benchmark.test.n_seen, recipe.topk
     )
 

@@ -74,9 +74,9 @@ def ours(scores, labels, n_seen, topk):
 
 
 def intervals(scores, labels, n_seen, topk, resamples):
-    from qks.evaluate.bootstrap import bootstrap
+    from qks.evaluate.bootstrap import bootstrap_intervals
 
-    return bootstrap(scores, labels, n_seen, topk, resamples=resamples)
+    return bootstrap_intervals(scores, labels, n_seen, topk, resamples=resamples)
 
 
 def measure(way, images, labels, resamples):

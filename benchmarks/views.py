@@ -15,7 +15,8 @@ from common import parser, settings, write
 
 from qks.core import progress
 from qks.data.pocket import PocketConfig, write_pocket
-from qks.evaluate.baselines import evaluate, summarise
+from qks.evaluate.baselines import evaluate_head
+from qks.evaluate.tables import summarise
 from qks.experiment.reproduction import ReproduceConfig, train_head
 from qks.experiment.training_data import load_training_data
 from qks.tokens.augment import Augmentation, LiveTokens
@@ -61,7 +62,7 @@ def main():
             for seed in progress(range(args.seeds), kind):
                 head, _ = train_head(trained, config.head, replace(config.train, epochs=args.epochs, seed=seed))
                 runs.append(
-                    evaluate(
+                    evaluate_head(
                         head,
                         benchmark.tokens["test"],
                         benchmark.test.labels,

@@ -7,10 +7,15 @@ import pytest
 
 import qks.evaluate.bootstrap
 from qks.core import QKSError
-from qks.evaluate.bootstrap import bootstrap, bootstrap_stream, resample_weights, resampled_precision
+from qks.evaluate.bootstrap import (
+    bootstrap_intervals,
+    bootstrap_intervals_from_stream,
+    resample_weights,
+    resampled_precision,
+)
 from qks.evaluate.metrics import average_precision_per_label, evaluate_scores
 from qks.evaluate.protocols import PROTOCOLS
-from qks.evaluate.streaming import StreamingScores
+from qks.evaluate.streaming import ScoredEntries, StreamingScores
 
 NAMES = ["cat", "dog", "bird", "cow", "fish", "car", "birds", "sky", "sea"]
 
@@ -52,7 +57,8 @@ def agree(ours, expected):
 def test_equal_to_resampling_the_rows(protocol, decimals):
     scores, labels = sample(decimals=decimals)
     agree(
-        bootstrap(scores, labels, 5, (1, 3), protocol, 20, 3, NAMES), explicit(scores, labels, 20, 3, protocol, NAMES)
+        bootstrap_intervals(scores, labels, 5, (1, 3), protocol, 20, 3, NAMES),
+        explicit(scores, labels, 20, 3, protocol, NAMES),
     )
 
 
@@ -60,21 +66,23 @@ def test_a_label_without_a_positive_counts_as_zero_in_every_resample():
     scores, labels = sample()
     labels[:, 8] = np.minimum(labels[:, 8], 0)
     for protocol in ("official", "annotated"):
-        agree(bootstrap(scores, labels, 5, (1, 3), protocol, 20), explicit(scores, labels, 20, 0, protocol))
+        agree(bootstrap_intervals(scores, labels, 5, (1, 3), protocol, 20), explicit(scores, labels, 20, 0, protocol))
 
 
-def test_a_label_that_loses_its_positives_leaves_the_mean():
+def test_a_label_that_loses_its_positives_leaves_the_mean(monkeypatch):
     scores, labels = sample()
     labels[:, 8] = np.minimum(labels[:, 8], 0)
     labels[7, 8] = 1  # one positive: about a third of the resamples lose it
     scores[7, 8] = 99  # where it is there, its AP is 1
     values = []
-    original = qks.evaluate.bootstrap.intervals
-    qks.evaluate.bootstrap.intervals = lambda metrics, point: values.append(metrics) or original(metrics, point)
-    try:
-        bootstrap(scores, labels, 5, (1, 3), resamples=30)
-    finally:
-        qks.evaluate.bootstrap.intervals = original
+    original = qks.evaluate.bootstrap.percentile_intervals
+
+    def keep_values(resampled, measured):
+        values.append(resampled)
+        return original(resampled, measured)
+
+    monkeypatch.setattr(qks.evaluate.bootstrap, "percentile_intervals", keep_values)
+    bootstrap_intervals(scores, labels, 5, (1, 3), resamples=30)
     generator = np.random.default_rng(0)
     expected = []
     lost = 0
@@ -93,11 +101,11 @@ def test_one_label_with_long_gaps_and_more_than_one_matrix(monkeypatch):
     generator = np.random.default_rng(2)
     labels = np.where(np.isin(np.arange(20_000), [5, 9_000, 19_000]), 1, -1)
     scores = generator.normal(size=20_000).astype(np.float32)
-    monkeypatch.setattr(qks.evaluate.bootstrap, "RESAMPLES_AT_ONCE", 3)
+    monkeypatch.setattr(qks.evaluate.bootstrap, "RESAMPLES_PER_MATRIX", 3)
     weights = resample_weights(20_000, 5, 0)
     assert [matrix.shape[1] for matrix in weights] == [3, 2]
     inner = np.arange(20_000) != 17
-    found = resampled_precision(np.arange(20_000), scores, labels, inner, weights)
+    found = resampled_precision(ScoredEntries(np.arange(20_000), scores, labels), inner, weights)
     for r, weight in enumerate(np.concatenate(weights, axis=1).T):
         for row, chosen in ((0, inner), (1, inner | True)):
             rows = np.repeat(np.arange(20_000), np.where(chosen, weight, 0).astype(int))
@@ -117,16 +125,18 @@ def test_a_stream_has_the_same_intervals():
     )
     stream = StreamingScores(sparse, 5, (1, 3))
     with pytest.raises(QKSError, match="only 0 of 120"):
-        bootstrap_stream(stream)
+        bootstrap_intervals_from_stream(stream)
     stream.update(scores)
-    assert bootstrap_stream(stream, 25, 4) == bootstrap(scores, labels, 5, (1, 3), resamples=25, seed=4)
+    assert bootstrap_intervals_from_stream(stream, 25, 4) == bootstrap_intervals(
+        scores, labels, 5, (1, 3), resamples=25, seed=4
+    )
 
 
 def test_seeds_and_order():
     scores, labels = sample()
-    first = bootstrap(scores, labels, 5, (1, 3), resamples=50)
-    assert first == bootstrap(scores, labels, 5, (1, 3), resamples=50)
-    assert first != bootstrap(scores, labels, 5, (1, 3), resamples=50, seed=1)
+    first = bootstrap_intervals(scores, labels, 5, (1, 3), resamples=50)
+    assert first == bootstrap_intervals(scores, labels, 5, (1, 3), resamples=50)
+    assert first != bootstrap_intervals(scores, labels, 5, (1, 3), resamples=50, seed=1)
     point = evaluate_scores(scores, labels, 5, (1, 3))
     for part, metrics in first.items():
         for name, interval in metrics.items():
@@ -138,7 +148,7 @@ def test_rare_labels_do_not_push_the_interval_off_the_number():
     labels = np.where(generator.random((200, 60)) < 0.01, 1, -1).astype(np.int8)  # two positives a label
     scores = generator.normal(size=labels.shape) + 1.5 * (labels > 0)
     point = evaluate_scores(scores, labels, 40, (1,))
-    found = bootstrap(scores, labels, 40, (1,), resamples=200)
+    found = bootstrap_intervals(scores, labels, 40, (1,), resamples=200)
     for part in point:
         assert found[part]["mAP"]["low"] < point[part]["mAP"] < found[part]["mAP"]["high"]
 
@@ -146,4 +156,4 @@ def test_rare_labels_do_not_push_the_interval_off_the_number():
 @pytest.mark.parametrize("resamples", [0, -1, 2.5, True])
 def test_bad_number_of_resamples(resamples):
     with pytest.raises(QKSError, match="resamples is"):
-        bootstrap(*sample(), 5, (1, 3), resamples=resamples)
+        bootstrap_intervals(*sample(), 5, (1, 3), resamples=resamples)

@@ -30,7 +30,7 @@ from qks.evaluate.baselines import best_patch_scores, zero_shot_scores
 from qks.evaluate.metrics import evaluate_scores
 from qks.evaluate.protocols import PROTOCOLS
 from qks.evaluate.report import ReportConfig, pool_facts
-from qks.evaluate.tables import compare, load_report
+from qks.evaluate.tables import compare_reports, load_report
 from qks.experiment.reproduction import ReproduceConfig, reproduce
 from qks.model.config import HeadConfig
 from qks.model.head import QKSHead, head_scores
@@ -137,7 +137,7 @@ def test_the_report_of_a_run_is_that_of_the_command(run, tmp_path, capsys):
                 part,
             )
     assert again["protocols"] == before["protocols"] and again["twins"] == before["twins"]
-    assert "are the same" in compare({"before": before, "again": again})
+    assert "are the same" in compare_reports({"before": before, "again": again})
     results = json.loads((run / "results.json").read_text())
     assert (
         results["protocols"] == before["protocols"] and results["code"]["qks"] and results["prompts"]["templates"] == 85
@@ -296,7 +296,7 @@ def test_few_images_at_once_do_not_matter(pocket, monkeypatch):
     scorer = make_scorers(model, index.label_names, True)["VLP best patch"]
     tokens = next(token_batches(model.vlp, index, 16))
     whole = scorer(tokens)
-    monkeypatch.setattr("qks.evaluate.baselines.PATCH_SCORES", 1)
+    monkeypatch.setattr("qks.evaluate.baselines.MAX_PATCH_SCORES", 1)
     torch.testing.assert_close(scorer(tokens), whole)
 
 
@@ -331,7 +331,7 @@ def test_nothing_is_overwritten_unasked(pocket, tmp_path, capsys, monkeypatch):
         (["pocket", "POCKET", "--heads", "4"], "leave --heads out"),
         (["pocket", "POCKET", "--pretrained", "openai"], "pass --vlp"),
         (["pocket", "POCKET", "--vlp", "ViT-B-16", "--pretrained", "CLIP"], "another VLP"),
-        (["pocket", "POCKET", "--json", "NEW/deep/r.json"], "is no folder"),
+        (["pocket", "POCKET", "--json", "NEW/deep/r.json"], "is not a folder"),
         (["pocket", "POCKET", "--per-label", "NEW"], "is a folder"),
         (["pocket", "POCKET", "--cache", "CHECKPOINT"], "cannot be used as a token cache"),
         (["pocket", "POCKET", "--cache-dtype", "bf16"], "name its folder with --cache"),
@@ -422,9 +422,9 @@ def test_a_folder_that_may_not_be_written_is_told_first(run, tmp_path, monkeypat
     monkeypatch.setattr("qks.commands.evaluate.evaluate_model", lambda *args, **kwargs: pytest.fail("began to compute"))
     monkeypatch.setattr("qks.evaluate.tables.os.access", lambda path, mode: Path(path) != tmp_path)
     assert evaluate(run / "model", run / "pocket-wide", "--json", tmp_path / "r.json", "--device", "cpu") == 2
-    assert (
-        said(capsys)
-        == f"qks: {tmp_path / 'r.json'} cannot be written, for {tmp_path} may not be written to: change that, or name another file\n"
+    assert said(capsys) == (
+        f"qks: {tmp_path / 'r.json'} cannot be written because the folder {tmp_path} is read-only: "
+        "change its permissions, or name another file\n"
     )
 
 

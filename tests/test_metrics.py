@@ -16,8 +16,9 @@ from qks.evaluate.metrics import (
     check_scores,
     evaluate_part,
     evaluate_scores,
-    hits_up_to,
+    topk_hits,
 )
+from qks.evaluate.protocols import Part
 
 GOLDEN = {kind: dict(np.load(Path(__file__).parent / "data" / f"metrics_{kind}.npz")) for kind in ("binary", "ternary")}
 
@@ -111,7 +112,8 @@ def test_tied_images_enter_together():
 
 
 def test_tied_labels_keep_their_order():
-    assert hits_up_to(np.zeros((1, 3)), np.array([[-1, 1, -1]]), 3).tolist() == [0, 1, 1]
+    part = Part(np.ones(1, dtype=bool), np.arange(3))
+    assert topk_hits(np.zeros((1, 3)), np.array([[-1, 1, -1]]), part, 3).tolist() == [[False, True, False]]
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -180,7 +182,7 @@ def test_no_hit_gives_zero_not_nan():
 @pytest.mark.parametrize("values", [1, 40, 100])
 def test_blocks_and_threads_do_not_change_the_result(sample, monkeypatch, values):
     whole = evaluate_scores(*sample, 9)
-    monkeypatch.setattr(qks.evaluate.protocols, "VALUES_AT_ONCE", values)
+    monkeypatch.setattr(qks.evaluate.protocols, "VALUES_PER_BLOCK", values)
     monkeypatch.setattr(qks.evaluate.metrics.torch, "get_num_threads", lambda: 3)
     assert evaluate_scores(*sample, 9) == whole
 
@@ -253,7 +255,7 @@ def test_bad_labels(sample):
     scores, labels = sample
     with pytest.raises(QKSError, match=r"\[60, 14\].*\[60, 13\]"):
         evaluate_scores(scores, labels[:, :13], 9)
-    with pytest.raises(QKSError, match=r"\[0, 14\] hold nothing"):
+    with pytest.raises(QKSError, match=r"\[0, 14\] are empty"):
         evaluate_scores(scores[:0], labels[:0], 9)
     with pytest.raises(QKSError, match="no image has a positive label in the part zsl"):
         evaluate_scores(scores, np.where(np.arange(14) < 9, labels, np.minimum(labels, 0)), 9)

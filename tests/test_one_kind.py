@@ -9,13 +9,12 @@ import pytest
 from PIL import Image
 
 from qks.commands.main import main
-from qks.evaluate.baselines import results_table, summarise
-from qks.evaluate.bootstrap import bootstrap, bootstrap_stream
-from qks.evaluate.breakdown import breakdown, per_label, per_label_stream
+from qks.evaluate.bootstrap import bootstrap_intervals, bootstrap_intervals_from_stream
+from qks.evaluate.breakdown import breakdown_by_kind, precision_per_label, precision_per_label_from_stream
 from qks.evaluate.metrics import evaluate_part, evaluate_scores
-from qks.evaluate.report import ReportConfig, report
+from qks.evaluate.report import ReportConfig, build_report
 from qks.evaluate.streaming import StreamingScores
-from qks.evaluate.tables import report_table
+from qks.evaluate.tables import report_table, results_table, summarise
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 220)}
 NAMES = ["sky", "bird", "dog", "birds", "lake"]
@@ -55,14 +54,16 @@ def test_one_part_however_it_is_measured(n_seen, part):
     stream = StreamingScores(sparse, n_seen, (2,), label_names=NAMES)
     stream.update(scores)
     assert stream.result() == {part: whole}
-    ap, positives = per_label(scores, labels, n_seen)
-    assert ap.mean() == pytest.approx(whole["mAP"]) and per_label_stream(stream)[0].tolist() == ap.tolist()
-    assert list(breakdown(ap, positives, n_seen, NAMES)) == [part]
-    told = bootstrap(scores, labels, n_seen, (2,), resamples=40)
+    ap, positives = precision_per_label(scores, labels, n_seen)
+    assert (
+        ap.mean() == pytest.approx(whole["mAP"]) and precision_per_label_from_stream(stream)[0].tolist() == ap.tolist()
+    )
+    assert list(breakdown_by_kind(ap, positives, n_seen, NAMES)) == [part]
+    told = bootstrap_intervals(scores, labels, n_seen, (2,), resamples=40)
     assert list(told) == [part] and told[part]["mAP"]["low"] < whole["mAP"] < told[part]["mAP"]["high"]
-    for name, interval in bootstrap_stream(stream, 40)[part].items():
+    for name, interval in bootstrap_intervals_from_stream(stream, 40)[part].items():
         assert interval == pytest.approx(told[part][name])
-    found = report({"QKS": scores}, labels, n_seen, ReportConfig(("official", "leak-free"), (2,)), NAMES)
+    found = build_report({"QKS": scores}, labels, n_seen, ReportConfig(("official", "leak-free"), (2,)), NAMES)
     width = part.ljust(4)
     assert [line.split(" | ")[1:3] for line in report_table(found).splitlines()[2:]] == [
         ["official ", width],

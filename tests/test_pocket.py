@@ -29,7 +29,7 @@ from qks.data.drawings import (
 from qks.data.files import read_table
 from qks.data.nuswide import missing_images, read_nuswide
 from qks.data.pocket import PocketConfig, draw_scene, observed_tags, write_pocket
-from qks.evaluate.protocols import leaks
+from qks.evaluate.protocols import find_twins
 
 SMALL = PocketConfig(n_train=40, n_test=20)
 
@@ -70,7 +70,7 @@ def test_concepts(concepts):
 
 
 def test_no_lexical_leakage(concepts):
-    assert leaks(*label_vocabulary(concepts)) == {}
+    assert find_twins(*label_vocabulary(concepts)) == {}
 
 
 def test_every_drawing_is_there(concepts, drawings):

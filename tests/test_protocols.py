@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score
 from qks.core import QKSError
 from qks.data.nuswide import read_nuswide
 from qks.evaluate.metrics import evaluate_scores
-from qks.evaluate.protocols import PROTOCOLS, DenseLabels, Protocol, find_protocol, leaks, part_labels, plan, twins
+from qks.evaluate.protocols import PROTOCOLS, DenseLabels, Protocol, find_protocol, find_twins, part_columns, plan_parts
 
 NAMES = ["sky", "bird", "harbour", "dog", "car", "birds", "harbor", "castle", "zebra", "lake"]
 PARTS = {"seen": slice(5), "zsl": slice(5, None), "gzsl": slice(None)}
@@ -50,7 +50,7 @@ def test_means_are_scikit_learns(sample, protocol, all_images, keep_absent):
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_counts_at_k(sample, protocol):
     scores, labels = sample
-    parts = plan(DenseLabels(labels), 5, (2,), protocol, NAMES)
+    parts = plan_parts(DenseLabels(labels), 5, (2,), protocol, NAMES)
     for part, metrics in evaluate_scores(scores, labels, 5, (2,), protocol, NAMES).items():
         kept = np.ix_(parts[part].images, parts[part].labels)
         best = np.argsort(-scores[kept], axis=1, kind="stable")[:, :2]
@@ -68,8 +68,8 @@ def test_leak_free_is_official_without_the_twins(sample):
 
 
 def test_twins_are_listed():
-    assert twins(NAMES, 5) == {"birds": ["bird"], "harbor": ["harbour"]}
-    assert twins(("dog", "cat"), 1) == {}
+    assert find_twins(NAMES[:5], NAMES[5:]) == {"birds": ["bird"], "harbor": ["harbour"]}
+    assert find_twins(("dog",), ("cat",)) == {}
 
 
 def test_all_images_keeps_images_without_a_label_at_all():
@@ -86,7 +86,7 @@ def test_annotated_only_changes_the_mean(sample):
 
 
 def test_a_protocol_of_ones_own(sample):
-    mine = Protocol("mine", "every image, no absent label", all_images=True, absent_labels=False)
+    mine = Protocol("mine", "every image, no absent label", keep_all_images=True, count_absent_labels=False)
     assert find_protocol(mine) is mine
     assert evaluate_scores(*sample, 5, (2,), mine)["zsl"]["mAP"] == pytest.approx(
         sklearn_mean(sample[0][:, 5:], sample[1][:, 5:], False)
@@ -124,14 +124,14 @@ def test_too_few_labels_left_by_leak_free(sample):
 
 
 def test_parts_hold_rising_columns():
-    columns = part_labels(10, 5, PROTOCOLS["leak-free"], NAMES)
+    columns = part_columns(10, 5, PROTOCOLS["leak-free"], NAMES)
     assert columns["gzsl"].tolist() == [0, 1, 2, 3, 4, 7, 8, 9] and columns["zsl"].tolist() == [7, 8, 9]
 
 
 def test_leaks():
-    assert leaks(
+    assert find_twins(
         ["bird", "harbour", "cities", "boxes", "Polar Bears"], ["birds", "harbor", "city", "box", "bear", "dog"]
     ) == {"birds": ["bird"], "harbor": ["harbour"], "city": ["cities"], "box": ["boxes"], "bear": ["Polar Bears"]}
-    assert leaks(["sunflower", "snowman", "plane"], ["sun", "flower", "snow", "airplane"]) == {}
+    assert find_twins(["sunflower", "snowman", "plane"], ["sun", "flower", "snow", "airplane"]) == {}
     data = read_nuswide(Path(__file__).parent / "data/nuswide_tiny/raw", "test")
-    assert len(leaks(data.label_names[:925], data.label_names[925:])) == 31
+    assert len(find_twins(data.label_names[:925], data.label_names[925:])) == 31

@@ -10,18 +10,25 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from qks.core import QKSError
-from qks.evaluate.bootstrap import bootstrap
+from qks.evaluate.bootstrap import bootstrap_intervals
 from qks.evaluate.metrics import evaluate_scores
 from qks.evaluate.protocols import PROTOCOLS, Protocol
-from qks.evaluate.report import ReportConfig, code_version, open_streams, pool_facts, report, report_streams
+from qks.evaluate.report import (
+    ReportConfig,
+    build_report,
+    build_report_from_streams,
+    code_version,
+    open_streams,
+    pool_facts,
+)
 from qks.evaluate.tables import (
-    compare,
-    differences,
+    compare_reports,
     draw_table,
+    format_percent,
     load_report,
-    percent,
-    published,
+    published_report,
     report_breakdown,
+    report_differences,
     report_notes,
     report_table,
     save_labels,
@@ -54,14 +61,14 @@ def streamed(scores, labels, config, *options):
     for stream in streams.values():
         for start in range(0, len(scores), 40):
             stream.update(scores[start : start + 40])
-    return report_streams({"QKS": streams}, config, NAMES, *options)
+    return build_report_from_streams({"QKS": streams}, config, NAMES, *options)
 
 
 @pytest.mark.parametrize("name", ["binary", "ternary"])
 def test_the_authors_numbers(name):
     golden = np.load(DATA / f"metrics_{name}.npz")
     topk = tuple(golden["topk"].tolist())
-    found = report({"QKS": golden["scores"]}, golden["labels"], int(golden["n_seen"]), ReportConfig(topk=topk))
+    found = build_report({"QKS": golden["scores"]}, golden["labels"], int(golden["n_seen"]), ReportConfig(topk=topk))
     metrics = found["rows"]["QKS"]["official"]["metrics"]
     for part in ("seen", "zsl", "gzsl"):
         assert set(metrics[part]) == {"mAP", *(f"{kind}@{k}" for kind in ("P", "R", "F1") for k in topk)}
@@ -71,7 +78,7 @@ def test_the_authors_numbers(name):
 
 def test_every_protocol_has_its_own_numbers_and_lists():
     scores, labels = sample()
-    found = report({"QKS": scores}, labels, 5, ALL, NAMES)
+    found = build_report({"QKS": scores}, labels, 5, ALL, NAMES)
     for protocol, row in found["rows"]["QKS"].items():
         assert row["metrics"] == evaluate_scores(scores, labels, 5, (1, 3), protocol, NAMES)
     sizes = {name: facts["parts"]["zsl"] for name, facts in found["protocols"].items()}
@@ -93,7 +100,7 @@ def test_every_protocol_has_its_own_numbers_and_lists():
 
 def test_labels_one_by_one():
     scores, labels = sample()
-    found = report({"QKS": scores}, labels, 5, ALL, NAMES, [f"/m/{i}" for i in range(10)])
+    found = build_report({"QKS": scores}, labels, 5, ALL, NAMES, [f"/m/{i}" for i in range(10)])
     assert found["label_names"] == {f"/m/{i}": name for i, name in enumerate(NAMES)}
     assert found["positives"] == {f"/m/{i}": int((labels[:, i] > 0).sum()) for i in range(10)}
     for protocol, row in found["rows"]["QKS"].items():
@@ -113,40 +120,48 @@ def test_labels_one_by_one():
 def test_streams_report_what_matrices_report():
     scores, labels = sample()
     config = ReportConfig(tuple(PROTOCOLS), (1, 3), resamples=20, seed=4)
-    assert streamed(scores, labels, config) == report({"QKS": scores}, labels, 5, config, NAMES)
+    assert streamed(scores, labels, config) == build_report({"QKS": scores}, labels, 5, config, NAMES)
 
 
 def test_intervals_only_where_asked_for():
     scores, labels = sample()
-    assert report({"QKS": scores}, labels, 5, ReportConfig(topk=(1, 3)))["rows"]["QKS"]["official"]["intervals"] is None
-    found = report({"QKS": scores}, labels, 5, ReportConfig(topk=(1, 3), resamples=30, seed=2))
-    assert found["rows"]["QKS"]["official"]["intervals"] == bootstrap(scores, labels, 5, (1, 3), "official", 30, 2)
+    assert (
+        build_report({"QKS": scores}, labels, 5, ReportConfig(topk=(1, 3)))["rows"]["QKS"]["official"]["intervals"]
+        is None
+    )
+    found = build_report({"QKS": scores}, labels, 5, ReportConfig(topk=(1, 3), resamples=30, seed=2))
+    assert found["rows"]["QKS"]["official"]["intervals"] == bootstrap_intervals(
+        scores, labels, 5, (1, 3), "official", 30, 2
+    )
     assert found["bootstrap"] == {"resamples": 30, "seed": 2, "level": 0.95}
 
 
 def test_names_that_repeat_and_names_that_are_not_known():
     scores, labels = sample()
     twice = ["bat", *NAMES[1:5], "bat", *NAMES[6:]]
-    found = report({"QKS": scores}, labels, 5, ReportConfig(topk=(1,)), twice)
+    found = build_report({"QKS": scores}, labels, 5, ReportConfig(topk=(1,)), twice)
     assert (
         list(found["label_names"]) == [str(i) for i in range(10)]
         and found["label_names"]["5"] == "bat"
         and found["twins"]["5"] == ["bat"]
     )
     assert len(found["rows"]["QKS"]["official"]["ap_per_label"]) == 10
-    assert list(report({"QKS": scores}, labels, 5, ReportConfig(topk=(1,)))["label_names"].values())[:2] == ["0", "1"]
+    assert list(build_report({"QKS": scores}, labels, 5, ReportConfig(topk=(1,)))["label_names"].values())[:2] == [
+        "0",
+        "1",
+    ]
     for ids in (["a"] * 10, ["a", "b"]):
         with pytest.raises(QKSError, match="distinct ids"):
-            report({"QKS": scores}, labels, 5, ReportConfig(topk=(1,)), NAMES, ids)
+            build_report({"QKS": scores}, labels, 5, ReportConfig(topk=(1,)), NAMES, ids)
 
 
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"protocols": "official"}, "give a list"),
-        ({"protocols": ()}, "give a list"),
+        ({"protocols": "official"}, "give a tuple"),
+        ({"protocols": ()}, "at least one name"),
         ({"protocols": ("mine",)}, "'mine' is not known"),
-        ({"protocols": ("official", "official")}, "stands twice"),
+        ({"protocols": ("official", "official")}, "appears twice"),
         ({"topk": (0,)}, "topk"),
         ({"resamples": -1}, "resamples is -1"),
         ({"seed": -1}, "seed is -1"),
@@ -161,7 +176,7 @@ def test_what_cannot_be_asked(options, words):
 
 def test_a_report_is_json(tmp_path):
     scores, labels = sample()
-    found = report({"QKS": scores}, labels, 5, ALL, NAMES)
+    found = build_report({"QKS": scores}, labels, 5, ALL, NAMES)
     save_report(tmp_path / "report.json", found)
     assert "NaN" not in (tmp_path / "report.json").read_text()
     assert load_report(tmp_path / "report.json") == found
@@ -183,7 +198,7 @@ def test_files_that_hold_no_report(tmp_path, content):
 
 def test_no_line_without_its_protocol():
     scores, labels = sample()
-    found = report(
+    found = build_report(
         {"QKS": scores, "other": -scores}, labels, 5, ReportConfig(tuple(PROTOCOLS), (1, 3), resamples=10), NAMES
     )
     lines = report_table(found).splitlines()[2:]
@@ -192,7 +207,7 @@ def test_no_line_without_its_protocol():
         method, protocol, part = (cell.strip() for cell in line.split("|")[1:4])
         assert protocol in PROTOCOLS and part in ("seen", "zsl", "gzsl") and method in ("QKS", "other")
         assert (
-            percent(
+            format_percent(
                 found["rows"][method][protocol]["metrics"][part]["mAP"],
                 found["rows"][method][protocol]["intervals"][part]["mAP"],
             )
@@ -207,34 +222,36 @@ def test_no_line_without_its_protocol():
         and "2 of 5" in notes
         and all(repr(name) in notes for name in PROTOCOLS)
     )
-    alone = "\n".join(report_notes(report({"QKS": scores}, labels, 5, ReportConfig(topk=(1,)), NAMES)))
+    alone = "\n".join(report_notes(build_report({"QKS": scores}, labels, 5, ReportConfig(topk=(1,)), NAMES)))
     assert (
-        "do not compare" not in alone and "protocol 'official'" in alone and "2 of 5 unseen labels have a twin" in alone
+        "do not compare" not in alone
+        and "protocol 'official'" in alone
+        and "2 of 5 unseen labels have a seen twin" in alone
     )
 
 
 def test_the_breakdown_adds_up(monkeypatch):
-    monkeypatch.setattr("qks.evaluate.breakdown.SCENES", frozenset(["sky", "lake"]))
+    monkeypatch.setattr("qks.evaluate.breakdown.SCENE_LABELS", frozenset(["sky", "lake"]))
     scores, labels = sample()
-    row = report({"QKS": scores}, labels, 5, ReportConfig(topk=(1,)), NAMES)["rows"]["QKS"]["official"]
+    row = build_report({"QKS": scores}, labels, 5, ReportConfig(topk=(1,)), NAMES)["rows"]["QKS"]["official"]
     for split in ("frequency", "twin", "concept"):
         kinds = row["breakdown"]["zsl"][split].values()
         assert sum(kind["mAP"] * kind["labels"] for kind in kinds) / 5 == pytest.approx(row["metrics"]["zsl"]["mAP"])
 
 
 def test_numbers_in_print():
-    assert percent(0.5963, {"low": 0.589, "high": 0.6031}) == "59.6 [58.9, 60.3]"
-    assert percent(0.5, {"low": None, "high": None}) == "50.0 [–, –]" and percent(None) == "–"
+    assert format_percent(0.5963, {"low": 0.589, "high": 0.6031}) == "59.6 [58.9, 60.3]"
+    assert format_percent(0.5, {"low": None, "high": None}) == "50.0 [–, –]" and format_percent(None) == "–"
     assert draw_table([("a", "bcd"), ("ef", "1")], 1).splitlines() == ["| a  | bcd |", "| -- | --: |", "| ef |   1 |"]
 
 
 def test_side_by_side():
     scores, labels = sample()
-    full = report({"QKS": scores}, labels, 5, ALL, NAMES)
-    assert differences({"a": full, "b": full}) == []
-    assert "are the same" in compare({"a": full, "b": full})
-    part = report({"QKS": scores[:100]}, labels[:100], 5, ReportConfig(("all-images",), (2, 3)), NAMES)
-    text = compare({"full": full, "part": part})
+    full = build_report({"QKS": scores}, labels, 5, ALL, NAMES)
+    assert report_differences({"a": full, "b": full}) == []
+    assert "are the same" in compare_reports({"a": full, "b": full})
+    part = build_report({"QKS": scores[:100]}, labels[:100], 5, ReportConfig(("all-images",), (2, 3)), NAMES)
+    text = compare_reports({"full": full, "part": part})
     for words in (
         "Protocols differ (full: official, all-images, annotated, leak-free; part: all-images)",
         "List sizes differ under all-images, part zsl (full: 150 images, 5 labels; part: 100 images, 5 labels)",
@@ -246,40 +263,43 @@ def test_side_by_side():
         for line in text.splitlines()
         if line.startswith("|")
     }
-    assert cells["official", "zsl", "mAP"] == [percent(full["rows"]["QKS"]["official"]["metrics"]["zsl"]["mAP"]), "–"]
+    assert cells["official", "zsl", "mAP"] == [
+        format_percent(full["rows"]["QKS"]["official"]["metrics"]["zsl"]["mAP"]),
+        "–",
+    ]
     assert cells["all-images", "zsl", "F1@3"] == [
-        percent(one["rows"]["QKS"]["all-images"]["metrics"]["zsl"]["F1@3"]) for one in (full, part)
+        format_percent(one["rows"]["QKS"]["all-images"]["metrics"]["zsl"]["F1@3"]) for one in (full, part)
     ]
     assert cells["all-images", "seen", "F1@2"][0] == "–"
-    renamed = report({"QKS": scores}, labels, 5, ALL, [*NAMES[:-1], "pond"])
-    assert any("Labels differ" in sentence for sentence in differences({"a": full, "b": renamed}))
+    renamed = build_report({"QKS": scores}, labels, 5, ALL, [*NAMES[:-1], "pond"])
+    assert any("Labels differ" in sentence for sentence in report_differences({"a": full, "b": renamed}))
 
 
 def test_one_name_for_two_rules():
     scores, labels = sample()
-    mine = report(
+    mine = build_report(
         {"QKS": scores},
         labels,
         5,
-        ReportConfig((Protocol("official", "my own rules", all_images=True),), (1, 3)),
+        ReportConfig((Protocol("official", "my own rules", keep_all_images=True),), (1, 3)),
         NAMES,
     )
-    theirs = report({"QKS": scores}, labels, 5, ReportConfig(topk=(1, 3)), NAMES)
-    assert any("more than one rule" in sentence for sentence in differences({"mine": mine, "theirs": theirs}))
+    theirs = build_report({"QKS": scores}, labels, 5, ReportConfig(topk=(1, 3)), NAMES)
+    assert any("more than one rule" in sentence for sentence in report_differences({"mine": mine, "theirs": theirs}))
 
 
 def test_published_numbers():
     scores, labels = sample()
-    found = report({"QKS": scores}, labels, 5, ReportConfig(topk=(1, 3)), NAMES)
-    text = compare({"paper": published({"zsl": {"mAP": 0.435}}), "ours": found})
+    found = build_report({"QKS": scores}, labels, 5, ReportConfig(topk=(1, 3)), NAMES)
+    text = compare_reports({"paper": published_report({"zsl": {"mAP": 0.435}}), "ours": found})
     assert "The lists behind 'paper' are not known" in text and "43.5" in text and "topk differs" not in text
     with pytest.raises(QKSError, match="not known"):
-        published({}, "theirs")
+        published_report({}, "theirs")
 
 
 def test_a_table_of_labels(tmp_path):
     scores, labels = sample()
-    found = report(
+    found = build_report(
         {"QKS": scores, "a, b": -scores},
         labels,
         5,
@@ -329,4 +349,4 @@ def test_numbers_of_a_report_may_be_0_and_not_below():
             ReportConfig(**{name: -1})
     assert ReportConfig(seed=0, resamples=0).seed == 0
     with pytest.raises(QKSError, match="there are no scores to report on"):
-        report({}, np.ones((2, 2)), 1)
+        build_report({}, np.ones((2, 2)), 1)

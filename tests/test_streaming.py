@@ -57,7 +57,7 @@ def test_batches_do_not_matter(labels, batch, monkeypatch):
     scores = np.random.default_rng(7).normal(size=labels.shape).round(1)
     expected = evaluate_scores(scores, labels, 20, (2, 7))
     assert stream(scores, labels, batch) == expected
-    monkeypatch.setattr(qks.evaluate.protocols, "VALUES_AT_ONCE", 100)
+    monkeypatch.setattr(qks.evaluate.protocols, "VALUES_PER_BLOCK", 100)
     monkeypatch.setattr(qks.evaluate.metrics.torch, "get_num_threads", lambda: 3)
     assert stream(torch.tensor(scores), labels, batch) == expected
 
@@ -126,7 +126,7 @@ def test_bad_batches(labels):
     streaming.update(scores[:100])
     with pytest.raises(QKSError, match=r"expected \[images, 40\]"):
         streaming.update(np.ones((2, 41)))
-    with pytest.raises(QKSError, match="160 images have come, but the labels are of 150"):
+    with pytest.raises(QKSError, match="160 images have come, but the labels are for 150"):
         streaming.update(scores[:60])
     with pytest.raises(QKSError, match="only 100 of 150 images"):
         streaming.result()

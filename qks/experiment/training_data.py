@@ -16,7 +16,7 @@ from ..core import QKSError, available_memory
 from ..data.index import Index
 from ..data.nuswide import LabelledImages, holdout, require_images
 from ..data.splits import open_splits
-from ..evaluate.protocols import PROTOCOLS, DenseLabels, plan, plan_part
+from ..evaluate.protocols import PROTOCOLS, DenseLabels, plan_part, plan_parts
 from ..model.prompts import PromptPool, embed_names
 from ..tokens.cache import cache_tokens, check_room, missing_bytes
 from ..train.config import CHOICES
@@ -52,7 +52,7 @@ def check_measurable(
         raise QKSError(
             f"the rule 'official' chooses the epoch by unseen labels, and {test.root} has none: leave it out"
         )
-    plan(DenseLabels(test.labels), test.n_seen, topk)
+    plan_parts(DenseLabels(test.labels), test.n_seen, topk)
     if "validation" not in parts:
         return
     held_out = DenseLabels(parts["validation"].labels)

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from ..core import QKSError, progress
 from ..data.index import Index
 from ..evaluate.metrics import check_scores, evaluate_part, evaluate_scores
-from ..evaluate.protocols import PROTOCOLS, DenseLabels, plan, plan_part
+from ..evaluate.protocols import PROTOCOLS, DenseLabels, plan_part, plan_parts
 from ..model.head import QKSHead
 from ..tokens.augment import worker_errors
 from ..tokens.stream import token_digest
@@ -80,7 +80,7 @@ def validation_labels(
     if config.selection == "seen":
         plan_part(DenseLabels(labels), np.arange(n_seen), config.topk, PROTOCOLS["official"], "seen")
     else:
-        plan(DenseLabels(labels), n_seen, config.topk)
+        plan_parts(DenseLabels(labels), n_seen, config.topk)
     return labels
 
 # %% ../../nbs/train/12_loop.ipynb #5ce1af2d
