@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'protocol_names', 'print_report', 'EvaluateCommand']
 
-# %% ../../nbs/commands/04_evaluate.ipynb #6b2e3489
+# %% ../../nbs/commands/04_evaluate.ipynb #3d5964e4
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +17,7 @@ from ..core.errors import QKSError, check_count
 from ..experiment.spec import VLPSource, check_cache_dtype
 from ..train.config import PrecisionName
 
-# %% ../../nbs/commands/04_evaluate.ipynb #3f4ac04c
+# %% ../../nbs/commands/04_evaluate.ipynb #6e6cfc18
 def protocol_names(
     words: tuple[str, ...],  # names of protocols, or "all"
 ) -> tuple[str, ...]:  # each once
@@ -27,7 +27,7 @@ def protocol_names(
     names = [name for word in words for name in (PROTOCOLS if word == "all" else [word])]
     return tuple(dict.fromkeys(names))
 
-# %% ../../nbs/commands/04_evaluate.ipynb #98f23444
+# %% ../../nbs/commands/04_evaluate.ipynb #0cea4428
 def print_report(
     report: dict[str, Any],  # of `evaluate_model`
 ) -> None:
@@ -47,19 +47,23 @@ def print_report(
         sep="\n",
     )
 
-# %% ../../nbs/commands/04_evaluate.ipynb #bf55e16b
+# %% ../../nbs/commands/04_evaluate.ipynb #f009ff47
 @dataclass(frozen=True)
 class EvaluateCommand:
     "Options of `qks evaluate`."
 
     # 'pocket', the folder of a run or of its model, or the authors' checkpoint file (with --vlp and --pretrained)
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+
     root: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ROOT")]  # the data set's folder
+
     # whose rules: official (the authors'), all-images, annotated, leak-free, …, or all of them
     protocol: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = ("official",)
+
     # k of precision, recall and F1; None: 3 5, the authors' for NUS-WIDE, as far as there are labels; give 10 20 for
     # Open Images
     topk: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="K [K ...]")] = None
+
     bootstrap: int = 0  # 95 % intervals over images from so many resamples, such as 1000; 0: none
     seed: int = 0  # of the resamples
     baselines: bool = False  # score the frozen VLP alone, too: zero-shot and best patch
@@ -68,11 +72,13 @@ class EvaluateCommand:
     vlp: VLPSource = VLPSource()
     n_heads: int | None = None  # attention heads of a checkpoint file; None: one per 64 channels
     precision: PrecisionName = "fp32"  # of the VLP
+
     # keep image tokens in this folder, in half precision, for the next evaluation
     cache: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    cache_dtype: PrecisionName | None = (
-        None  # of the numbers in that folder; bf16 for tokens too large for fp16; None: fp16
-    )
+
+    # number type in that folder; bf16 for a VLP whose tokens are too large for fp16; None: fp16
+    cache_dtype: PrecisionName | None = None
+
     force: Force = False
     device: Device = None
     workers: Workers = 0
@@ -82,18 +88,18 @@ class EvaluateCommand:
         check_count("workers", self.workers, least=0)
         check_cache_dtype(self.cache_dtype, self.cache)
 
-    def run(self) -> int:
+    def execute(self) -> int:
         prepare_processor(self.device, self.precision)
         return run_evaluation(self)
 
-# %% ../../nbs/commands/04_evaluate.ipynb #fdc14c7b
+# %% ../../nbs/commands/04_evaluate.ipynb #a4d399b7
 def run_evaluation(
     options: EvaluateCommand,
 ) -> int:  # 0
     "Score a model on a test split, write the report where asked, and print it."
     from qks.core.arithmetic import PRECISIONS
     from qks.data.splits import open_split
-    from qks.evaluate.protocols import usual_topk
+    from qks.evaluate.protocols import default_topk
     from qks.evaluate.report import ReportConfig
     from qks.evaluate.tables import check_new_file, save_labels, save_report
     from qks.experiment.evaluation import evaluate_model, evaluation_facts, load_model
@@ -101,7 +107,7 @@ def run_evaluation(
     index = open_split(options.root, "test")
     topk = options.topk
     if topk is None:
-        topk = usual_topk(len(index.label_ids), index.n_seen)
+        topk = default_topk(len(index.label_ids), index.n_seen)
     config = ReportConfig(protocol_names(options.protocol), topk, options.bootstrap, options.seed)
     files = [check_new_file(path, options.force) for path in (options.json, options.per_label) if path]
     if len({path.resolve() for path in files}) < len(files):
@@ -126,7 +132,7 @@ def run_evaluation(
     )
     return 0
 
-# %% ../../nbs/commands/04_evaluate.ipynb #c4053dc9
+# %% ../../nbs/commands/04_evaluate.ipynb #d2b2a40a
 COMMANDS = {
     "evaluate": Command(
         "Score a model on the test split of a data set, under named protocols.",

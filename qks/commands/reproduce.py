@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'ReproduceCommand']
 
-# %% ../../nbs/commands/05_reproduce.ipynb #564fb3b4
-from dataclasses import dataclass, replace
+# %% ../../nbs/commands/05_reproduce.ipynb #17e16cb0
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from .options import Command, Force, MessageOptions, Workers, prepare_processor
+from .options import Command, ConfigFile, Force, MessageOptions, Workers, prepare_processor
 from ..core.errors import check_count
 from ..data.pocket import PocketConfig
 from ..experiment.reproduction import ReproduceConfig, reproduce
 from ..train.config import TrainConfig
 
-# %% ../../nbs/commands/05_reproduce.ipynb #a8c352d2
+# %% ../../nbs/commands/05_reproduce.ipynb #2b3a7245
 Hidden = tyro.conf.Suppress[int]
 
 
@@ -35,42 +35,37 @@ class RecipeOptions(TrainConfig):
 
     seed: Hidden = 0
 
-
+# %% ../../nbs/commands/05_reproduce.ipynb #9e55b3f6
 @dataclass(frozen=True)
-class ReproduceOptions(ReproduceConfig):
-    "What to run."
+class ReproduceCommand(ReproduceConfig):
+    "Options of `qks reproduce`."
 
     data: PocketOptions = PocketOptions(**vars(ReproduceConfig.data))
     train: RecipeOptions = RecipeOptions(**vars(ReproduceConfig.train))
-
-# %% ../../nbs/commands/05_reproduce.ipynb #5135c688
-@dataclass(frozen=True)
-class ReproduceCommand:
-    "Options of `qks reproduce`."
-
-    # folder for the results; None: runs/pocket-seedN
-    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None  # folder for results; None: runs/pocket-seedN
     quick: bool = False  # tiny data and two epochs: only to see that everything works
-    settings: ReproduceOptions = ReproduceOptions()
-    # take options from this JSON file, such as the config.json of an earlier reproduction; flags override it
-    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    config: ConfigFile = None
     force: Force = False
     workers: Workers = 0
     messages: MessageOptions = MessageOptions()
 
-    config_field = "settings"  # what a file gives
-
     def __post_init__(self):
+        super().__post_init__()
         check_count("workers", self.workers, least=0)
 
-    def run(self) -> int:
+    @property
+    def settings(self) -> ReproduceConfig:
+        "What to run."
+        settings = ReproduceConfig(**{field.name: getattr(self, field.name) for field in fields(ReproduceConfig)})
+        if not self.quick:
+            return settings
+        data = replace(self.data, n_train=400, n_test=200)
+        return replace(settings, data=data, train=replace(self.train, epochs=2))
+
+    def execute(self) -> int:
         prepare_processor(None)
-        settings = self.settings
-        if self.quick:
-            data = replace(settings.data, n_train=400, n_test=200)
-            settings = replace(settings, data=data, train=replace(settings.train, epochs=2))
-        out = self.out or Path(f"runs/pocket-seed{settings.seed}")
-        print(reproduce(out, settings, self.force, self.workers))
+        out = self.out or Path(f"runs/pocket-seed{self.seed}")
+        print(reproduce(out, self.settings, self.force, self.workers))
         print(
             f"Table, results.json, figures and the trained model are in {out}. "
             "Next, any labels in a scene of the test split:\n"
@@ -79,7 +74,7 @@ class ReproduceCommand:
         )
         return 0
 
-# %% ../../nbs/commands/05_reproduce.ipynb #b8f0e588
+# %% ../../nbs/commands/05_reproduce.ipynb #1ebb3777
 COMMANDS = {
     "reproduce": Command(
         "Write Pocket-WIDE, train, evaluate and draw: the whole method, offline, about ten minutes on two cores.",

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['logger', 'COMMANDS', 'read_label_arguments', 'TagCommand']
 
-# %% ../../nbs/commands/02_tag.ipynb #84495b25
+# %% ../../nbs/commands/02_tag.ipynb #ea3608fc
 import json
 import logging
 import sys
@@ -22,7 +22,7 @@ from ..experiment.spec import VLPSource
 
 logger = logging.getLogger("qks.commands.tag")
 
-# %% ../../nbs/commands/02_tag.ipynb #50c1c06b
+# %% ../../nbs/commands/02_tag.ipynb #b466edbc
 def read_label_arguments(
     labels: str | None,  # labels separated by commas
     labels_file: Path | None,  # a file with one label per line
@@ -51,7 +51,7 @@ def read_label_arguments(
         )
     return names
 
-# %% ../../nbs/commands/02_tag.ipynb #90f6a04a
+# %% ../../nbs/commands/02_tag.ipynb #631de932
 Tag = tuple[str, float, int]  # label, probability, token
 
 
@@ -65,7 +65,7 @@ def print_tags(
             print(f"  {100 * probability:5.1f} %  {label}  (token {token})")
         sys.stdout.flush()
 
-# %% ../../nbs/commands/02_tag.ipynb #5d1b9a04
+# %% ../../nbs/commands/02_tag.ipynb #7471d6cc
 def print_json_tags(
     tagged: Iterable[tuple[str, list[Tag]]],  # images and their tags
 ) -> None:
@@ -79,18 +79,22 @@ def print_json_tags(
     finally:
         print("{}" if start == "{" else "\n}")
 
-# %% ../../nbs/commands/02_tag.ipynb #3a470a5f
+# %% ../../nbs/commands/02_tag.ipynb #6c2bb48f
 @dataclass(frozen=True)
 class TagCommand:
     "Options of `qks tag`."
 
     # picture files, and folders of pictures
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE [IMAGE ...]")]
+
     # label names, any, separated by commas: cat,bridge,sunset; None: those that the model was trained on
     labels: str | None = None
+
     labels_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None  # text file with one label per line
+
     # 'pocket', the folder of a run or of its model, or the authors' checkpoint file with --vlp and --pretrained
     model: str = "pocket"
+
     vlp: VLPSource = VLPSource()
     top_k: int | None = None  # labels shown per picture, at most; None: 5, or all over the threshold
     threshold: float | None = None  # show only labels at least this probable, 0 to 1
@@ -102,7 +106,7 @@ class TagCommand:
         if not self.images:
             raise QKSError("no picture is named: pass picture files or folders, such as qks tag photo.jpg")
 
-    def run(self) -> int:  # 1 where a picture cannot be read
+    def execute(self) -> int:  # 1 where a picture cannot be read
         from qks.experiment.evaluation import load_model
         from qks.model.tagger import find_pictures
 
@@ -122,7 +126,7 @@ class TagCommand:
                 )
         return tag_pictures(model, pictures, labels, self)
 
-# %% ../../nbs/commands/02_tag.ipynb #75db5ad3
+# %% ../../nbs/commands/02_tag.ipynb #2776eda2
 def tag_pictures(
     model,  # a `QKS`
     pictures: list[str],  # paths
@@ -150,5 +154,5 @@ def tag_pictures(
         logger.error(f"{len(unreadable):,} of {len(pictures):,} pictures could not be read and have no tags")
     return 1 if unreadable else 0
 
-# %% ../../nbs/commands/02_tag.ipynb #351bf05e
+# %% ../../nbs/commands/02_tag.ipynb #f1a2e6f4
 COMMANDS = {"tag": Command("Tag pictures with any labels.", "photo.jpg --labels cat,bridge,sunset", TagCommand)}

@@ -5,43 +5,41 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'TrainCommand']
 
-# %% ../../nbs/commands/03_train.ipynb #27e8196b
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
+# %% ../../nbs/commands/03_train.ipynb #793e09c7
+from dataclasses import dataclass, fields
 
-import tyro
-
-from .options import Command, Device, Force, MessageOptions, Workers, prepare_processor
+from .options import Command, ConfigFile, Device, Force, MessageOptions, Workers, prepare_processor
 from ..core.errors import check_count
 from ..experiment.spec import RunSpec
 
-# %% ../../nbs/commands/03_train.ipynb #73116146
+# %% ../../nbs/commands/03_train.ipynb #6f524d09
 @dataclass(frozen=True)
-class TrainCommand:
-    "Options of `qks train`."
+class TrainCommand(RunSpec):
+    "Options of `qks train`: those of a run, and how to run it."
 
-    spec: RunSpec  # the run
-    # take options from this JSON file, such as the config.json of a run; flags override it
-    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    resume: bool = False  # continue the run in that folder, wherever it was interrupted
+    config: ConfigFile = None
+    resume: bool = False  # continue the run in the folder --out, wherever it was interrupted
     force: Force = False
     device: Device = None
     workers: Workers = 0
     messages: MessageOptions = MessageOptions()
 
-    config_field = "spec"  # what a file gives
-
     def __post_init__(self):
+        super().__post_init__()
         check_count("workers", self.workers, least=0)
 
-    def run(self) -> int:
+    @property
+    def spec(self) -> RunSpec:
+        "The run alone."
+        return RunSpec(**{field.name: getattr(self, field.name) for field in fields(RunSpec)})
+
+    def execute(self) -> int:
         from qks.experiment.training_run import run_training
         from qks.train.devices import process_state
 
-        prepare_processor(self.device, self.spec.train.precision)
+        prepare_processor(self.device, self.train.precision)
         answer = run_training(self.spec, self.force, self.resume, self.device, self.workers)
-        out = self.spec.run.folder
+        out = self.run.folder
         if answer is not None:
             print(*answer, f"Model and figures are in {out}; next: qks tag PICTURE.jpg --model {out}", sep="\n")
         state = process_state()
@@ -49,5 +47,5 @@ class TrainCommand:
             state.destroy_process_group()
         return 0
 
-# %% ../../nbs/commands/03_train.ipynb #de9cdea6
+# %% ../../nbs/commands/03_train.ipynb #b042534a
 COMMANDS = {"train": Command("Train a head on a data set, then evaluate it.", "data/pocket --out runs/a", TrainCommand)}

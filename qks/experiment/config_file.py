@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Config', 'config_values', 'draft_config', 'checked_config', 'read_json_object']
 
-# %% ../../nbs/experiment/02_config_file.ipynb #64467cc4
+# %% ../../nbs/experiment/02_config_file.ipynb #26bafa17
 import json
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ import tyro
 
 from ..core.errors import QKSError, describe_type, matches_type
 
-# %% ../../nbs/experiment/02_config_file.ipynb #80b785d4
+# %% ../../nbs/experiment/02_config_file.ipynb #366b47b5
 def config_values(
     config,  # an instance of a dataclass
 ) -> dict[str, Any]:  # for JSON
@@ -30,7 +30,7 @@ def config_values(
 
     return {field.name: plain(getattr(config, field.name)) for field in fields(config)}
 
-# %% ../../nbs/experiment/02_config_file.ipynb #222244fc
+# %% ../../nbs/experiment/02_config_file.ipynb #13e15d1e
 def convert_value(
     value,  # from JSON
     hint,  # the type that is wanted
@@ -43,7 +43,7 @@ def convert_value(
         return tuple(value)
     return value
 
-# %% ../../nbs/experiment/02_config_file.ipynb #c2abaed2
+# %% ../../nbs/experiment/02_config_file.ipynb #b1bcd612
 Config = TypeVar("Config")
 
 
@@ -76,12 +76,12 @@ def draft_config(
         object.__setattr__(draft, name, value)
     return draft
 
-# %% ../../nbs/experiment/02_config_file.ipynb #2b3b730e
+# %% ../../nbs/experiment/02_config_file.ipynb #741618d5
 def checked_config(
     draft: Config,  # from `draft_config`
     file,  # where it comes from, for messages
 ) -> Config:  # the same settings
-    "Build the dataclass of a draft, nested ones first; raises `QKSError` for a setting that is missing or out of range."
+    "Build the dataclass of a draft, nested ones first; raises `QKSError` for a missing or invalid setting."
     values = {}
     for field in fields(draft):
         value = getattr(draft, field.name)
@@ -90,7 +90,7 @@ def checked_config(
         values[field.name] = checked_config(value, file) if is_dataclass(value) else value
     return type(draft)(**values)
 
-# %% ../../nbs/experiment/02_config_file.ipynb #e7a571d3
+# %% ../../nbs/experiment/02_config_file.ipynb #01ca82b1
 def read_json_object(
     path: Path | str,  # a JSON file
 ) -> dict[str, Any]:  # its content

@@ -6,7 +6,7 @@
 __all__ = ['OWN_VLP', 'load_model', 'training_facts', 'token_batches', 'make_scorers', 'ScoreMatrix', 'evaluate_model',
            'evaluation_facts']
 
-# %% ../../nbs/experiment/08_evaluation.ipynb #5296d505
+# %% ../../nbs/experiment/08_evaluation.ipynb #288c8d82
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -22,8 +22,15 @@ from ..data.index import Index
 from ..data.nuswide import require_images
 from ..evaluate.baselines import baseline_methods
 from ..evaluate.metrics import to_array
-from ..evaluate.protocols import DenseLabels, plan
-from ..evaluate.report import ReportConfig, code_version, open_streams, pool_facts, report, report_streams
+from ..evaluate.protocols import DenseLabels, plan_parts
+from qks.evaluate.report import (
+    ReportConfig,
+    build_report,
+    build_report_from_streams,
+    code_version,
+    open_streams,
+    pool_facts,
+)
 from ..evaluate.streaming import SparseLabels
 from .results import provenance
 from .spec import RUN_CONFIG_NAME, VLPSource
@@ -37,7 +44,7 @@ from ..tokens.stream import read_ahead
 from ..vlp.frozen import VLP
 from ..vlp.loading import load_vlp
 
-# %% ../../nbs/experiment/08_evaluation.ipynb #dc4312b3
+# %% ../../nbs/experiment/08_evaluation.ipynb #d9bcfb4d
 def own_vlp(
     model: Path | str,  # the folder of a model or of its run
     source: VLPSource,  # weights without a name
@@ -52,7 +59,7 @@ def own_vlp(
             "pass --vlp as well, such as --vlp ViT-B-16"
         ) from None
 
-# %% ../../nbs/experiment/08_evaluation.ipynb #14091073
+# %% ../../nbs/experiment/08_evaluation.ipynb #78eb8ba5
 OWN_VLP = VLPSource()  # the one that a model was trained with
 
 
@@ -89,7 +96,7 @@ def load_model(
     loaded.vlp.precision = precision
     return loaded
 
-# %% ../../nbs/experiment/08_evaluation.ipynb #dd4cbba3
+# %% ../../nbs/experiment/08_evaluation.ipynb #a50e5650
 def training_facts(
     model: Path | str,  # "pocket", the model folder of a run, or the authors' checkpoint file
 ) -> dict[str, Any]:  # "selection" and "seed", each "unknown" where nothing says it
@@ -104,7 +111,7 @@ def training_facts(
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {"selection": "unknown", "seed": "unknown"}
 
-# %% ../../nbs/experiment/08_evaluation.ipynb #e3791c08
+# %% ../../nbs/experiment/08_evaluation.ipynb #e83b168d
 def token_batches(
     vlp: VLP,
     data,  # n images: anything with a length and path(index)
@@ -123,7 +130,7 @@ def token_batches(
     for batch, _ in zip(tokens, progress(batches, "Evaluating")):
         yield batch.float()
 
-# %% ../../nbs/experiment/08_evaluation.ipynb #6619c432
+# %% ../../nbs/experiment/08_evaluation.ipynb #ee142251
 def make_scorers(
     qks: QKS,
     label_names,  # C names
@@ -136,7 +143,7 @@ def make_scorers(
         scorers |= baseline_methods(qks.vlp, label_names, embeddings)
     return scorers
 
-# %% ../../nbs/experiment/08_evaluation.ipynb #58320b2a
+# %% ../../nbs/experiment/08_evaluation.ipynb #b11e8a74
 class ScoreMatrix:
     "Scores [n, C] that come in batches, for labels that are measured all at once."
 
@@ -149,7 +156,7 @@ class ScoreMatrix:
         self.scores[self.done : self.done + len(batch)] = batch
         self.done += len(batch)
 
-# %% ../../nbs/experiment/08_evaluation.ipynb #59a227c5
+# %% ../../nbs/experiment/08_evaluation.ipynb #dbe71bf5
 @worker_errors()
 def evaluate_model(
     qks: QKS,
@@ -160,7 +167,7 @@ def evaluate_model(
     cache: Path | None = None,  # folder of the token cache; None: tokens are not kept
     streamed: bool | None = None,  # scores never exist at once; None: where labels are ternary
     dtype: torch.dtype = torch.float16,  # of the tokens in the cache
-) -> dict[str, Any]:  # of `qks.evaluate.report.report`
+) -> dict[str, Any]:  # of `qks.evaluate.report.build_report`
     "Score a model on a split and report; raises `QKSError`, before the first image, for what cannot be measured."
     streamed = index.absent == 0 if streamed is None else streamed
     if streamed and index.absent != 0:
@@ -171,9 +178,9 @@ def evaluate_model(
     n_seen = index.n_seen
     shape = (len(index), len(index.label_ids))
     labels = None if streamed else index.dense().labels  # [n, C]
-    measured_labels = SparseLabels(index, shape[1]) if streamed else DenseLabels(labels)
+    annotations = SparseLabels(index, shape[1]) if streamed else DenseLabels(labels)
     for protocol in config.protocols:
-        plan(measured_labels, n_seen, config.topk, protocol, names)
+        plan_parts(annotations, n_seen, config.topk, protocol, names)
     require_images(index, "test")
     scorers = make_scorers(qks, names, baselines)
     sinks = {
@@ -186,11 +193,11 @@ def evaluate_model(
             for sink in sinks[method].values():
                 sink.update(scores)
     if streamed:
-        return report_streams(sinks, config, names, index.label_ids)
+        return build_report_from_streams(sinks, config, names, index.label_ids)
     matrices = {method: sink["matrix"].scores for method, sink in sinks.items()}
-    return report(matrices, labels, n_seen, config, names, index.label_ids)
+    return build_report(matrices, labels, n_seen, config, names, index.label_ids)
 
-# %% ../../nbs/experiment/08_evaluation.ipynb #b3d19606
+# %% ../../nbs/experiment/08_evaluation.ipynb #9727c5df
 def evaluation_facts(
     model: Path | str,  # what was loaded
     qks: QKS,  # as it was loaded

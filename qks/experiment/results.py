@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SeedResult', 'baseline_scores', 'scenes_figure', 'save_figures', 'provenance', 'save_run', 'closing_remarks']
 
-# %% ../../nbs/experiment/05_results.ipynb #2945fe2b
+# %% ../../nbs/experiment/05_results.ipynb #3b562733
 import json
 import platform
 from pathlib import Path
@@ -20,15 +20,17 @@ import torch
 from .. import __version__
 from ..core import load_image, write_atomic
 from ..data.drawings import read_concepts
-from ..evaluate.baselines import baseline_methods, label_ap, results_table, summarise
-from ..evaluate.report import ReportConfig, code_version, pool_facts, report
+from ..evaluate.baselines import baseline_methods
+from ..evaluate.breakdown import precision_per_label
+from ..evaluate.report import ReportConfig, build_report, code_version, pool_facts
+from ..evaluate.tables import results_table, summarise
 from .training_data import TrainingData
 from ..explore.plots import plot_history, plot_label_ap, plot_tags, plot_token_use
 from ..model.tagger import QKS, rank_labels
 from ..train.config import TrainConfig
 from ..vlp.frozen import VLP, fingerprint
 
-# %% ../../nbs/experiment/05_results.ipynb #da984c9c
+# %% ../../nbs/experiment/05_results.ipynb #6aebea3c
 class SeedResult(NamedTuple):
     "What the training with one seed gave."
 
@@ -39,7 +41,7 @@ class SeedResult(NamedTuple):
     token_index: torch.Tensor  # [t, S+U], the token that each label chose
     metrics: dict[str, dict[str, float]]  # by the protocol "official": part -> metric -> value
 
-# %% ../../nbs/experiment/05_results.ipynb #d1af00f0
+# %% ../../nbs/experiment/05_results.ipynb #f5ab02ab
 def baseline_scores(
     data: TrainingData,  # what to score
 ) -> dict[str, torch.Tensor]:  # row name -> scores [t, S+U]
@@ -47,7 +49,7 @@ def baseline_scores(
     methods = baseline_methods(data.vlp, data.test.label_names, data.embeddings)
     return {name: score(data.tokens["test"]) for name, score in methods.items()}
 
-# %% ../../nbs/experiment/05_results.ipynb #499ad479
+# %% ../../nbs/experiment/05_results.ipynb #0e984922
 def label_groups(
     names: list[str],  # of the labels [S+U], seen ones first
     n_seen: int,  # S
@@ -70,7 +72,7 @@ def label_groups(
         groups["unseen"] = list(range(n_seen, len(names)))
     return groups
 
-# %% ../../nbs/experiment/05_results.ipynb #f357642b
+# %% ../../nbs/experiment/05_results.ipynb #41b82003
 def scenes_figure(
     qks: QKS,  # a trained model
     data: TrainingData,  # whose test scenes to show
@@ -86,7 +88,7 @@ def scenes_figure(
     truth = [[names[column] for column in np.flatnonzero(test.labels[row] > 0)] for row in rows]
     return plot_tags(images, truth, tags, output.attention, qks.vlp.grid, unseen=names[test.n_seen :])
 
-# %% ../../nbs/experiment/05_results.ipynb #489cea3d
+# %% ../../nbs/experiment/05_results.ipynb #5ab5e6b1
 def save_figures(
     folder: Path,  # where the PNG files go
     data: TrainingData,  # with its test split
@@ -98,7 +100,7 @@ def save_figures(
     names = list(test.label_names)
     groups = label_groups(names, test.n_seen)
     n_queries = result.model.head.config.n_queries
-    ap = label_ap(result.logits.numpy(), test.labels, test.n_seen)  # [S+U]
+    ap = precision_per_label(result.logits.numpy(), test.labels, test.n_seen).precision  # [S+U]
     figures = {
         "scenes": scenes_figure(result.model, data, range(min(n_scenes, len(test)))),
         "token_use": plot_token_use(result.token_index, test.labels, groups, n_queries),
@@ -109,7 +111,7 @@ def save_figures(
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=110, bbox_inches="tight")
 
-# %% ../../nbs/experiment/05_results.ipynb #c7ac260a
+# %% ../../nbs/experiment/05_results.ipynb #6b276f0f
 def provenance(
     vlp: VLP,
 ) -> dict[str, Any]:  # "versions", "machine", "vlp"
@@ -130,7 +132,7 @@ def provenance(
         "vlp": vlp.source | {"fingerprint": fingerprint(vlp), "precision": vlp.precision},
     }
 
-# %% ../../nbs/experiment/05_results.ipynb #d8bc1c40
+# %% ../../nbs/experiment/05_results.ipynb #3841f003
 def run_results(
     data: TrainingData,  # what was trained and tested on
     results: list[SeedResult],  # one per seed
@@ -142,7 +144,7 @@ def run_results(
     test = data.test
     first = results[0]
     baselines = baseline_scores(data)
-    first_report = report(
+    first_report = build_report(
         {**baselines, "QKS": first.logits},
         test.labels,
         test.n_seen,
@@ -171,7 +173,7 @@ def run_results(
         **provenance(data.vlp),
     }
 
-# %% ../../nbs/experiment/05_results.ipynb #55ac5b55
+# %% ../../nbs/experiment/05_results.ipynb #bc0b7a27
 def save_run(
     folder: Path,  # of the run
     data: TrainingData,  # what was trained and tested on
@@ -189,7 +191,7 @@ def save_run(
     write_atomic(folder / "results.json", json.dumps(values, indent=1) + "\n")  # last: the run is finished
     return table
 
-# %% ../../nbs/experiment/05_results.ipynb #e985cfd5
+# %% ../../nbs/experiment/05_results.ipynb #3bd7942c
 def closing_remarks(
     results: dict[str, Any],  # what `save_run` wrote into results.json
     config: TrainConfig,  # the recipe

@@ -6,7 +6,7 @@
 __all__ = ['RUN_CONFIG_NAME', 'VLPSource', 'check_cache_dtype', 'TokenConfig', 'RunOptions', 'RunSpec', 'spec_values',
            'read_spec']
 
-# %% ../../nbs/experiment/03_spec.ipynb #77924db7
+# %% ../../nbs/experiment/03_spec.ipynb #9b8cdeb1
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,21 +19,23 @@ from .config_file import checked_config, config_values, draft_config, read_json_
 from ..model.config import HeadConfig
 from ..train.config import PrecisionName, RunConfig, TrainConfig
 
-# %% ../../nbs/experiment/03_spec.ipynb #b6cd23cc
+# %% ../../nbs/experiment/03_spec.ipynb #6be0040b
 @dataclass(frozen=True)
 class VLPSource:
     "Which frozen vision-language model, and where its weights come from."
 
     # 'pocket', or an open_clip model such as ViT-B-16; None: the one that the model was trained with
     name: Annotated[str | None, tyro.conf.arg(name="vlp", metavar="NAME")] = None
+
     # its weights: an open_clip tag such as openai, or a file
     pretrained: Annotated[str | None, tyro.conf.arg(metavar="TAG|FILE")] = None
+
     gelu: bool = False  # the weight file was trained with GELU, as LAION's and DataComp's; else QuickGELU, as OpenAI's
 
     def __post_init__(self):
         check_fields(self)
 
-# %% ../../nbs/experiment/03_spec.ipynb #cf45f1b8
+# %% ../../nbs/experiment/03_spec.ipynb #f65d5d2e
 def check_cache_dtype(
     cache_dtype: PrecisionName | None,  # of the numbers in a token cache
     cache: Path | None,  # its folder
@@ -45,16 +47,17 @@ def check_cache_dtype(
             "name its folder with --cache, or leave it out"
         )
 
-# %% ../../nbs/experiment/03_spec.ipynb #157a5282
+# %% ../../nbs/experiment/03_spec.ipynb #f6c4260f
 @dataclass(frozen=True)
 class TokenConfig:
     "Where the image tokens of a run come from."
 
     # keep the images' tokens on disk in this folder; None: in memory
     cache: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    cache_dtype: PrecisionName | None = (
-        None  # of the numbers in that folder; bf16 for tokens too large for fp16; None: fp16
-    )
+
+    # number type in that folder; bf16 for a VLP whose tokens are too large for fp16; None: fp16
+    cache_dtype: PrecisionName | None = None
+
     views: int = 1  # augmented views of each training image in the cache; 1: the plain image
     no_cache: bool = False  # the paper's pipeline: augment training images and run the image tower in every step
 
@@ -88,7 +91,7 @@ class TokenConfig:
             return "memory"
         return "disk" if self.cache_dtype in (None, "fp16") else f"disk, {self.cache_dtype}"
 
-# %% ../../nbs/experiment/03_spec.ipynb #72cc9bfd
+# %% ../../nbs/experiment/03_spec.ipynb #168dd88b
 @dataclass(frozen=True)
 class RunOptions(RunConfig):
     "Where the results of a run go, and how often it is written down."
@@ -100,22 +103,25 @@ class RunOptions(RunConfig):
         "Where the checkpoints and logs of one training go."
         return replace(self, folder=self.folder / "training" / f"seed{seed}")
 
-# %% ../../nbs/experiment/03_spec.ipynb #d9b62908
+# %% ../../nbs/experiment/03_spec.ipynb #bf54925a
 @dataclass(frozen=True)
 class RunSpec:
     "A training run: its data, its models, its recipe, and where its results go."
 
     # a data set's folder: prepared, or in NUS-WIDE's layout (see data/README.md)
     root: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ROOT")]
-    run: RunOptions
-    vlp: VLPSource = VLPSource("pocket")
+
+    run: RunOptions  # where results go
+    vlp: VLPSource = VLPSource("pocket")  # the frozen model
+
     # begin with this model's head instead of a new one: the folder of a run or of its model, or the authors'
     # checkpoint file; the sizes are then those of that head
     init: Annotated[str | None, tyro.conf.arg(metavar="MODEL")] = None
+
     seeds: int = 1  # training runs, for mean and standard deviation; run i trains with seed + i
-    head: HeadConfig = HeadConfig()
-    train: TrainConfig = TrainConfig()
-    tokens: TokenConfig = TokenConfig()
+    head: HeadConfig = HeadConfig()  # sizes
+    train: TrainConfig = TrainConfig()  # recipe
+    tokens: TokenConfig = TokenConfig()  # where image tokens come from
     vlp_fingerprint: tyro.conf.Suppress[str | None] = None  # of the VLP's weights; None: not loaded yet
     init_digest: tyro.conf.Suppress[str | None] = None  # of the head that `init` names; None: not loaded yet
 
@@ -143,7 +149,7 @@ class RunSpec:
             **asdict(self.train),
         }
 
-# %% ../../nbs/experiment/03_spec.ipynb #99384f6f
+# %% ../../nbs/experiment/03_spec.ipynb #861ae255
 RUN_CONFIG_NAME = "config.json"  # written first, so that a run's folder can be told from any other
 
 
@@ -155,7 +161,7 @@ def spec_values(
     del values["run"]["folder"]
     return values
 
-# %% ../../nbs/experiment/03_spec.ipynb #012b1774
+# %% ../../nbs/experiment/03_spec.ipynb #44d11262
 def read_spec(
     folder: Path,  # a run's folder
 ) -> RunSpec | None:  # None where nothing was written down: the run was stopped before it began
