@@ -19,7 +19,7 @@ import torch
 from common import Apart, in_turn, parser, serve, settings, speedups, write
 from PIL import Image
 
-from qks.commands.evaluate import token_batches
+from qks.experiment.evaluation import token_batches
 from qks.core import arithmetic as linear, load_image
 from qks.model.config import HeadConfig
 from qks.model.head import QKSHead, head_scores

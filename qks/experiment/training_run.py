@@ -6,7 +6,7 @@
 __all__ = ['train_head', 'train_and_score', 'training_tokens', 'load_initial_head', 'check_feasible', 'PreparedRun',
            'prepare_run', 'run_training']
 
-# %% ../../nbs/experiment/06_training_run.ipynb #deca210f
+# %% ../../nbs/experiment/06_training_run.ipynb #06eeb263
 import json
 import os
 import time
@@ -20,7 +20,7 @@ import torch
 
 from ..core import QKSError
 from ..core.arithmetic import PRECISIONS
-from ..data.nuswide import require_images
+from ..data.check import require_images
 from ..data.splits import open_splits
 from ..evaluate.metrics import evaluate_scores
 from ..evaluate.protocols import default_topk
@@ -49,7 +49,7 @@ from ..train.steps import Interrupted
 from ..vlp.frozen import VLP, fingerprint
 from ..vlp.loading import load_vlp
 
-# %% ../../nbs/experiment/06_training_run.ipynb #0ab4f87e
+# %% ../../nbs/experiment/06_training_run.ipynb #7b61dd58
 def train_head(
     data: TrainingData,  # what to train on
     head_config: HeadConfig = HeadConfig(),  # sizes
@@ -65,7 +65,7 @@ def train_head(
     validation = data.pair("test" if config.selection == "official" else "validation")
     return head, fit(head, data.pair("train"), data.embeddings, validation, config, run)
 
-# %% ../../nbs/experiment/06_training_run.ipynb #9a0170d4
+# %% ../../nbs/experiment/06_training_run.ipynb #f0a5641a
 def train_and_score(
     data: TrainingData,  # what to train and test on
     head_config: HeadConfig,  # sizes
@@ -88,7 +88,7 @@ def train_and_score(
         results.append(SeedResult(seed, model, history, logits, token_index, metrics))
     return results
 
-# %% ../../nbs/experiment/06_training_run.ipynb #f210efe1
+# %% ../../nbs/experiment/06_training_run.ipynb #0415b015
 def training_tokens(
     vlp: VLP,
     images,  # n training images: anything with a length and path(index)
@@ -102,7 +102,7 @@ def training_tokens(
     tokens = cache_tokens(vlp, images, workers=workers, folder=config.cache, dtype=dtype, views=config.views)
     return ViewSampler(tokens) if config.views > 1 else tokens
 
-# %% ../../nbs/experiment/06_training_run.ipynb #e8ab276f
+# %% ../../nbs/experiment/06_training_run.ipynb #eb6e26da
 def load_initial_head(
     model: Path | str,  # the folder of a run or of its model, or the authors' checkpoint file
     vlp: VLP,  # the one that the head was trained with
@@ -112,7 +112,7 @@ def load_initial_head(
         return QKS(vlp, QKSHead.from_official(model)).head
     return QKS.from_pretrained(model, vlp).head
 
-# %% ../../nbs/experiment/06_training_run.ipynb #c3c95fc3
+# %% ../../nbs/experiment/06_training_run.ipynb #56da89de
 def check_feasible(
     spec: RunSpec,  # with its cache folder settled and its topk
     vlp: VLP,
@@ -130,7 +130,7 @@ def check_feasible(
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     check_scores_fit(parts, spec.seeds, processes, need if tokens.cache is None else 0)
 
-# %% ../../nbs/experiment/06_training_run.ipynb #baf415e6
+# %% ../../nbs/experiment/06_training_run.ipynb #be36fed3
 class PreparedRun(NamedTuple):
     "A run that may begin."
 
@@ -140,7 +140,7 @@ class PreparedRun(NamedTuple):
     initial: dict[str, torch.Tensor] | None  # weights to begin with; None: new ones
     replaces: bool  # whether an earlier run is to be replaced
 
-# %% ../../nbs/experiment/06_training_run.ipynb #629253f8
+# %% ../../nbs/experiment/06_training_run.ipynb #907252aa
 def complete_spec(
     spec: RunSpec,  # as asked for
     test,  # the index of the test split
@@ -153,7 +153,7 @@ def complete_spec(
     tokens = spec.tokens.resolve(spec.run.folder, n_processes)
     return replace(spec, root=spec.root.resolve(), train=train, tokens=tokens)
 
-# %% ../../nbs/experiment/06_training_run.ipynb #53835200
+# %% ../../nbs/experiment/06_training_run.ipynb #8dd1569b
 def prepare_run(
     spec: RunSpec,  # as asked for
     force: bool = False,  # replace an earlier run
@@ -182,7 +182,7 @@ def prepare_run(
     check_feasible(spec, vlp, parts)
     return PreparedRun(spec, vlp, parts, initial, replaces)
 
-# %% ../../nbs/experiment/06_training_run.ipynb #24f7bf25
+# %% ../../nbs/experiment/06_training_run.ipynb #916dea3d
 def load_run_data(
     prepared: PreparedRun,
     workers: int = 0,  # processes that read images
@@ -207,7 +207,7 @@ def load_run_data(
         again = "again" if prepared.replaces else "with --resume to continue"
         raise Interrupted(f"stopped while image tokens were computed, and {kept}: run the same {again}") from interrupt
 
-# %% ../../nbs/experiment/06_training_run.ipynb #6da1ab16
+# %% ../../nbs/experiment/06_training_run.ipynb #2b758b36
 def train_in_folder(
     prepared: PreparedRun,
     data: TrainingData,
@@ -234,7 +234,7 @@ def train_in_folder(
             f"stopped, and {folder / 'training'} keeps what is trained: run the same with --resume to continue"
         ) from interrupt
 
-# %% ../../nbs/experiment/06_training_run.ipynb #89d63fa2
+# %% ../../nbs/experiment/06_training_run.ipynb #ca148899
 def run_training(
     spec: RunSpec,  # what to run
     force: bool = False,  # replace an earlier run
