@@ -12,12 +12,12 @@ import argparse
 import textwrap
 from pathlib import Path
 
-from ..data.check import check_nuswide, check_openimages, check_prepared
 from ..data.coco import COCO_DIVISIONS
 from ..data.files import read_names
-from ..data.openimages import UNSEEN
+from ..data.openimages import UNSEEN_LIST
 from ..data.pocket import PocketConfig, write_pocket
-from ..data.splits import SPLITS, prepare, recognise
+from ..data.registry import detect_dataset
+from ..data.splits import SPLITS, check_dataset, prepare
 from ..fetch.download import FetchPolicy
 from ..fetch.images import fetch_nuswide, fetch_openimages
 from ..fetch.urls import SIZES, SOURCES
@@ -119,7 +119,7 @@ def add_check_arguments(
     if dataset == "openimages":
         parser.add_argument(
             "--unseen",
-            default=UNSEEN,
+            default=UNSEEN_LIST,
             metavar="FILE",
             help="list of the unseen MIDs, relative to ROOT (default: %(default)s)",
         )
@@ -140,12 +140,9 @@ def run_check(
     args,  # parsed arguments of one of the five `check`
 ) -> int:  # 0 where nothing has to be repaired, 1 where something has
     "Check a data set's folder from end to end."
-    recognise(args.root)  # there is such a folder
-    options = dict(decode=args.decode, workers=args.workers, min_bytes=args.min_bytes)
-    if args.dataset == "openimages":
-        report = check_openimages(args.root, args.unseen, **options)
-    else:
-        report = (check_nuswide if args.dataset == "nuswide" else check_prepared)(args.root, **options)
+    detect_dataset(args.root)  # there is such a folder
+    options = {"unseen": args.unseen} if args.dataset == "openimages" else {}
+    report = check_dataset(args.root, args.dataset, args.decode, args.workers, args.min_bytes, **options)
     return answer(report, report.ok)
 
 # %% ../../nbs/commands/01_data.ipynb #e0a5f0b5
@@ -174,13 +171,13 @@ def add_prepare_arguments(
         parser.add_argument(f"--{name}", default=default, help=f"{text} (default: {default or 'none'})", **kwargs)
 
     if dataset == "openimages":
-        option("unseen", UNSEEN, "list of the unseen MIDs, one a line, relative to ROOT", metavar="FILE")
+        option("unseen", UNSEEN_LIST, "list of the unseen MIDs, one a line, relative to ROOT", metavar="FILE")
     if dataset == "coco":
         option(
             "division",
             "48/17",
             "seen and unseen classes of zero-shot detection; all: every class is seen",
-            choices=[*COCO_DIVISIONS, "all"],
+            choices=list(COCO_DIVISIONS),
         )
         option(
             "train",
@@ -224,8 +221,6 @@ def run_prepare(
         for name, value in vars(args).items()
         if name in ("unseen", "seen", "division", "train", "test", "test_part", "image_folder")
     }
-    if options.get("division") == "all":
-        options["division"] = None
     min_bytes = 1 if args.leave_out_missing and args.min_bytes is None else args.min_bytes
     return answer(prepare(args.root, args.dataset, args.splits, min_bytes, **options))
 

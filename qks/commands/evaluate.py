@@ -17,8 +17,8 @@ import torch
 from .train import read_dtype
 from ..core import QKSError, progress
 from ..core.arithmetic import PRECISIONS
+from ..data.check import require_images
 from ..data.index import Index
-from ..data.nuswide import require_images
 from ..data.splits import open_split
 from ..evaluate.baselines import baseline_methods
 from ..evaluate.metrics import to_array

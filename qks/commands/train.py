@@ -19,7 +19,7 @@ import torch
 
 from ..core import QKSError, check_count, write_atomic
 from ..core.arithmetic import PRECISIONS
-from ..data.nuswide import require_images
+from ..data.check import require_images
 from ..data.splits import open_splits
 from ..evaluate.protocols import usual_topk
 from qks.experiment.reproduction import (

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from ..core import QKSError, available_memory
-from ..data.index import Index
-from ..data.nuswide import LabelledImages, holdout, require_images
+from ..data.check import require_images
+from ..data.index import Index, LabelledImages, holdout
 from ..data.splits import open_splits
 from ..evaluate.protocols import PROTOCOLS, DenseLabels, plan, plan_part
 from ..model.prompts import PromptPool, embed_names
