@@ -1,4 +1,4 @@
-"""Raw files mutated in every way: each reader gives the right index, or one QKSError naming the file; and opens nothing outside.
+"""Mutated raw files: each reader gives the right index or one QKSError naming the file, and opens no file outside.
 
 A run is the same each time. `WANTED` mutated files go through the readers; the last test counts them.
 """
@@ -390,9 +390,8 @@ def hook(event, arguments):
             WATCH["outside"].append(path)
 
 
-sys.addaudithook(
-    hook
-)  # cannot be taken away again; it looks at nothing while there is no root, nor when the interpreter has taken its names apart
+# a hook cannot be removed; it does nothing while there is no root, nor when the interpreter is shutting down
+sys.addaudithook(hook)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Open Images' files in small: MIDs against names, three kinds of entry, contradictions, and every way to break a file."""
+"""Small files as those of Open Images: MIDs and names, three kinds of entry, contradictions, every kind of damage."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""From a data set's folder to its splits: prepared or raw, the same; stale, damaged, missing, mismatched, not to be written: one sentence."""
+"""From a folder to its splits, prepared or raw; stale, damaged, missing and unwritable files end in one sentence."""
 
 import json
 import os
@@ -368,12 +368,11 @@ def test_an_empty_folder_names_all_commands(tmp_path):
 def test_a_stale_index_is_not_used(nuswide, source):
     prepare(nuswide, "nuswide")
     os.utime(nuswide / source, (1, 1))
-    with pytest.raises(
-        QKSError,
-        match=re.escape(
-            f"is stale: the raw files in {nuswide} have changed since it was built; build it again (`qks data nuswide prepare {nuswide}`, with the options of the first time)"
-        ),
-    ):
+    expected = (
+        f"is stale: the raw files in {nuswide} have changed since it was built; build it again "
+        f"(`qks data nuswide prepare {nuswide}`, with the options of the first time)"
+    )
+    with pytest.raises(QKSError, match=re.escape(expected)):
         open_split(nuswide, "test")
     assert len(open_split(nuswide, "train")) == 31
     prepare(nuswide, "nuswide")
@@ -454,7 +453,7 @@ def test_a_matrix_that_is_too_large_is_the_indexs_own_error(nuswide, monkeypatch
 
 @pytest.fixture
 def read_only(nuswide):
-    "A folder that this process may read only, beside a cache that it may write; the superuser has to be another user for that."
+    "A folder that this process may only read, beside a cache that it may write; a superuser becomes another user."
     paths = [nuswide, *nuswide.rglob("*")]
     above = {path: path.stat().st_mode for path in nuswide.parents if "pytest" in path.as_posix()}
     (nuswide.parent / "cache").mkdir()
@@ -510,7 +509,7 @@ def test_a_full_disk_is_no_reason_to_write_elsewhere(nuswide, tmp_path, monkeypa
 
 
 def test_missing_images_are_left_out_where_asked_for(nuswide):
-    "They are counted, and the rest is what training and evaluation see; what is fetched later comes back with the next prepare."
+    "They are counted, the others are the split; images that are fetched later come back with the next prepare."
     train, test = (index_nuswide(nuswide, split) for split in SPLITS)
     for index, kept in ((train, 5), (test, 3)):
         for number in range(kept):

@@ -60,15 +60,7 @@ class Report:
             lines.append("No problem found.")
         return "\n".join(lines)
 
-# %% ../../nbs/data/03_check.ipynb #d683eac2
-def missing_images(
-    data: LabelledSplit,
-    min_bytes: int = 1,  # smaller files count as missing; 4,001 finds NUS-WIDE's placeholders
-) -> list[str]:  # the images that are not there, as written in data.images
-    "List the images whose file is absent or too small."
-    return [image for i, image in enumerate(data.images) if _file_size(data.path(i)) < min_bytes]
-
-
+# %% ../../nbs/data/03_check.ipynb #58193aaf
 def _file_size(
     path: str | Path,
 ) -> int:  # bytes; -1 where there is no file
@@ -77,6 +69,14 @@ def _file_size(
     except OSError:
         return -1
     return state.st_size if stat.S_ISREG(state.st_mode) else -1
+
+# %% ../../nbs/data/03_check.ipynb #d683eac2
+def missing_images(
+    data: LabelledSplit,
+    min_bytes: int = 1,  # smaller files count as missing; 4,001 finds NUS-WIDE's placeholders
+) -> list[str]:  # the images that are not there, as written in data.images
+    "List the images whose file is absent or too small."
+    return [image for i, image in enumerate(data.images) if _file_size(data.path(i)) < min_bytes]
 
 # %% ../../nbs/data/03_check.ipynb #eadfc8ea
 def require_images(

@@ -36,7 +36,9 @@ COCO_UNSEEN_15 = (  # Rahman et al., 2018
     "hot dog", "toilet", "mouse", "toaster", "hair drier",
 )
 # fmt: on
-COCO_DIVISIONS = {  # seen classes, None for all that are not unseen; unseen classes
+COCO_DIVISIONS: dict[
+    str, tuple[tuple[str, ...] | None, tuple[str, ...]]
+] = {  # seen classes, None for all that are not unseen; unseen classes
     "48/17": (COCO_SEEN_48, COCO_UNSEEN_17),
     "65/15": (None, COCO_UNSEEN_15),
     "all": (None, ()),
@@ -70,7 +72,7 @@ def _load_json(
         raise QKSError(f"{path} line {line} is not JSON ({error}): fetch the file again") from error
 
 # %% ../../nbs/data/06_coco.ipynb #720c503a
-_ENTRY_TYPES = {  # of each list: keys and types of its entries
+_ENTRY_TYPES: dict[str, dict[str, type]] = {  # of each list: keys and types of its entries
     "images": {"id": int, "file_name": str},
     "categories": {"id": int, "name": str},
     "annotations": {"image_id": int, "category_id": int},
@@ -151,7 +153,7 @@ def _read_file_names(
             )
     return tuple(positions)
 
-# %% ../../nbs/data/06_coco.ipynb #608adb90
+# %% ../../nbs/data/06_coco.ipynb #d6e7a9ad
 class _COCOLabels(NamedTuple):
     "What an annotation file says."
 
@@ -159,7 +161,7 @@ class _COCOLabels(NamedTuple):
     classes: tuple[str, ...]  # names, in the file's order
     pairs: list[tuple[int, str, int]]  # (image number, class name, 1) of every object
 
-
+# %% ../../nbs/data/06_coco.ipynb #608adb90
 def _read_coco_labels(
     path: str | Path,  # instances_*.json
 ) -> _COCOLabels:
@@ -210,7 +212,7 @@ def index_coco(
     labels = seen if split == "train" else seen + unseen  # no unseen entry is left in training
     return replace(index, label_ids=labels, label_names=labels)
 
-# %% ../../nbs/data/06_coco.ipynb #0966f3a7
+# %% ../../nbs/data/06_coco.ipynb #ba9eb477
 @dataclass(frozen=True)
 class COCOOptions:
     "What can be chosen about MS-COCO."
@@ -219,7 +221,7 @@ class COCOOptions:
     train: str = "train2014"  # the images to train on: their folder, and the name of their annotation file
     test: str = "val2014"  # the images to test on
 
-
+# %% ../../nbs/data/06_coco.ipynb #0966f3a7
 def index_coco_splits(
     root: str | Path,  # the data set's folder, which holds annotations/
     splits: Sequence[str],  # "train", "test"

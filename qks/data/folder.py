@@ -16,16 +16,16 @@ from ..core import QKSError, check_labels
 from .files import MAX_NAME_LENGTH, csv_rows, find_file, inside_path, read_label_list, text_lines
 from .index import Index, holdout, index_pairs, source_digest, without_unseen
 
-# %% ../../nbs/data/08_folder.ipynb #921014d0
-_SEPARATORS = ((";", 0.5), (",", 0.51))  # what other tools put between labels, and the share of cells that shows it
-
-
+# %% ../../nbs/data/08_folder.ipynb #eb9865de
 class _TableRow(NamedTuple):
     "A row of a table of images."
 
     line: int  # its number
     image: str
     labels: str  # as in the table
+
+# %% ../../nbs/data/08_folder.ipynb #921014d0
+_SEPARATORS = ((";", 0.5), (",", 0.51))  # what other tools put between labels, and the share of cells that shows it
 
 
 def _check_separator(
@@ -125,8 +125,8 @@ def index_folder(
     unseen = check_labels(unseen) if len(unseen) else []
     seen = None if seen is None else check_labels(seen)
     known = None if seen is None else {*seen, *unseen}
-    images = []
-    pairs = []
+    images: list[str] = []
+    pairs: list[tuple[int, str, int]] = []
     for line, image, labels in _read_rows(path):
         for label in labels:
             if known is not None and label not in known:
@@ -165,7 +165,8 @@ class FolderOptions:
 # %% ../../nbs/data/08_folder.ipynb #77bc20ff
 def _index_one_table(
     root: str | Path,  # the folder
-    options: FolderOptions,  # with a `test_part`
+    options: FolderOptions,
+    test_part: float,  # part of the images to test on
     seen: Sequence[str] | None,
     unseen: Sequence[str],
     lists: Sequence[str],  # files that the labels came from
@@ -177,7 +178,7 @@ def _index_one_table(
             "leave out --test-part, or remove the table"
         )
     index = index_folder(root, options.train, seen, unseen, options.image_folder, lists)
-    train, test = holdout(index, options.test_part, seed=0)
+    train, test = holdout(index, test_part, seed=0)
     return {"train": without_unseen(train), "test": test}
 
 # %% ../../nbs/data/08_folder.ipynb #c0e99737
@@ -187,11 +188,11 @@ def index_folder_splits(
     options: FolderOptions,
 ) -> dict[str, Index]:
     "Index the splits of a folder; raises `QKSError` for a table or a list that is wrong."
-    seen = read_label_list(root, options.seen)
+    seen: Sequence[str] | None = read_label_list(root, options.seen)
     unseen = read_label_list(root, options.unseen) or ()
     lists = [name for name in (options.seen, options.unseen) if name]
     if options.test_part is not None:
-        indexes = _index_one_table(root, options, seen, unseen, lists)
+        indexes = _index_one_table(root, options, options.test_part, seen, unseen, lists)
         return {split: indexes[split] for split in indexes if split in splits}
     indexes = {}
     if "train" in splits:

@@ -20,20 +20,20 @@ from .check import Report, check_images
 from .files import find_file, read_image_list, read_names, read_table, table_blocks
 from .index import Index, LabelledImages, check_split_name, sort_entries, source_digest
 
-# %% ../../nbs/data/04_nuswide.ipynb #9c38833e
-_TAG_LISTS = (
-    "NUS_WID_Tags/TagList1k.txt",
-    "TagList1k.txt",
-)  # where copies of the data set have it, the usual place first
-_CONCEPT_LISTS = "Concepts81.txt", "ConceptsList/Concepts81.txt"
-
-
+# %% ../../nbs/data/04_nuswide.ipynb #dac55a17
 class Vocabulary(NamedTuple):
     "The labels of NUS-WIDE."
 
     tags: list[str]  # the columns of the tag table
     seen: list[str]  # S of them
     unseen: list[str]  # U concepts
+
+# %% ../../nbs/data/04_nuswide.ipynb #9c38833e
+_TAG_LISTS = (
+    "NUS_WID_Tags/TagList1k.txt",
+    "TagList1k.txt",
+)  # where copies of the data set have it, the usual place first
+_CONCEPT_LISTS = "Concepts81.txt", "ConceptsList/Concepts81.txt"
 
 
 def read_vocabulary(
@@ -98,7 +98,7 @@ def read_concept_labels(
             raise QKSError(f"{path} has {len(column)} rows but {paths[0].name} has {len(columns[0])}: they must agree")
     return np.stack(columns, axis=1)  # [n, U]
 
-# %% ../../nbs/data/04_nuswide.ipynb #334f11e1
+# %% ../../nbs/data/04_nuswide.ipynb #6751c49b
 class TagEntries(NamedTuple):
     "The ones of a tag table that belong to seen labels."
 
@@ -106,7 +106,7 @@ class TagEntries(NamedTuple):
     rows: np.ndarray  # int32 [m], the image of each one
     columns: np.ndarray  # int32 [m], its seen label
 
-
+# %% ../../nbs/data/04_nuswide.ipynb #334f11e1
 def read_tag_entries(
     path: str | Path,  # a tag table
     tags: list[str],  # what its columns are
@@ -170,12 +170,12 @@ def read_nuswide(
     "Read one split from the raw files with the authors' choice of images; raises `QKSError` for a file that is wrong."
     return index_nuswide(root, split).dense()
 
-# %% ../../nbs/data/04_nuswide.ipynb #3681283d
+# %% ../../nbs/data/04_nuswide.ipynb #ce64218d
 @dataclass(frozen=True)
 class NUSWideOptions:
     "NUS-WIDE's files define splits and labels by themselves, so there is nothing to choose."
 
-
+# %% ../../nbs/data/04_nuswide.ipynb #3681283d
 def index_nuswide_splits(
     root: str | Path,  # a folder in NUS-WIDE's raw layout
     splits: Sequence[str],  # "train", "test"

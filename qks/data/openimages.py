@@ -44,17 +44,17 @@ def read_descriptions(
         first_line[mid] = line
     return names
 
-# %% ../../nbs/data/05_openimages.ipynb #390f2c48
-_FOLDERS = ("", "2018_04/")  # where copies of the data set have its lists, the usual place first
-UNSEEN_LIST = "unseen_400.txt"  # ours: the file name of the list of unseen MIDs
-
-
+# %% ../../nbs/data/05_openimages.ipynb #0e5b5fec
 class LabelFiles(NamedTuple):
     "The files that define the labels."
 
     descriptions: Path  # MID,name of every class
     seen: Path  # list of MIDs
     unseen: Path  # list of MIDs
+
+# %% ../../nbs/data/05_openimages.ipynb #390f2c48
+_FOLDERS = ("", "2018_04/")  # where copies of the data set have its lists, the usual place first
+UNSEEN_LIST = "unseen_400.txt"  # ours: the file name of the list of unseen MIDs
 
 
 def find_label_files(
@@ -65,7 +65,7 @@ def find_label_files(
     names = ("class-descriptions.csv", "classes-trainable.txt", inside_path(unseen, "the list of unseen labels"))
     return LabelFiles(*(find_file(root, *(folder + name for folder in _FOLDERS)) for name in names))
 
-# %% ../../nbs/data/05_openimages.ipynb #99e6dedf
+# %% ../../nbs/data/05_openimages.ipynb #b37e0e4c
 class OpenImagesLabels(NamedTuple):
     "The labels of Open Images."
 
@@ -73,7 +73,7 @@ class OpenImagesLabels(NamedTuple):
     unseen: list[str]  # U MIDs
     names: dict[str, str]  # MID -> display name, of every class
 
-
+# %% ../../nbs/data/05_openimages.ipynb #99e6dedf
 def read_openimages_labels(
     root: str | Path,  # the data set's folder
     unseen: str = UNSEEN_LIST,  # the list of unseen MIDs, relative to root
@@ -136,7 +136,7 @@ def read_verdicts(
         raise QKSError(f"{path} has no row below its header: expected annotations")
     return tuple(images), np.frombuffer(keys, np.int64)
 
-# %% ../../nbs/data/05_openimages.ipynb #5947dc64
+# %% ../../nbs/data/05_openimages.ipynb #006ee0dc
 class ResolvedVerdicts(NamedTuple):
     "Annotations in an index's order."
 
@@ -145,7 +145,7 @@ class ResolvedVerdicts(NamedTuple):
     values: np.ndarray  # int8 [E]
     contradicted: np.ndarray  # int64 [k], entries image*C + column that are marked both ways
 
-
+# %% ../../nbs/data/05_openimages.ipynb #5947dc64
 def resolve_verdicts(
     keys: np.ndarray,  # int64 [m], (image*C + column)*2 + verdict, in any order
     C: int,  # labels
@@ -225,14 +225,14 @@ def index_openimages(
     is_annotated = np.diff(offsets) > 0  # [n]
     return index.subset(np.flatnonzero(is_annotated))
 
-# %% ../../nbs/data/05_openimages.ipynb #b62a770c
+# %% ../../nbs/data/05_openimages.ipynb #caedd9c9
 @dataclass(frozen=True)
 class OpenImagesOptions:
     "What can be chosen about Open Images."
 
     unseen: str = UNSEEN_LIST  # list of the unseen MIDs, one per line, relative to ROOT
 
-
+# %% ../../nbs/data/05_openimages.ipynb #b62a770c
 def index_openimages_splits(
     root: str | Path,  # the data set's folder
     splits: Sequence[str],  # "train", "test"

@@ -84,7 +84,7 @@ def _save_split(
     root: str | Path,  # the data set's folder
     split: str,  # "train" or "test"
 ) -> Path:  # the file
-    "Save an index in the data set's folder, or in the cache if that is read-only; raises `QKSError` if both fail."
+    "Save an index in the data set's folder, or, if that is read-only, in the cache; raises `QKSError` if both are."
     path, cache_path = index_paths(root, split)
     try:
         return index.save(path)

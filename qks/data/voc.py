@@ -62,14 +62,14 @@ def _child_text(
         return default
     return "".join(text for child in children for text in child.itertext()).strip()
 
-# %% ../../nbs/data/07_voc.ipynb #87ed35c5
+# %% ../../nbs/data/07_voc.ipynb #cc24666b
 class VOCObject(NamedTuple):
     "One annotated object."
 
     name: str  # its class
     difficult: bool
 
-
+# %% ../../nbs/data/07_voc.ipynb #87ed35c5
 def read_voc_objects(
     path: str | Path,  # an annotation, XML
 ) -> list[VOCObject]:
@@ -146,14 +146,14 @@ def index_voc(
         digest=digest,
     )
 
-# %% ../../nbs/data/07_voc.ipynb #2e851743
+# %% ../../nbs/data/07_voc.ipynb #070288b9
 @dataclass(frozen=True)
 class VOCOptions:
     "What can be chosen about PASCAL VOC 2007."
 
     unseen: str | None = None  # list of the unseen classes, one per line, relative to ROOT
 
-
+# %% ../../nbs/data/07_voc.ipynb #2e851743
 def index_voc_splits(
     root: str | Path,  # VOC2007, or the folder that holds it
     splits: Sequence[str],  # "train": the official trainval; "test"
