@@ -561,7 +561,7 @@ def test_a_folder_of_ones_own_is_checked(tmp_path, capsys):
     assert data("folder", "prepare", tmp_path, "--unseen", "unseen.txt") == 0
     told = capsys.readouterr().out
     assert (
-        "1 images are not there or empty, the first: train3.png; training asks for them, or leave them out with --leave-out-missing"
+        "1 images are missing or empty, the first: train3.png; training needs them, or leave them out with --leave-out-missing"
         in told
     )
     assert (
@@ -597,7 +597,7 @@ def test_splits_that_were_prepared_apart_are_checked_together(tmp_path, capsys):
     assert data("folder", "prepare", tmp_path, "--splits", "train") == 0
     assert data("folder", "check", tmp_path) == 0 and "the test split was not prepared" in capsys.readouterr().out
     assert data("folder", "prepare", tmp_path, "--splits", "test", "--test-part", "0.2") == 0
-    assert data("folder", "check", tmp_path) == 1 and "stand in both splits" in capsys.readouterr().out
+    assert data("folder", "check", tmp_path) == 1 and "are in both splits" in capsys.readouterr().out
     (tmp_path / "qks-index-train.npz").unlink()
     assert (
         data("folder", "prepare", tmp_path, "--splits", "test", "--test-part", "0.2", "--unseen", "all.txt") == 2
