@@ -23,8 +23,8 @@ from qks.model.config import HeadConfig
 from qks.model.head import QKSHead
 from qks.model.losses import AsymmetricLoss
 from qks.tokens.cache import cache_tokens
-from qks.tokens.store import BatchFile, missing_batches, sound_batches
-from qks.tokens.stream import stream
+from qks.tokens.store import BatchFile, missing_batches, valid_batches
+from qks.tokens.stream import read_batches
 from qks.vlp.loading import load_vlp
 
 
@@ -80,7 +80,7 @@ def epoch(file, held, batches, ahead, consume):
     """One pass over the tokens that are held, or over the file with its pages forgotten."""
     if held is None:
         forget(file.numbers)
-    for batch in stream(file.tensor() if held is None else held, batches, ahead):
+    for batch in read_batches(file.tensor() if held is None else held, batches, ahead):
         consume(batch.float())
 
 
@@ -170,7 +170,7 @@ def main():
             flush=True,
         )
         start = time.perf_counter()
-        assert len(sound_batches(file, verify=True)) == len(missing_batches([], args.images, args.batch_size))
+        assert len(valid_batches(file, verify=True)) == len(missing_batches([], args.images, args.batch_size))
         checked = round(args.images / (time.perf_counter() - start), 1)
         print(
             f"comparing every digest: {checked:,.1f} images/s, {checked * file.item_bytes / 1e6:,.0f} MB/s", flush=True

@@ -1,11 +1,11 @@
 """Kill a process that fills a token cache, at every step of its writing and at random moments; run by test_cache.py.
 
-    python kill_cache.py FOLDER    # prints one line of JSON: kill points, and what was found after each
+    python kill_cache.py FOLDER    # prints one line of JSON: kill points, and what was on the disk after each
 
-The parent imports everything once and forks a child per kill. The child ends itself with SIGKILL at the k-th step of writing
-(before a write, half-way through it, before and after each fsync and each rename), or is killed by the parent at a random moment;
-once it has a worker process that outlives it.
-After each kill the parent looks at what counts as finished, goes on, and compares all bytes with an uninterrupted cache.
+The parent imports everything once and forks a child per kill. The child ends itself with SIGKILL at the k-th step of
+writing (before a write, half-way through it, before and after each fsync and each rename), or is killed by the parent
+at a random moment; once it has a worker process that outlives it.
+After each kill the parent looks at what counts as finished, resumes, and compares all bytes with an uninterrupted cache.
 """
 
 import builtins
@@ -27,7 +27,7 @@ from PIL import Image
 
 from qks.data.index import LabelledImages
 from qks.tokens import cache, store as batchfile
-from qks.tokens.store import read_batches
+from qks.tokens.store import read_record
 from qks.vlp.frozen import VLP
 
 N_IMAGES = 7
@@ -105,87 +105,111 @@ def make_data(root):
     return LabelledImages(root, names, np.ones((N_IMAGES, 1), np.int8), ("cat",), 1)
 
 
-def main(root):
-    torch.set_num_threads(1)
-    cache.progress = batchfile.progress = lambda items, description: (
-        items
-    )  # tqdm's lock is shared with a killed child, and would stay locked
-    model = random_clip()
-    vlp = VLP(model, open_clip.image_transform(32, is_train=False), None, "tiny")
-    data = make_data(root)
-    runs = []
+def counted(vlp):
+    "Record the size of every batch that the VLP computes; a black image only asks for the shape."
     tower = vlp.image_tokens
     calls = []
 
-    def counted(images):
+    def image_tokens(images):
         if images.any():
-            calls.append(len(images))  # a black image only asks for the shape
+            calls.append(len(images))
         return tower(images)
 
-    vlp.image_tokens = counted
+    vlp.image_tokens = image_tokens
+    return calls
 
-    def fill(folder, workers=0):
-        return cache.cache_tokens(vlp, data, BATCH, workers, folder=folder)
 
-    whole = fill(root / "whole")
-    expected = next((root / "whole").glob("*/tokens.bin")).read_bytes()
-    item = len(expected) // N_IMAGES
+class Kills:
+    "Fills caches in children that are killed, and collects what each kill left."
 
-    def examine(folder, kind):
-        "What a killed process left; then go on and compare."
+    def __init__(self, root):
+        self.root = root
+        self.data = make_data(root)
+        self.vlp = VLP(random_clip(), open_clip.image_transform(32, is_train=False), None, "tiny")
+        self.calls = counted(self.vlp)
+        self.steps = Steps()
+        self.runs = []
+        self.expected = self.fill(root / "uninterrupted")
+        self.expected_bytes = next((root / "uninterrupted").glob("*/tokens.bin")).read_bytes()
+
+    def fill(self, folder, workers=0):
+        return cache.cache_tokens(self.vlp, self.data, BATCH, workers, folder=folder)
+
+    def watched_fill(self, folder, workers=0):
+        "Fill in a child that counts its steps, and dies at `steps.kill_at`."
+        watch(self.steps)
+        self.fill(folder, workers)
+
+    def count_steps(self):
+        def count():
+            self.watched_fill(self.root / "count")
+            (self.root / "count.txt").write_text(str(self.steps.count))
+
+        in_child(count)
+        return int((self.root / "count.txt").read_text())
+
+    def fastest(self):
+        "Seconds of an uninterrupted child."
+        seconds = []
+        for k in range(3):
+            start = time.perf_counter()
+            in_child(lambda: self.fill(self.root / f"timed{k}"))
+            seconds.append(time.perf_counter() - start)
+        return min(seconds)
+
+    def finished_are_right(self, path, batches):
+        "Whether the bytes of the finished batches are those of the uninterrupted cache."
+        content = path.read_bytes()
+        item = len(self.expected_bytes) // N_IMAGES
+        parts = [slice(start * item, stop * item) for start, stop, *_ in batches]
+        return all(content[part] == self.expected_bytes[part] for part in parts)
+
+    def examine(self, folder, kind):
+        "Look at what a killed process left, then resume and compare."
         files = list(folder.glob("*/tokens.bin"))
-        found = read_batches(files[0].with_name("finished.txt")) if files else []
-        held = files[0].read_bytes() if files else b""
-        right = all(held[a * item : b * item] == expected[a * item : b * item] for a, b, *_ in found)
-        calls.clear()
+        finished = read_record(files[0].with_name("finished.txt")) if files else []
+        right = not files or self.finished_are_right(files[0], finished)
+        self.calls.clear()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            tokens = fill(folder)
-        same = torch.equal(tokens, whole) and next(folder.glob("*/tokens.bin")).read_bytes() == expected
-        computed = len(calls)
-        same = same and torch.equal(fill(folder), whole)
-        runs.append(
+            tokens = self.fill(folder)
+        computed = len(self.calls)
+        same = torch.equal(tokens, self.expected)
+        same = same and next(folder.glob("*/tokens.bin")).read_bytes() == self.expected_bytes
+        same = same and torch.equal(self.fill(folder), self.expected)
+        self.runs.append(
             {
                 "kind": kind,
-                "finished": len(found),
+                "finished": len(finished),
                 "finished_are_right": right,
                 "warnings": len(caught),
                 "computed": computed,
-                "computed_again": len(calls) - computed,
+                "computed_again": len(self.calls) - computed,
                 "same": same,
             }
         )
 
-    steps = Steps()
 
-    def watched_fill(folder):
-        watch(steps)
-        fill(folder)
-
-    def count():
-        watched_fill(root / "count")
-        (root / "count.txt").write_text(str(steps.count))
-
-    in_child(count)
-    for k in range(int((root / "count.txt").read_text())):
-        steps.kill_at = k
-        assert in_child(lambda: watched_fill(root / f"step{k}"))
-        examine(root / f"step{k}", "step")
-    steps.kill_at = None
-    seconds = 1e9
+def main(root):
+    torch.set_num_threads(1)
+    # tqdm's lock is shared with a killed child, and would stay locked
+    cache.progress = batchfile.progress = lambda items, description: items
+    kills = Kills(root)
+    for k in range(kills.count_steps()):
+        kills.steps.kill_at = k
+        assert in_child(lambda: kills.watched_fill(root / f"step{k}"))
+        kills.examine(root / f"step{k}", "step")
+    kills.steps.kill_at = None
+    seconds = kills.fastest()
     rng = random.Random(0)
-    for k in range(3):
-        start = time.perf_counter()
-        in_child(lambda: fill(root / f"timed{k}"))
-        seconds = min(seconds, time.perf_counter() - start)
     for k in range(20):
-        in_child(lambda: fill(root / f"random{k}"), rng.uniform(0, seconds))
-        examine(root / f"random{k}", "random")
-    # a killed process's workers hold its lock a few seconds longer: the next one waits for them
-    steps.kill_at = 20
-    assert in_child(lambda: (watch(steps), fill(root / "workers", 1)))
-    examine(root / "workers", "workers")
-    print(json.dumps({"batches": N_BATCHES, "runs": runs}))
+        in_child(lambda: kills.fill(root / f"random{k}"), rng.uniform(0, seconds))
+        kills.examine(root / f"random{k}", "random")
+    # The workers of a killed process hold its lock a few seconds longer: the next one waits for them.
+    kills.steps.kill_at = 20
+    assert in_child(lambda: kills.watched_fill(root / "workers", workers=1))
+    kills.examine(root / "workers", "workers")
+    print(json.dumps({"batches": N_BATCHES, "runs": kills.runs}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the programs that kill share: an action in a process of its own, killed after some seconds if so asked."""
+"""Run an action in a process of its own and kill it after some seconds; shared by the programs that kill."""
 
 import os
 import signal
@@ -7,7 +7,10 @@ import time
 
 
 def in_child(action, kill_after=None):
-    "Run an action in a forked process; returns whether it was killed. A child that fails by itself says why, and stops the program."
+    """Run an action in a forked process; returns whether it was killed.
+
+    A child that fails by itself prints why, and stops the program.
+    """
     child = os.fork()
     if child == 0:
         try:

@@ -205,7 +205,7 @@ def test_a_dead_worker_is_one_sentence(pictures):
 
 
 def kill_a_reader():
-    "A worker dies while the main thread computes, far from the loader's queue: the news comes as a signal, in the middle of this."
+    "A worker dies while the main thread computes, far from the loader's queue: a signal interrupts this computation."
     os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
     deadline = time.time() + 5
     while time.time() < deadline:
@@ -261,7 +261,8 @@ def test_a_worker_killed_while_the_head_computes(tiny_vlp, augmentation, picture
         "unable to mmap 64 bytes from file </torch_71_1>: Cannot allocate memory (12)",
         "unable to write to file </torch_71_1>: No space left on device (28)",
         "received 0 items of ancdata",
-        "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback:\n  File x\nRuntimeError: unable to mmap 64 bytes",
+        "Caught RuntimeError in DataLoader worker process 0.\n"
+        "Original Traceback:\n  File x\nRuntimeError: unable to mmap 64 bytes",
     ],
 )
 def test_shared_memory_that_is_too_small(words):
@@ -289,23 +290,14 @@ def test_live_tokens_are_the_papers_pipeline(tiny_vlp, augmentation, pictures):
     live.set_epoch(6)
     images = torch.stack([augmentation(picture(pictures, i), i, 6) for i in (4, 1)])
     assert len(live) == 5 and torch.equal(live[rows], tiny_vlp.image_tokens(images))
-    assert torch.equal(
-        next(LiveTokens(tiny_vlp, pictures, workers=2).stream([rows])),
-        tiny_vlp.image_tokens(torch.stack([tiny_vlp.preprocess(picture(pictures, i)) for i in (4, 1)])),
-    )
+    plain = torch.stack([tiny_vlp.preprocess(picture(pictures, i)) for i in (4, 1)])
+    read = next(LiveTokens(tiny_vlp, pictures, workers=2).read_batches([rows]))
+    assert torch.equal(read, tiny_vlp.image_tokens(plain))
 
 
 def test_a_head_trains_on_live_tokens(tiny_vlp, augmentation, pictures):
     head = QKSHead(tiny_vlp.projection, HeadConfig(2, 1))
     optimizer = torch.optim.SGD(head.parameters(), lr=1e-3)
-    loss = train_epoch(
-        head,
-        LiveTokens(tiny_vlp, pictures, augmentation),
-        torch.ones(5, 3),
-        torch.randn(3, 32),
-        bce_loss,
-        optimizer,
-        2,
-        torch.Generator(),
-    )
+    tokens = LiveTokens(tiny_vlp, pictures, augmentation)
+    loss = train_epoch(head, tokens, torch.ones(5, 3), torch.randn(3, 32), bce_loss, optimizer, 2, torch.Generator())
     assert np.isfinite(loss)

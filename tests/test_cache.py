@@ -34,7 +34,15 @@ from qks.tokens.cache import (
     list_caches,
     missing_bytes,
 )
-from qks.tokens.store import BatchFile, DiskTokens, OpenFile, batch_line, missing_batches, read_batches, sound_batches
+from qks.tokens.store import (
+    BatchFile,
+    DiskTokens,
+    FinishedBatch,
+    OpenFile,
+    missing_batches,
+    read_record,
+    valid_batches,
+)
 from qks.tokens.stream import token_digest
 from qks.train.steps import train_epoch
 
@@ -422,9 +430,9 @@ def test_a_lost_record(counted, pictures, kept):
 
 def test_overlapping_lines_do_not_count(tmp_path):
     (tmp_path / "finished.txt").write_text(
-        "".join(batch_line(a, b, "a" * 32, "b" * 32) for a, b in [(0, 5), (1, 2), (3, 4), (6, 8), (8, 8), (9, 7)])
+        "".join(FinishedBatch(a, b, "a" * 32, "b" * 32).line() for a, b in [(0, 5), (1, 2), (3, 4), (6, 8), (8, 8), (9, 7)])
     )
-    assert [batch[:2] for batch in read_batches(tmp_path / "finished.txt")] == [(0, 5), (6, 8)]
+    assert [batch[:2] for batch in read_record(tmp_path / "finished.txt")] == [(0, 5), (6, 8)]
 
 
 # ---- what is missing
@@ -435,7 +443,7 @@ def test_overlapping_lines_do_not_count(tmp_path):
 )
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
 def test_missing_batches_cover_exactly_what_is_missing(finished, batch_size):
-    batches = missing_batches([(*span, "", "") for span in finished], 9, batch_size)
+    batches = missing_batches([FinishedBatch(*span, "", "") for span in finished], 9, batch_size)
     done = [i for span in finished for i in range(*span)]
     assert sorted(done + [i for batch in batches for i in batch]) == list(range(9))
     assert all(0 < len(batch) <= batch_size for batch in batches) and batches == sorted(
@@ -471,7 +479,7 @@ def test_an_unreadable_image_in_the_middle(counted, pictures, kept, workers):
 # ---- disk and numbers
 
 
-def test_too_little_memory_is_told_beforehand(counted, pictures, monkeypatch):
+def test_too_little_memory_is_reported_beforehand(counted, pictures, monkeypatch):
     vlp, calls = counted
     need = cache_size(vlp, N_IMAGES, torch.float32, 2)
     monkeypatch.setattr(cache, "available_memory", lambda: need - 1)
@@ -502,7 +510,7 @@ def test_room_that_is_still_needed(tiny_vlp, pictures, kept, arguments):
     )
 
 
-def test_too_little_room_is_told_beforehand(counted, pictures, kept, monkeypatch):
+def test_too_little_room_is_reported_beforehand(counted, pictures, kept, monkeypatch):
     vlp, calls = counted
     need = cache_size(vlp, N_IMAGES)
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: SimpleNamespace(free=need - 1))
@@ -708,7 +716,7 @@ def test_a_batch_file_alone(tmp_path):
     file.numbers.touch()
     for start in (6, 0, 8, 3):
         file.write(start, values[start : {6: 8, 0: 3, 8: 10, 3: 6}[start]])
-    assert [batch[:2] for batch in sound_batches(file, verify=True)] == [(0, 3), (3, 6), (6, 8), (8, 10)]
+    assert [batch[:2] for batch in valid_batches(file, verify=True)] == [(0, 3), (3, 6), (6, 8), (8, 10)]
     assert torch.equal(file.tensor(), values)
 
 
@@ -754,7 +762,7 @@ def test_rows_of_a_file(stored, rows):
 
 def test_what_else_a_tensor_can_do(stored, monkeypatch):
     tokens, values = stored
-    monkeypatch.setattr(batchfile, "AT_ONCE", 4)
+    monkeypatch.setattr(batchfile, "ITEMS_AT_ONCE", 4)
     assert (len(tokens), tokens.shape, tokens.ndim, tokens.nbytes, tokens.device) == (
         10,
         values.shape,
@@ -775,7 +783,7 @@ def test_what_else_a_tensor_can_do(stored, monkeypatch):
         with pytest.raises(IndexError):
             tokens[wrong]
     assert [torch.equal(a, b) for a, b in zip(tokens, values, strict=True)] == [True] * 10
-    assert not hasattr(tokens, "stream") and not hasattr(tokens, "set_epoch")
+    assert not hasattr(tokens, "read_batches") and not hasattr(tokens, "set_epoch")
 
 
 def test_views_in_a_file(stored):
@@ -840,7 +848,7 @@ def test_reading_touches_what_was_asked_for(stored, monkeypatch):
     monkeypatch.setattr(
         os, "preadv", lambda file, buffers, place: read.append((place - 8) // 24) or preadv(file, buffers, place)
     )
-    tokens[2:8], tokens.split(3), tokens.shape, hasattr(tokens, "stream")
+    tokens[2:8], tokens.split(3), tokens.shape, hasattr(tokens, "read_batches")
     assert read == []
     tokens[2:8][[5, 0]]
     assert read == [7, 2]

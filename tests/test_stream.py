@@ -10,8 +10,9 @@ from qks.core import QKSError
 from qks.model.config import HeadConfig
 from qks.model.head import QKSHead
 from qks.model.losses import bce_loss
-from qks.tokens.store import DiskTokens, OpenFile
-from qks.tokens.stream import ViewSampler, read_ahead, send, stream, to_device_if_it_fits
+from qks.tokens import DiskTokens, LiveTokens, StoredTokens, TokenSource
+from qks.tokens.store import OpenFile
+from qks.tokens.stream import ViewSampler, read_ahead, read_batches, send, to_device_if_it_fits
 from qks.train.config import TrainConfig
 from qks.train.devices import make_accelerator
 from qks.train.loop import fit
@@ -27,7 +28,16 @@ def views():
     return (torch.arange(N * V).view(N, V, 1, 1) * torch.ones(1, 1, 4, 64)).half()
 
 
-def test_one_view_an_image(views):
+def test_every_source_plays_its_part(views, tmp_path, tiny_vlp):
+    (tmp_path / "tokens").write_bytes(views.numpy().tobytes())
+    on_disk = DiskTokens(OpenFile(tmp_path / "tokens"), views.shape, views.dtype)
+    for tokens in (views[:, 0], on_disk, ViewSampler(views), ViewSampler(on_disk)):
+        assert isinstance(tokens, TokenSource) and isinstance(tokens, StoredTokens)
+    computed = LiveTokens(tiny_vlp, [])
+    assert isinstance(computed, TokenSource) and not isinstance(computed, StoredTokens)
+
+
+def test_one_view_per_image(views):
     sampler = ViewSampler(views)
     assert len(sampler) == N
     for rows in (torch.tensor([3, 0, 3]), [5], slice(2, 6)):
@@ -60,12 +70,12 @@ def test_tokens_without_views_are_refused(views):
         ViewSampler(views[:, 0])
 
 
-def test_fit_tells_the_epoch(views):
-    told = []
+def test_fit_sets_the_epoch(views):
+    epochs = []
 
     class Watched(ViewSampler):
         def set_epoch(self, epoch):
-            told.append(epoch)
+            epochs.append(epoch)
             super().set_epoch(epoch)
 
     torch.manual_seed(0)
@@ -79,7 +89,7 @@ def test_fit_tells_the_epoch(views):
         (tokens[:, 0], labels),
         TrainConfig(epochs=3, topk=(1,)),
     )
-    assert told == [0, 1, 2, 3]  # 0 by the constructor
+    assert epochs == [0, 1, 2, 3]  # 0 by the constructor
 
 
 @pytest.mark.parametrize("seeds", [(0, 1, 2), (7, 5, 2**40)], ids=str)
@@ -152,9 +162,7 @@ def test_tokens_stay_where_there_is_no_room(monkeypatch):
     to_device_if_it_fits(tokens, "cuda", spare=61)
     to_device_if_it_fits(tokens, "cuda", step=41, spare=20)
     assert moved == [torch.device("cuda")]
-    assert (
-        asked == ["empty", "free"] * 3
-    )  # what torch holds of an earlier training is free, and only then counts as such
+    assert asked == ["empty", "free"] * 3  # memory that torch holds of an earlier training counts as free only then
 
 
 def test_tokens_of_a_file_go_to_the_device_in_parts(tmp_path, monkeypatch):
@@ -162,14 +170,17 @@ def test_tokens_of_a_file_go_to_the_device_in_parts(tmp_path, monkeypatch):
     (tmp_path / "tokens").write_bytes(values.numpy().tobytes())
     tokens = DiskTokens(OpenFile(tmp_path / "tokens"), values.shape, torch.float32)
     read = []
-    items = DiskTokens.items
+    read_items = DiskTokens.read_items
     assert to_device_if_it_fits(tokens, "cpu") is tokens
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (values.nbytes + 10, 0))
-    monkeypatch.setattr(
-        DiskTokens, "items", lambda self, rows, axes=1: read.append(len(rows)) or items(self, rows, axes)
-    )
+
+    def watched(self, rows, axes=1):
+        read.append(len(rows))
+        return read_items(self, rows, axes)
+
+    monkeypatch.setattr(DiskTokens, "read_items", watched)
     assert to_device_if_it_fits(tokens, "cuda", spare=11) is tokens and read == []
-    monkeypatch.setattr("qks.tokens.store.AT_ONCE", 4)
+    monkeypatch.setattr("qks.tokens.store.ITEMS_AT_ONCE", 4)
     moved = tokens.to("meta")  # stands for a GPU
     assert moved.device.type == "meta" and moved.shape == values.shape and read == [1, 4, 4, 2]
     to = DiskTokens.to
@@ -187,11 +198,12 @@ def test_views_go_to_the_device_as_well(views, monkeypatch):
     assert moved[torch.tensor([2, 0], device="meta")].shape == (2, 4, 64) and moved[[1]].device.type == "meta"
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (views.nbytes + 10, 0))
     assert to_device_if_it_fits(sampler, "cuda", spare=11) is sampler
-    monkeypatch.setattr(
-        torch.Tensor,
-        "to",
-        lambda self, device, to=torch.Tensor.to: to(self, "meta" if torch.device(device).type == "cuda" else device),
-    )
+    to = torch.Tensor.to
+
+    def to_meta(self, device):
+        return to(self, "meta" if torch.device(device).type == "cuda" else device)
+
+    monkeypatch.setattr(torch.Tensor, "to", to_meta)
     assert to_device_if_it_fits(sampler, "cuda", spare=10).device.type == "meta"
 
 
@@ -219,9 +231,9 @@ def test_a_trainer_asks_for_room_for_its_views(views, monkeypatch):
 def test_batches_come_in_order(ahead, batch_size):
     tokens = torch.randn(N, 2, 3)
     batches = torch.randperm(N).split(batch_size)
-    found = list(stream(tokens, batches, ahead))
+    found = list(read_batches(tokens, batches, ahead))
     assert len(found) == len(batches) and all(torch.equal(part, tokens[rows]) for part, rows in zip(found, batches))
-    assert list(stream(tokens, [], ahead)) == []
+    assert list(read_batches(tokens, [], ahead)) == []
 
 
 class Rows(int):
@@ -263,7 +275,7 @@ class Counted:
 
 def test_no_more_than_so_many_wait():
     tokens = Counted()
-    for i, _ in enumerate(stream(tokens, range(20), ahead=3)):
+    for i, _ in enumerate(read_batches(tokens, range(20), ahead=3)):
         time.sleep(0.01)
         assert tokens.read <= i + 4
     assert tokens.read == 20 and threading.main_thread() not in tokens.threads
@@ -292,22 +304,18 @@ def test_a_gpu_fetches_batches_by_itself():
     "Pinned by the thread that reads, or at last when they are sent; to another device they go as they are."
     for batch in read_ahead(Counted(), range(3), "cuda"):
         thread = batch.pinned
-        assert (
-            thread is not threading.main_thread()
-            and send(batch, "cuda").sent == (torch.device("cuda"), True)
-            and batch.pinned is thread
-        )
-    assert send(late := Rows(1), "cuda:1").pinned is threading.main_thread() and late.sent == (
-        torch.device("cuda:1"),
-        True,
-    )
-    assert send(plain := Rows(1), "cpu").pinned is False and plain.sent == (torch.device("cpu"), False)
+        assert thread is not threading.main_thread()
+        assert send(batch, "cuda").sent == (torch.device("cuda"), True) and batch.pinned is thread
+    unpinned = send(Rows(1), "cuda:1")
+    assert unpinned.pinned is threading.main_thread() and unpinned.sent == (torch.device("cuda:1"), True)
+    elsewhere = send(Rows(1), "cpu")
+    assert elsewhere.pinned is False and elsewhere.sent == (torch.device("cpu"), False)
 
 
 def test_what_fails_beside_is_raised_here():
     found = []
     with pytest.raises(QKSError, match="cannot be read"):
-        for batch in stream(Counted(fail_at=3), range(9)):
+        for batch in read_batches(Counted(fail_at=3), range(9)):
             found.append(batch)
     assert found == [0, 1]
 
@@ -315,7 +323,7 @@ def test_what_fails_beside_is_raised_here():
 def test_stopping_early_leaves_no_thread():
     before = threading.active_count()
     tokens = Counted()
-    for batch in stream(tokens, range(1000)):
+    for batch in read_batches(tokens, range(1000)):
         if batch == 2:
             break
     del batch
@@ -328,12 +336,14 @@ def test_stopping_early_leaves_no_thread():
 def test_parts_of_views_are_no_larger(tmp_path, monkeypatch):
     values = torch.randn(6, 3, 2, 4)
     read = []
-    items = DiskTokens.items
+    read_items = DiskTokens.read_items
     (tmp_path / "tokens").write_bytes(values.numpy().tobytes())
-    monkeypatch.setattr("qks.tokens.store.AT_ONCE", 6)
-    monkeypatch.setattr(
-        DiskTokens, "items", lambda self, rows, axes=1: read.append(len(rows)) or items(self, rows, axes)
-    )
-    assert torch.equal(
-        DiskTokens(OpenFile(tmp_path / "tokens"), values.shape, torch.float32).to(torch.float64), values.double()
-    ) and read == [1, 2, 2, 2]
+    monkeypatch.setattr("qks.tokens.store.ITEMS_AT_ONCE", 6)
+
+    def watched(self, rows, axes=1):
+        read.append(len(rows))
+        return read_items(self, rows, axes)
+
+    monkeypatch.setattr(DiskTokens, "read_items", watched)
+    tokens = DiskTokens(OpenFile(tmp_path / "tokens"), values.shape, torch.float32)
+    assert torch.equal(tokens.to(torch.float64), values.double()) and read == [1, 2, 2, 2]

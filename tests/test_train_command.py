@@ -782,7 +782,7 @@ def test_no_cache_feeds_the_tower_the_papers_pipeline(tiny_vlp, tmp_path, monkey
     for epoch in (1, 7):
         tokens.set_epoch(epoch)
         rows = torch.tensor([4, 1, 0, 3, 2])
-        found = torch.cat(list(tokens.stream(rows.split(3))))
+        found = torch.cat(list(tokens.read_batches(rows.split(3))))
         flipped, expected = zip(*(papers_pipeline(Image.open(data.path(i)), i, epoch, 32) for i in rows.tolist()))
         torch.testing.assert_close(torch.cat(fed), torch.stack(expected), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(
