@@ -25,7 +25,9 @@ from qks.model.sharing import share
 from qks.train.config import TrainConfig
 from qks.train.devices import make_accelerator, release_accelerator
 from qks.train.optimizer import make_optimizer
-from qks.train.steps import HeadLoss, Targets, Trainer, epoch_steps
+from qks.train.steps import HeadLoss
+from qks.train.targets import Targets
+from qks.train.trainer import Trainer, epoch_steps
 from qks.vlp.loading import load_vlp
 
 NUS_WIDE = 161_789
@@ -135,7 +137,7 @@ def ours(head, tokens, targets, embeddings, batch, peak, compiled):
 
     def epoch():
         trainer.step = 0
-        trainer.total = 0.0
+        trainer.loss_sum = 0.0
         for _ in epoch_steps(trainer):
             pass
 

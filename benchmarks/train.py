@@ -4,7 +4,7 @@
     python benchmarks/train.py --out benchmarks/results/train.json
 
 The reference is the textbook pipeline, fp32: open_clip's tower, the plain head, the loss, AdamW, on images that are read and preprocessed
-already. Ours is `qks.train.steps`'s epoch over the same images' tokens in a cache on disk (fp16), as `qks train` runs it, then with
+already. Ours is `qks.train.trainer`'s epoch over the same images' tokens in a cache on disk (fp16), as `qks train` runs it, then with
 `--fused`, then with `--precision bf16` too. "cache, plain head" shows what the cache alone brings. Ours runs in a process that keeps freed
 memory, as `qks train` does, the others in one that does not. The ways take turns; a speedup is the median over rounds of the ratio within
 a round. "apart" is the relative difference of an epoch's loss to the reference's, without dropout, at a rate that changes nothing.
@@ -25,7 +25,8 @@ from qks.tokens.store import BatchFile
 from qks.train.config import TrainConfig
 from qks.train.devices import make_accelerator
 from qks.train.optimizer import make_optimizer
-from qks.train.steps import Targets, Trainer, epoch_steps
+from qks.train.targets import Targets
+from qks.train.trainer import Trainer, epoch_steps
 from qks.vlp.loading import load_vlp
 
 
@@ -64,10 +65,10 @@ def engine(head, recipe, tokens, targets, embeddings):
 
     def epoch():
         trainer.step = 0
-        trainer.total = 0.0
+        trainer.loss_sum = 0.0
         for _ in epoch_steps(trainer):
             pass
-        return trainer.total / len(targets)
+        return trainer.loss_sum / len(targets)
 
     return epoch
 

@@ -22,7 +22,7 @@ from kill_child import in_child
 
 from qks.model.config import HeadConfig
 from qks.model.head import QKSHead
-from qks.train import checkpoint, loop as training, steps as engine
+from qks.train import checkpoint, loop as training, trainer as engine
 from qks.train.checkpoint import list_checkpoints, read_checkpoint
 from qks.train.config import RunConfig, TrainConfig
 

@@ -20,11 +20,12 @@ import torch
 from qks.core import QKSError
 from qks.model.config import HeadConfig
 from qks.model.head import QKSHead
-from qks.train import loop as training, steps as engine
+from qks.train import run_folder, trainer as engine
 from qks.train.config import RunConfig, TrainConfig
-from qks.train.devices import gather_rows, rank_by_rank, make_accelerator, process_state, score_images
+from qks.train.devices import gather_rows, make_accelerator, process_state, rank_by_rank, score_images
 from qks.train.loop import fit
-from qks.train.steps import Interrupted
+from qks.train.signals import Interrupted
+from qks.train.targets import Targets
 
 N = 21
 M = 7
@@ -71,18 +72,18 @@ def stopped(train, process):
 
 def failed(train):
     "What each process says when the first one's disk is full."
-    save = training.save_checkpoint
+    save = run_folder.save_checkpoint
 
     def full(*args):
         raise QKSError("the disk is full")
 
-    training.save_checkpoint = full
+    run_folder.save_checkpoint = full
     try:
         train()
     except QKSError as error:
         return [type(error).__name__, str(error)]
     finally:
-        training.save_checkpoint = save
+        run_folder.save_checkpoint = save
 
 
 def main(folder):
@@ -133,9 +134,7 @@ def main(folder):
     engine.make_optimizer = lambda weights, config: torch.optim.SGD(weights, config.lr)
     results["plain"] = again(clip=0.0, ema=0.0)
     engine.make_optimizer = make
-    engine.Trainer(
-        head, tokens[:N], engine.Targets(labels[:N, :S]), names[:S], config, make_accelerator(torch.device("cpu"))
-    )
+    engine.Trainer(head, tokens[:N], Targets(labels[:N, :S]), names[:S], config, make_accelerator(torch.device("cpu")))
     drawn = torch.rand(4).tolist()
     told = failed(lambda: again("failed"))
     state = process_state()

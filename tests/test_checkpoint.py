@@ -7,7 +7,6 @@ import random
 import stat
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +17,15 @@ from hypothesis import given, settings, strategies as st
 from qks.core import QKSError
 from qks.train import checkpoint
 from qks.train.checkpoint import (
-    last_checkpoint,
     list_checkpoints,
-    pack,
+    pack_state,
     prune_checkpoints,
     random_states,
     read_checkpoint,
+    read_last_checkpoint,
     save_checkpoint,
     set_random_states,
-    unpack,
+    unpack_state,
 )
 
 TESTS = Path(__file__).parent
@@ -60,11 +59,16 @@ def refused(match, function, *args, **kwargs):
     assert "\n" not in str(caught.value)
 
 
-def quietly(function, *args):
-    "What a function gave, and how often it warned."
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        return function(*args), len(caught)
+@pytest.fixture
+def count_warnings(caplog):
+    "What a function returned, and how often it logged a warning."
+
+    def call(function, *args):
+        caplog.clear()
+        result = function(*args)
+        return result, len([record for record in caplog.records if record.name == "qks.train"])
+
+    return call
 
 
 # ---- killed
@@ -112,11 +116,11 @@ SIMPLE = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(al
     )
 )
 def test_any_state_comes_back(value):
-    assert equal(unpack(json.loads(json.dumps(pack(value, {}))), {}), value)
+    assert equal(unpack_state(json.loads(json.dumps(pack_state(value, {}))), {}), value)
 
 
 def test_what_a_checkpoint_cannot_hold():
-    refused("cannot hold set", pack, {"a": {1, 2}}, {})
+    refused("cannot hold set", pack_state, {"a": {1, 2}}, {})
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -131,10 +135,10 @@ def test_random_states_come_back():
 
     before = random_states()
     tensors = {}
-    saved = json.loads(json.dumps(pack(before, tensors)))
+    saved = json.loads(json.dumps(pack_state(before, tensors)))
     first = draw()
     assert draw() != first
-    set_random_states(unpack(saved, tensors))
+    set_random_states(unpack_state(saved, tensors))
     assert draw() == first
 
 
@@ -163,17 +167,17 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_checkpoint_is_never_taken(tmp_path, damage):
+def test_a_damaged_checkpoint_is_never_taken(tmp_path, count_warnings, damage):
     save_checkpoint(tmp_path, 1, state(1))
     path = save_checkpoint(tmp_path, 2, state(2))
     content = DAMAGE[damage](path.read_bytes())
     assert content != path.read_bytes()
     path.write_bytes(content)
     refused("step-000000000002.safetensors is damaged", read_checkpoint, path)
-    found, warned = quietly(last_checkpoint, tmp_path)
+    found, warned = count_warnings(read_last_checkpoint, tmp_path)
     assert equal(found, state(1)) and warned == 1
     assert [*list_checkpoints(tmp_path)] == [1] and path.with_suffix(".damaged").exists()  # nothing is deleted
-    assert quietly(last_checkpoint, tmp_path)[1] == 0
+    assert count_warnings(read_last_checkpoint, tmp_path)[1] == 0
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE, errno.EIO])
@@ -188,11 +192,11 @@ def test_a_checkpoint_that_cannot_be_opened_is_not_damaged(tmp_path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "open", refuse, raising=False)
         refused(
-            f"step-000000000002.safetensors cannot be read .{os.strerror(number)}.: mend that, and run again; nothing was changed",
-            last_checkpoint,
+            f"step-000000000002.safetensors cannot be read .{os.strerror(number)}.: solve that, and run again; nothing was changed",
+            read_last_checkpoint,
             tmp_path,
         )
-    assert [*list_checkpoints(tmp_path)] == [1, 2] and equal(last_checkpoint(tmp_path), state(2))
+    assert [*list_checkpoints(tmp_path)] == [1, 2] and equal(read_last_checkpoint(tmp_path), state(2))
 
 
 def test_any_altered_byte_is_noticed(tmp_path):
@@ -209,16 +213,16 @@ def test_any_altered_byte_is_noticed(tmp_path):
             pass
 
 
-def test_no_checkpoint_left(tmp_path):
-    assert quietly(last_checkpoint, tmp_path / "nowhere") == (None, 0)
+def test_no_checkpoint_left(tmp_path, count_warnings):
+    assert count_warnings(read_last_checkpoint, tmp_path / "nowhere") == (None, 0)
     save_checkpoint(tmp_path, 1, state()).write_bytes(b"")
-    assert quietly(last_checkpoint, tmp_path) == (None, 1)
+    assert count_warnings(read_last_checkpoint, tmp_path) == (None, 1)
 
 
-def test_what_is_half_written_bears_another_name(tmp_path):
+def test_what_is_half_written_has_another_name(tmp_path, count_warnings):
     (tmp_path / ".step-000000000005.safetensors.part").write_bytes(b"half")
     (tmp_path / "step-5.safetensors").write_bytes(b"mine")
-    assert list_checkpoints(tmp_path) == {} and quietly(last_checkpoint, tmp_path) == (None, 0)
+    assert list_checkpoints(tmp_path) == {} and count_warnings(read_last_checkpoint, tmp_path) == (None, 0)
 
 
 # ---- the disk
@@ -243,7 +247,7 @@ def test_a_full_disk(tmp_path, monkeypatch, where):
     )
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000000001.safetensors"]
-    assert equal(last_checkpoint(tmp_path), state(1))
+    assert equal(read_last_checkpoint(tmp_path), state(1))
 
 
 def test_a_place_that_is_no_folder(tmp_path):

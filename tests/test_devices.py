@@ -195,7 +195,7 @@ def test_another_number_of_processes(spread):
     labels = torch.where(torch.rand(28, 9) < 0.4, 1, -1)
     config = TrainConfig(epochs=3, lr=1e-3, batch_size=4, topk=(1, 2), schedule="cosine", ema=0.5, clip=50.0)
     with pytest.raises(
-        QKSError, match="another configuration .processes 2 there, 1 here.: use the same one to go on"
+        QKSError, match="another configuration .processes 2 there, 1 here.: use the same one to resume it"
     ) as caught:
         fit(
             QKSHead(torch.randn(64, 8), HeadConfig(n_queries=3, n_layers=1, dropout=0.0)),
@@ -407,7 +407,7 @@ def test_more_processes_than_gpus(monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
-    with pytest.raises(QKSError, match="3 processes were started for 2 GPUs of this machine: start one for each GPU"):
+    with pytest.raises(QKSError, match="3 processes were started for 2 GPUs of this machine: start one per GPU"):
         process_state()
 
 

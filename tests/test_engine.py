@@ -4,6 +4,7 @@ import copy
 import csv
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,24 +23,16 @@ from qks.model.head import QKSHead
 from qks.model.losses import AsymmetricLoss, bce_loss
 from qks.tokens.store import BatchFile
 from qks.tokens.stream import ViewSampler, token_digest
-from qks.train import checkpoint, loop as training, steps as engine
-from qks.train.checkpoint import list_checkpoints, pack, read_checkpoint, unpack
+from qks.train import checkpoint, loop as training, run_folder, trainer as engine
+from qks.train.checkpoint import list_checkpoints, pack_state, read_checkpoint, unpack_state
 from qks.train.config import RunConfig, TrainConfig
 from qks.train.devices import make_accelerator
-from qks.train.logs import RunLog, check_trackers, csv_lines, cut_lines
+from qks.train.logs import RunLog, check_trackers, csv_lines, drop_later_lines
 from qks.train.loop import fit
-from qks.train.steps import (
-    Interrupted,
-    StopSignals,
-    Targets,
-    Trainer,
-    check_finite,
-    check_loss,
-    compiled,
-    epoch_steps,
-    restore_trainer,
-    trainer_state,
-)
+from qks.train.signals import Interrupted, StopSignals
+from qks.train.steps import check_finite, check_loss
+from qks.train.targets import Targets
+from qks.train.trainer import Trainer, compile_module, epoch_steps, restore_trainer, trainer_state
 
 ROOT = Path(__file__).resolve().parent.parent
 N = 30
@@ -174,9 +167,9 @@ def test_averaged_weights(data):
     for _ in epoch_steps(found):
         now = [weight.detach().clone() for weight in found.head.parameters()]
         expected = now if expected is None else [decay * a + (1 - decay) * b for a, b in zip(expected, now)]
-        for weight, average in zip(found.judged.parameters(), expected):
+        for weight, average in zip(found.eval_head.parameters(), expected):
             torch.testing.assert_close(weight, average, rtol=1e-5, atol=1e-6)
-    assert found.judged is not found.head and not same(found.judged, found.head)
+    assert found.eval_head is not found.head and not same(found.eval_head, found.head)
 
 
 def test_averaged_weights_are_judged_and_kept(data, monkeypatch):
@@ -231,7 +224,7 @@ def test_no_compiler(monkeypatch):
     monkeypatch.setattr(torch, "compile", missing)
     refused(
         "torch.compile is not possible here .RuntimeError: no compiler.: leave compile out",
-        compiled,
+        compile_module,
         torch.nn.Linear(1, 1),
     )
 
@@ -245,7 +238,7 @@ def test_the_compiler_is_tried_where_the_head_is(data, monkeypatch):
             (lambda x: tried.append(x.device.type)) if not isinstance(model, torch.nn.Module) else model
         ),
     )
-    compiled(torch.nn.Linear(1, 1), torch.device("meta"))
+    compile_module(torch.nn.Linear(1, 1), torch.device("meta"))
     trainer(data, config(compile=True))
     assert tried == ["meta", "cpu"]
 
@@ -310,7 +303,7 @@ def test_a_restored_trainer_takes_the_same_steps(data, stop, recipe):
         losses = []
         while len(losses) < n:
             for _ in epoch_steps(found):
-                losses.append(found.total)
+                losses.append(found.loss_sum)
                 if len(losses) == n:
                     break
             if found.step == found.steps_per_epoch:
@@ -323,7 +316,7 @@ def test_a_restored_trainer_takes_the_same_steps(data, stop, recipe):
     first = trainer(data, recipe, new_head(0.1))
     begun = steps(first, stop)
     tensors = {}
-    state = checkpoint.unpack(checkpoint.pack(trainer_state(first), tensors), tensors)
+    state = unpack_state(pack_state(trainer_state(first), tensors), tensors)
     torch.manual_seed(99)  # what happens in between does not matter
     second = trainer(data, recipe, new_head(0.1))
     restore_trainer(second, state)
@@ -334,7 +327,7 @@ def test_a_restored_trainer_takes_the_same_steps(data, stop, recipe):
 def test_a_smaller_batch_makes_no_graph_general(monkeypatch):
     asked = []
     monkeypatch.setattr(torch, "compile", lambda model, **settings: asked.append(settings) or model)
-    compiled(torch.nn.Linear(1, 1))
+    compile_module(torch.nn.Linear(1, 1))
     assert asked == [{}, {"dynamic": False}]
 
 
@@ -393,8 +386,7 @@ def test_the_best_outlives_the_last(data, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("damage", ["one bit", "gone"])
 @pytest.mark.parametrize("left, kept", [([3, 12, 15], 12), ([3, 14], None)], ids=str)
-@pytest.mark.filterwarnings("ignore:checkpoint .* is damaged")
-def test_the_best_checkpoint_is_damaged(data, tmp_path, monkeypatch, damage, left, kept):
+def test_the_best_checkpoint_is_damaged(data, tmp_path, monkeypatch, caplog, damage, left, kept):
     "The run goes on with one sentence, trains as if nothing had happened, and keeps the best of what is left, or of what comes."
     given = [9.0, 1.0, 2.0, 1.0, 3.0, 2.0, 4.0, 1.0]  # after the damage, 4 is the best that can be had
 
@@ -428,10 +420,10 @@ def test_the_best_checkpoint_is_damaged(data, tmp_path, monkeypatch, damage, lef
     else:
         best.write_bytes(best.read_bytes()[:-3] + bytes([best.read_bytes()[-3] ^ 1]) + best.read_bytes()[-2:])
     judge(given[4:])  # four epochs are judged, of the fifth the steps are done at most
-    with pytest.warns(
-        UserWarning, match=f"best epoch .step 3.*{f'step {kept}' if kept else 'the next epoch'} takes its place"
-    ):
-        found = run(data, config(epochs=8, seed=4), tmp_path / "run", keep=2)
+    found = run(data, config(epochs=8, seed=4), tmp_path / "run", keep=2)
+    replacement = f"the one of step {kept}" if kept else "the next epoch"
+    warned = [message for message in caplog.messages if "best epoch (step 3)" in message]
+    assert len(warned) == 1 and warned[0].endswith(f"is damaged or missing: {replacement} replaces it")
     assert found[0] == expected[0]
     good = read_checkpoint(list_checkpoints(tmp_path / "whole")[21])["trainer"]["head"]  # the epoch of 4
     assert all(torch.equal(value, good[name]) for name, value in found[1].state_dict().items())
@@ -440,20 +432,19 @@ def test_the_best_checkpoint_is_damaged(data, tmp_path, monkeypatch, damage, lef
     assert again[0] == found[0] and same(again[1], found[1])
 
 
-def test_a_damaged_checkpoint_that_cannot_be_renamed(tmp_path, monkeypatch):
-    path = tmp_path / checkpoint.NAME.format(3)
+def test_a_damaged_checkpoint_that_cannot_be_renamed(tmp_path, monkeypatch, caplog):
+    path = tmp_path / checkpoint.CHECKPOINT_NAME.format(3)
     path.write_bytes(b"x")
     monkeypatch.setattr(Path, "replace", full)
-    with pytest.warns(UserWarning, match="is damaged"):
-        refused(
-            "cannot be renamed .No space left on device.: rename or delete it", checkpoint.last_checkpoint, tmp_path
-        )
+    message = "cannot be renamed .No space left on device.: rename or delete it"
+    refused(message, checkpoint.read_last_checkpoint, tmp_path)
+    assert "is damaged" in caplog.text
 
 
 def test_machines_without_a_common_disk(data, tmp_path, monkeypatch):
     "One process finds a checkpoint and another none: all stop with one sentence, where they would wait for one another for ever."
     run(data, config(), tmp_path)
-    monkeypatch.setattr(training, "gather_object", lambda mine: [*mine, None])
+    monkeypatch.setattr(run_folder, "gather_object", lambda mine: [*mine, None])
     refused(
         f"not every process finds the same checkpoints in {tmp_path}: name a folder on a disk that all machines share",
         run,
@@ -476,7 +467,7 @@ def test_another_recipe(data, tmp_path, change, told):
     run(data, config(), tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     refused(
-        f"{tmp_path.name} holds a run of another configuration .{told}.: use the same one to go on, or name another folder",
+        f"{tmp_path.name} holds a run of another configuration .{told}.: use the same one to resume it, or name another folder",
         run,
         data,
         config(**change),
@@ -633,11 +624,11 @@ def test_weights_that_are_not_finite_after_an_epoch(data, monkeypatch):
     monkeypatch.setattr(training, "epoch_steps", spoilt)
     refused(
         "the weights are not finite at step 3 of epoch 1",
-        training.train_on,
+        training.train_epochs,
         found,
         None,
         data[1],
-        training.Checkpointing(None, found, StopSignals()),
+        run_folder.Checkpointing(None, found, StopSignals()),
     )
     assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
 
@@ -668,13 +659,13 @@ def test_the_scale_goes_on_where_it_was(data, overflowing, options):
     for _ in epoch_steps(stopped := scaled(data, 2.0**120, **options)):
         if stopped.step == 2:
             break
-    state = unpack(pack(trainer_state(stopped), tensors := {}), tensors)
+    state = unpack_state(pack_state(trainer_state(stopped), tensors := {}), tensors)
     restore_trainer(again, state)
     assert again.accelerator.scaler.get_scale() == stopped.accelerator.scaler.get_scale() != 2.0**120
     for _ in epoch_steps(again):
         pass
     assert (
-        same(whole.judged, again.judged)
+        same(whole.eval_head, again.eval_head)
         and whole.accelerator.scaler.get_scale() == again.accelerator.scaler.get_scale()
     )
 
@@ -709,7 +700,7 @@ def test_on_a_device_losses_are_looked_at_when_somebody_waits(data, monkeypatch)
     found.device = torch.device("meta")  # stands for a GPU in the one comparison that counts
     monkeypatch.setattr(engine, "train_step", lambda *args, **kwargs: torch.tensor(1.0))
     monkeypatch.setattr(engine, "read_ahead", lambda *args: iter([]))
-    assert list(epoch_steps(found)) == [found.steps_per_epoch] and found.steps_per_epoch < engine.CHECK_STEPS
+    assert list(epoch_steps(found)) == [found.steps_per_epoch] and found.steps_per_epoch < engine.LOSS_CHECK_STEPS
     found.step = 0
     assert next(epoch_steps(found, lambda: asked.append(1) or len(asked) == 3)) == 3
 
@@ -718,7 +709,7 @@ def test_on_a_device_losses_are_looked_at_when_somebody_waits(data, monkeypatch)
 
 
 def test_two_trainings_do_not_share_a_folder(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(run_folder, "LOCK_SECONDS", 0.1)
     other = subprocess.Popen(
         [
             sys.executable,
@@ -751,11 +742,15 @@ def test_another_judge_is_another_run(data, tmp_path):
         ("tokens", (torch.cat([tokens[:N], tokens[N:] + 1]), labels)),
     ):
         refused(
-            f"another configuration .judging {name}", run, (changed[0], names, changed[1]), config(epochs=1), tmp_path
+            f"another configuration .validation {name}",
+            run,
+            (changed[0], names, changed[1]),
+            config(epochs=1),
+            tmp_path,
         )
 
 
-def test_an_old_checkpoint_that_cannot_be_deleted_costs_only_room(data, tmp_path, monkeypatch):
+def test_an_old_checkpoint_that_cannot_be_deleted_costs_only_room(data, tmp_path, monkeypatch, caplog):
     unlink = Path.unlink
 
     def kept(path, missing_ok=False):
@@ -764,8 +759,8 @@ def test_an_old_checkpoint_that_cannot_be_deleted_costs_only_room(data, tmp_path
         unlink(path, missing_ok=missing_ok)
 
     monkeypatch.setattr(Path, "unlink", kept)
-    with pytest.warns(UserWarning, match="old checkpoint .* cannot be deleted .*, and takes room"):
-        history, _ = run(data, config(epochs=4), tmp_path, keep=1)
+    history, _ = run(data, config(epochs=4), tmp_path, keep=1)
+    assert re.search("old checkpoint .* cannot be deleted .*, and takes up space", caplog.text)
     assert len(history) == 4 and len(list(tmp_path.glob("step-*"))) == 4
 
 
@@ -790,6 +785,11 @@ def test_finite_numbers(tensors, fine):
 def test_the_words_for_a_loss_that_is_not_finite():
     refused("the loss is inf at step 3 of epoch 2: lower the learning rate", check_loss, float("inf"), 2, 3)
     check_loss(1e30, 1, 1)
+
+
+def log_on_full_disk(log):
+    with log._file_errors():
+        full()
 
 
 def full(*args, **kwargs):
@@ -822,9 +822,9 @@ def test_a_disk_that_fills_up(data, tmp_path, monkeypatch):
 
 def test_a_disk_that_fills_up_under_the_log(data, tmp_path, monkeypatch):
     expected = run(data, config())
-    write = training.RunLog.step
+    write = run_folder.RunLog.write_step
     monkeypatch.setattr(
-        training.RunLog, "step", lambda log, row: log._try(full) if row["step"] == 4 else write(log, row)
+        run_folder.RunLog, "write_step", lambda log, row: log_on_full_disk(log) if row["step"] == 4 else write(log, row)
     )
     refused(
         "the log in .* cannot be written .No space left on device.*keeps the run up to step 3",
@@ -912,7 +912,7 @@ class Failing:
 def test_tokens_that_cannot_be_read(data, tmp_path):
     expected = run(data, config())
     refused(
-        "the training data cannot be read .Input/output error.: check the disk they lie on",
+        "the training data cannot be read .Input/output error.: check the disk they are on",
         run,
         data,
         config(),
@@ -957,14 +957,14 @@ def test_a_shard_that_was_cut_short(on_disk):
 def test_a_file_cut_short_in_the_middle_of_an_epoch(data, on_disk, tmp_path, monkeypatch, size):
     "Had the file been mapped into memory, the process would die of SIGBUS."
 
-    def cut(keeper, after=training.Checkpointing.after_step):
+    def cut(keeper, after=run_folder.Checkpointing.after_step):
         after(keeper)
         if keeper.trainer.steps_done == 3:
             os.truncate(on_disk.numbers, size)
 
-    monkeypatch.setattr(training.Checkpointing, "after_step", cut)
+    monkeypatch.setattr(run_folder.Checkpointing, "after_step", cut)
     refused(
-        r"the training data cannot be read \(.*tokens.bin: the file ends at byte .*\): check the disk they lie on; .* keeps the run up to step",
+        r"the training data cannot be read \(.*tokens.bin: the file ends at byte .*\): check the disk they are on; .* keeps the run up to step",
         run,
         data,
         config(batch_size=1),
@@ -994,7 +994,7 @@ def test_a_disk_that_fails_in_the_middle_of_an_epoch(data, on_disk, monkeypatch)
 
     monkeypatch.setattr(os, "preadv", failing)
     refused(
-        "the training data cannot be read .*tokens.bin: Input/output error.: check the disk they lie on$",
+        "the training data cannot be read .*tokens.bin: Input/output error.: check the disk they are on$",
         run,
         data,
         config(),
@@ -1073,7 +1073,9 @@ def test_signals_elsewhere():
     found = []
     with StopSignals(False):
         assert signal.getsignal(signal.SIGINT) is before
-    thread = threading.Thread(target=lambda: found.append(StopSignals().__enter__().before))  # a notebook's thread, say
+    thread = threading.Thread(
+        target=lambda: found.append(StopSignals().__enter__().previous_handlers)
+    )  # a notebook's thread, say
     thread.start()
     thread.join()
     assert found == [{}] and signal.getsignal(signal.SIGINT) is before
@@ -1086,9 +1088,9 @@ def test_lines_a_kill_left(tmp_path):
     path = tmp_path / "steps.csv"
     rows = [{"step": step, "loss": step / 3} for step in range(1, 6)]
     path.write_text(csv_lines(rows) + "6,0.12")
-    cut_lines(path, 3)
+    drop_later_lines(path, 3)
     assert path.read_text() == csv_lines(rows[:3])
-    cut_lines(tmp_path / "none.csv", 3)
+    drop_later_lines(tmp_path / "none.csv", 3)
     assert not (tmp_path / "none.csv").exists()
 
 
@@ -1115,10 +1117,10 @@ def test_a_log_after_a_power_cut(data, tmp_path, left, stays):
     rows = csv_lines([{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}])
     path = tmp_path / "steps.csv"
     path.write_bytes(left.replace("{rows}", rows).encode("utf-8", "surrogateescape"))
-    cut_lines(path, 9)
+    drop_later_lines(path, 9)
     assert path.read_text() == (rows if stays else "")
     log = RunLog(RunConfig(tmp_path), make_accelerator(torch.device("cpu")), {}, step=2)
-    log.step({"step": 3, "loss": 0.125})
+    log.write_step({"step": 3, "loss": 0.125})
     found = list(csv.DictReader(path.open()))
     assert [row["step"] for row in found] == (["1", "2", "3"] if stays else ["3"]) and float(found[-1]["loss"]) == 0.125
 
@@ -1177,7 +1179,7 @@ def test_events_of_a_killed_run_are_not_shown_twice(data, tmp_path, monkeypatch)
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    save = training.save_checkpoint
+    save = run_folder.save_checkpoint
     saved = []
 
     def dies(*args):
@@ -1187,7 +1189,7 @@ def test_events_of_a_killed_run_are_not_shown_twice(data, tmp_path, monkeypatch)
         return save(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "save_checkpoint", dies)
+        patch.setattr(run_folder, "save_checkpoint", dies)
         with pytest.raises(MemoryError):
             run(data, config(), tmp_path, log_steps=1, log_with=("tensorboard",))
     assert [*list_checkpoints(tmp_path)] == [3] and (tmp_path / "steps.csv").read_text().splitlines()[-1].startswith(

@@ -16,7 +16,9 @@ from qks.tokens.stream import ViewSampler, read_ahead, read_batches, send, to_de
 from qks.train.config import TrainConfig
 from qks.train.devices import make_accelerator
 from qks.train.loop import fit
-from qks.train.steps import Targets, Trainer, train_epoch
+from qks.train.steps import train_epoch
+from qks.train.targets import Targets
+from qks.train.trainer import Trainer
 
 N = 12
 V = 3
@@ -211,7 +213,7 @@ def test_a_trainer_asks_for_room_for_its_views(views, monkeypatch):
     asked = []
     elsewhere = ViewSampler(views)
     monkeypatch.setattr(
-        "qks.train.steps.to_device_if_it_fits", lambda tokens, device, step: asked.append(tokens) or elsewhere
+        "qks.train.trainer.to_device_if_it_fits", lambda tokens, device, step: asked.append(tokens) or elsewhere
     )
     sampler = ViewSampler(views)
     head = QKSHead(torch.randn(64, 8), HeadConfig(2, 1))

@@ -34,8 +34,8 @@ from qks.model.prompts import PromptPool
 from qks.tokens import cache as tokens_cache
 from qks.tokens.augment import LiveTokens
 from qks.tokens.cache import cache_size, list_caches
-from qks.train import steps as engine
-from qks.train.checkpoint import NAME, list_checkpoints
+from qks.train import trainer as engine
+from qks.train.checkpoint import CHECKPOINT_NAME, list_checkpoints
 from qks.train.config import TrainConfig
 from qks.train.optimizer import make_schedule
 from qks.vlp.frozen import VLP
@@ -472,7 +472,7 @@ def test_other_numbers_in_the_cache(pocket, tmp_path, monkeypatch, capsys, views
 
 def test_a_run_in_the_making_is_not_replaced(pocket, tmp_path, monkeypatch, capsys):
     "Another command holds the folder: neither --force nor --resume gets it, and nothing is deleted."
-    monkeypatch.setattr("qks.train.loop.LOCK_SECONDS", 0.1)
+    monkeypatch.setattr("qks.train.run_folder.LOCK_SECONDS", 0.1)
     assert train(pocket, tmp_path / "run") == 0
     kept = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     other = subprocess.Popen(
@@ -667,7 +667,7 @@ def claimed(tmp_path, name, **settings):
 
 
 def train_a_step(folder):
-    checkpoint = folder / "training" / "seed0" / NAME.format(3)
+    checkpoint = folder / "training" / "seed0" / CHECKPOINT_NAME.format(3)
     checkpoint.parent.mkdir(parents=True)
     checkpoint.write_text("a checkpoint")
 

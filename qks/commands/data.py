@@ -27,7 +27,7 @@ def print_answer(
     print(report)
     return 0 if is_well else 1
 
-# %% ../../nbs/commands/06_data.ipynb #4e0fa7c5
+# %% ../../nbs/commands/06_data.ipynb #775dc7fb
 Root = Annotated[
     Path,
     tyro.conf.Positional,
@@ -55,7 +55,7 @@ def fetch_command(
 
     return FetchCommand
 
-# %% ../../nbs/commands/06_data.ipynb #c6f26a4a
+# %% ../../nbs/commands/06_data.ipynb #6255b2c2
 def check_command(
     name: str,  # a key of DATASETS
 ) -> type:  # a dataclass
@@ -84,7 +84,7 @@ def check_command(
 
     return CheckCommand
 
-# %% ../../nbs/commands/06_data.ipynb #8bf52b97
+# %% ../../nbs/commands/06_data.ipynb #3ce6fd34
 def prepare_command(
     name: str,  # a key of DATASETS
 ) -> type:  # a dataclass
@@ -157,7 +157,7 @@ def dataset_commands(
     )
     return commands
 
-# %% ../../nbs/commands/06_data.ipynb #546de346
+# %% ../../nbs/commands/06_data.ipynb #6d838807
 COMMANDS: dict[str, Command] = {}
 for dataset in DATASETS:
     COMMANDS |= dataset_commands(dataset)

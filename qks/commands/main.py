@@ -19,7 +19,7 @@ from .. import __version__
 from .options import Command, CommandOptions, is_first_process, messages_to_stderr, parse_options
 from ..core.errors import QKSError
 
-# %% ../../nbs/commands/07_main.ipynb #f650b511
+# %% ../../nbs/commands/07_main.ipynb #5c5302d4
 MODULES = {  # the first word -> what it does; each is a module of this package
     "reproduce": "write Pocket-WIDE, train, evaluate and draw: the whole method, offline, in ten minutes",
     "tag": "tag pictures with any labels",
@@ -35,7 +35,7 @@ def load_commands(
     "Import the module of a command."
     return import_module(f"qks.commands.{word}").COMMANDS
 
-# %% ../../nbs/commands/07_main.ipynb #d4ee8577
+# %% ../../nbs/commands/07_main.ipynb #ad606ed8
 def overview(
     prefix: str,  # the words so far; "": none
     entries: dict[str, str],  # next word -> what it does
@@ -50,7 +50,7 @@ def overview(
         options += "\n  --version      show the version"
     return "\n".join([usage, "", "commands:", *lines, "", "options:", options])
 
-# %% ../../nbs/commands/07_main.ipynb #d745e3b8
+# %% ../../nbs/commands/07_main.ipynb #1a8d4c50
 class Request(NamedTuple):
     "The command that is meant, and the words behind it."
 
@@ -71,7 +71,7 @@ def next_words(
             entries.setdefault(rest[0], []).append(rest[1] if len(rest) > 1 else command.summary)
     return {word: " | ".join(texts) for word, texts in entries.items()}
 
-# %% ../../nbs/commands/07_main.ipynb #fa743f13
+# %% ../../nbs/commands/07_main.ipynb #3720b368
 def check_next_word(
     prefix: str,  # the words so far
     word: str | None,  # the next one
@@ -87,7 +87,7 @@ def check_next_word(
         proposal = f"did you mean {similar[0]!r}? Give {known}" if similar else f"give {known}"
         raise QKSError(f"`{asked} {word}` is no command: {proposal}")
 
-# %% ../../nbs/commands/07_main.ipynb #0cde62ef
+# %% ../../nbs/commands/07_main.ipynb #0cda5bc2
 def find_command(
     words: Sequence[str],  # of the command line
 ) -> Request | str:  # or a help text, where that is asked for
@@ -116,7 +116,7 @@ def discard_output() -> None:
     with suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-# %% ../../nbs/commands/07_main.ipynb #2875c46b
+# %% ../../nbs/commands/07_main.ipynb #86110f40
 def imported_class(
     module: str,  # where the class is defined
     name: str,  # of the class
@@ -124,7 +124,7 @@ def imported_class(
     "A class of a module that is imported only where something is computed."
     return getattr(sys.modules.get(module), name, ())
 
-# %% ../../nbs/commands/07_main.ipynb #76318ab1
+# %% ../../nbs/commands/07_main.ipynb #66b9df9d
 def memory_advice(
     name: str,  # of the command
 ) -> str:
@@ -133,7 +133,7 @@ def memory_advice(
         return "pass a smaller --batch-size, or --accumulate 2 or more, which computes a batch in parts"
     return "see what else uses it, or pass --device cpu"
 
-# %% ../../nbs/commands/07_main.ipynb #d33af161
+# %% ../../nbs/commands/07_main.ipynb #afc58c40
 def exit_status(
     work: Callable[[], int],  # the command
     name: str,  # its name
@@ -170,7 +170,7 @@ def exit_status(
         logger.error(f"the GPU's memory is full: {memory_advice(name)}")
         return 2
 
-# %% ../../nbs/commands/07_main.ipynb #6d135199
+# %% ../../nbs/commands/07_main.ipynb #c6ed28cf
 def launcher_mistake(
     name: str,  # of the command
 ) -> str | None:
@@ -183,7 +183,7 @@ def launcher_mistake(
         "start this command without a launcher"
     )
 
-# %% ../../nbs/commands/07_main.ipynb #06ee4dba
+# %% ../../nbs/commands/07_main.ipynb #97a3389f
 def parse(
     words: Sequence[str],  # of the command line
 ) -> CommandOptions:

@@ -6,7 +6,7 @@
 __all__ = ['OWN_VLP', 'load_model', 'training_facts', 'token_batches', 'make_scorers', 'ScoreMatrix', 'evaluate_model',
            'evaluation_facts']
 
-# %% ../../nbs/experiment/08_evaluation.ipynb #781ebd2d
+# %% ../../nbs/experiment/08_evaluation.ipynb #4b443e8c
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -44,7 +44,7 @@ from ..tokens.stream import read_ahead
 from ..vlp.frozen import VLP
 from ..vlp.loading import load_vlp
 
-# %% ../../nbs/experiment/08_evaluation.ipynb #12fd93e5
+# %% ../../nbs/experiment/08_evaluation.ipynb #c8202967
 def own_vlp(
     model: Path | str,  # the folder of a model or of its run
     source: VLPSource,  # weights without a name
@@ -59,7 +59,7 @@ def own_vlp(
             "pass --vlp as well, such as --vlp ViT-B-16"
         ) from None
 
-# %% ../../nbs/experiment/08_evaluation.ipynb #69f9567b
+# %% ../../nbs/experiment/08_evaluation.ipynb #449575e9
 OWN_VLP = VLPSource()  # the one that a model was trained with
 
 
@@ -96,7 +96,7 @@ def load_model(
     loaded.vlp.precision = precision
     return loaded
 
-# %% ../../nbs/experiment/08_evaluation.ipynb #7cbe9635
+# %% ../../nbs/experiment/08_evaluation.ipynb #b7d27fe6
 def training_facts(
     model: Path | str,  # "pocket", the model folder of a run, or the authors' checkpoint file
 ) -> dict[str, Any]:  # "selection" and "seed", each "unknown" where nothing says it
@@ -111,7 +111,7 @@ def training_facts(
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {"selection": "unknown", "seed": "unknown"}
 
-# %% ../../nbs/experiment/08_evaluation.ipynb #924e9c20
+# %% ../../nbs/experiment/08_evaluation.ipynb #b6d20081
 def token_batches(
     vlp: VLP,
     data,  # n images: anything with a length and path(index)
@@ -130,7 +130,7 @@ def token_batches(
     for batch, _ in zip(tokens, progress(batches, "Evaluating")):
         yield batch.float()
 
-# %% ../../nbs/experiment/08_evaluation.ipynb #93a481be
+# %% ../../nbs/experiment/08_evaluation.ipynb #0a31c732
 def make_scorers(
     qks: QKS,
     label_names,  # C names
@@ -143,7 +143,7 @@ def make_scorers(
         scorers |= baseline_methods(qks.vlp, label_names, embeddings)
     return scorers
 
-# %% ../../nbs/experiment/08_evaluation.ipynb #eb0822a1
+# %% ../../nbs/experiment/08_evaluation.ipynb #3339e854
 class ScoreMatrix:
     "Scores [n, C] that come in batches, for labels that are measured all at once."
 
@@ -156,7 +156,7 @@ class ScoreMatrix:
         self.scores[self.done : self.done + len(batch)] = batch
         self.done += len(batch)
 
-# %% ../../nbs/experiment/08_evaluation.ipynb #3508bb5b
+# %% ../../nbs/experiment/08_evaluation.ipynb #643cc00b
 @worker_errors()
 def evaluate_model(
     qks: QKS,
@@ -197,7 +197,7 @@ def evaluate_model(
     matrices = {method: sink["matrix"].scores for method, sink in sinks.items()}
     return build_report(matrices, labels, n_seen, config, names, index.label_ids)
 
-# %% ../../nbs/experiment/08_evaluation.ipynb #b1537ea8
+# %% ../../nbs/experiment/08_evaluation.ipynb #0bfe55b3
 def evaluation_facts(
     model: Path | str,  # what was loaded
     qks: QKS,  # as it was loaded

@@ -6,7 +6,7 @@
 __all__ = ['train_head', 'train_and_score', 'training_tokens', 'load_initial_head', 'check_feasible', 'PreparedRun',
            'prepare_run', 'run_training']
 
-# %% ../../nbs/experiment/06_training_run.ipynb #06eeb263
+# %% ../../nbs/experiment/06_training_run.ipynb #57d89be9
 import json
 import os
 import time
@@ -44,12 +44,14 @@ from ..tokens.stream import ViewSampler
 from ..train.checkpoint import state_digest
 from ..train.config import RunConfig, TrainConfig
 from ..train.devices import collective_call, process_state, rank_by_rank, score_images
-from ..train.loop import fit, lock_run_folder
-from ..train.steps import Interrupted
+from ..train.logs import check_trackers
+from ..train.loop import fit
+from ..train.run_folder import lock_run_folder
+from ..train.signals import Interrupted
 from ..vlp.frozen import VLP, fingerprint
 from ..vlp.loading import load_vlp
 
-# %% ../../nbs/experiment/06_training_run.ipynb #7b61dd58
+# %% ../../nbs/experiment/06_training_run.ipynb #10bd51d3
 def train_head(
     data: TrainingData,  # what to train on
     head_config: HeadConfig = HeadConfig(),  # sizes
@@ -65,7 +67,7 @@ def train_head(
     validation = data.pair("test" if config.selection == "official" else "validation")
     return head, fit(head, data.pair("train"), data.embeddings, validation, config, run)
 
-# %% ../../nbs/experiment/06_training_run.ipynb #f0a5641a
+# %% ../../nbs/experiment/06_training_run.ipynb #23d68774
 def train_and_score(
     data: TrainingData,  # what to train and test on
     head_config: HeadConfig,  # sizes
@@ -88,7 +90,7 @@ def train_and_score(
         results.append(SeedResult(seed, model, history, logits, token_index, metrics))
     return results
 
-# %% ../../nbs/experiment/06_training_run.ipynb #0415b015
+# %% ../../nbs/experiment/06_training_run.ipynb #f846315d
 def training_tokens(
     vlp: VLP,
     images,  # n training images: anything with a length and path(index)
@@ -102,7 +104,7 @@ def training_tokens(
     tokens = cache_tokens(vlp, images, workers=workers, folder=config.cache, dtype=dtype, views=config.views)
     return ViewSampler(tokens) if config.views > 1 else tokens
 
-# %% ../../nbs/experiment/06_training_run.ipynb #eb6e26da
+# %% ../../nbs/experiment/06_training_run.ipynb #230fc450
 def load_initial_head(
     model: Path | str,  # the folder of a run or of its model, or the authors' checkpoint file
     vlp: VLP,  # the one that the head was trained with
@@ -112,7 +114,7 @@ def load_initial_head(
         return QKS(vlp, QKSHead.from_official(model)).head
     return QKS.from_pretrained(model, vlp).head
 
-# %% ../../nbs/experiment/06_training_run.ipynb #56da89de
+# %% ../../nbs/experiment/06_training_run.ipynb #9a1ed0ad
 def check_feasible(
     spec: RunSpec,  # with its cache folder settled and its topk
     vlp: VLP,
@@ -130,7 +132,7 @@ def check_feasible(
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     check_scores_fit(parts, spec.seeds, processes, need if tokens.cache is None else 0)
 
-# %% ../../nbs/experiment/06_training_run.ipynb #be36fed3
+# %% ../../nbs/experiment/06_training_run.ipynb #c716b0e3
 class PreparedRun(NamedTuple):
     "A run that may begin."
 
@@ -140,7 +142,7 @@ class PreparedRun(NamedTuple):
     initial: dict[str, torch.Tensor] | None  # weights to begin with; None: new ones
     replaces: bool  # whether an earlier run is to be replaced
 
-# %% ../../nbs/experiment/06_training_run.ipynb #907252aa
+# %% ../../nbs/experiment/06_training_run.ipynb #1e52ae1b
 def complete_spec(
     spec: RunSpec,  # as asked for
     test,  # the index of the test split
@@ -153,7 +155,7 @@ def complete_spec(
     tokens = spec.tokens.resolve(spec.run.folder, n_processes)
     return replace(spec, root=spec.root.resolve(), train=train, tokens=tokens)
 
-# %% ../../nbs/experiment/06_training_run.ipynb #8dd1569b
+# %% ../../nbs/experiment/06_training_run.ipynb #45d8ccea
 def prepare_run(
     spec: RunSpec,  # as asked for
     force: bool = False,  # replace an earlier run
@@ -162,6 +164,7 @@ def prepare_run(
     n_processes: int = 1,  # that train together
 ) -> PreparedRun:
     "Look at everything that can be the user's mistake before anything is written; raises `QKSError`."
+    check_trackers(spec.run.log_with)
     splits = open_splits(spec.root)
     if n_processes > 1:
         if device:
@@ -182,7 +185,7 @@ def prepare_run(
     check_feasible(spec, vlp, parts)
     return PreparedRun(spec, vlp, parts, initial, replaces)
 
-# %% ../../nbs/experiment/06_training_run.ipynb #916dea3d
+# %% ../../nbs/experiment/06_training_run.ipynb #dfc545b6
 def load_run_data(
     prepared: PreparedRun,
     workers: int = 0,  # processes that read images
@@ -207,7 +210,7 @@ def load_run_data(
         again = "again" if prepared.replaces else "with --resume to continue"
         raise Interrupted(f"stopped while image tokens were computed, and {kept}: run the same {again}") from interrupt
 
-# %% ../../nbs/experiment/06_training_run.ipynb #2b758b36
+# %% ../../nbs/experiment/06_training_run.ipynb #c2bc98eb
 def train_in_folder(
     prepared: PreparedRun,
     data: TrainingData,
@@ -234,7 +237,7 @@ def train_in_folder(
             f"stopped, and {folder / 'training'} keeps what is trained: run the same with --resume to continue"
         ) from interrupt
 
-# %% ../../nbs/experiment/06_training_run.ipynb #ca148899
+# %% ../../nbs/experiment/06_training_run.ipynb #58e2289e
 def run_training(
     spec: RunSpec,  # what to run
     force: bool = False,  # replace an earlier run
