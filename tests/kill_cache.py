@@ -25,7 +25,7 @@ from conftest import random_clip
 from kill_child import in_child
 from PIL import Image
 
-from qks.data.nuswide import LabelledImages
+from qks.data.index import LabelledImages
 from qks.tokens import cache, store as batchfile
 from qks.tokens.store import read_record
 from qks.vlp.frozen import VLP

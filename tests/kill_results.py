@@ -17,13 +17,14 @@ import torch
 from kill_child import in_child
 from tqdm import tqdm
 
-from qks.commands import train as train_command
 from qks.commands.main import main
 from qks.core import QKSError
-from qks.experiment import reproduction as reproduce, training_data as benchmark
+from qks.experiment import results, training_data, training_run
+from qks.experiment.run_folder import claim_run_folder
+from qks.experiment.spec import read_spec
 from qks.model.prompts import PromptPool
 
-OPTIONS = "--epochs 2 --lr 1e-3 --layers 1 --queries 2 --batch-size 12 --save-steps 2".split()
+OPTIONS = "--epochs 2 --lr 1e-3 --n-layers 1 --n-queries 2 --batch-size 12 --save-steps 2".split()
 
 
 def draw(folder, *args):
@@ -64,10 +65,11 @@ def killed_at(number, folder, save):
 def run(root):
     torch.set_num_threads(1)
     tqdm.monitor_interval = 0  # no thread beside the one that forks
-    reproduce.save_figures = draw
-    train_command.load_training_data = partial(benchmark.load_training_data, pool=PromptPool.single("a photo of {}"))
+    results.save_figures = draw
+    pool = PromptPool.single("a photo of {}")
+    training_run.load_training_data = partial(training_data.load_training_data, pool=pool)
     saved = []
-    save = reproduce.save_run
+    save = results.save_run
     out = root / "run"
 
     def train(folder, *more):
@@ -81,18 +83,18 @@ def run(root):
         saved.append(args)
         raise QKSError("not yet")
 
-    train_command.save_run = not_yet
+    training_run.save_run = not_yet
     assert train(out) == 2
-    (_, config, *rest) = saved[0]
+    spec = read_spec(out)
     finished = []
     number = 0
-    while in_child(lambda: killed_at(number, out, lambda: save(out, config, *rest))):
+    while in_child(lambda: killed_at(number, out, lambda: save(*saved[0]))):
         finished.append((out / "results.json").exists())
-        train_command.claim_run_folder(out, config, resume=True)  # raises where there is nothing to go on with
+        claim_run_folder(spec, resume=True)  # raises where there is nothing to go on with
         number += 1
     (out / "results.json").unlink()  # as if the last kill had come before its name was there
     (out / ".results.json.1.part").write_text('{"proto')
-    train_command.save_run = save
+    training_run.save_run = save
     assert train(out, "--resume") == 0
     print(json.dumps({"kills": number, "finished": finished, "same": written(out) == written(root / "whole")}))
 

@@ -3,7 +3,6 @@
 python stop_training.py FOLDER
 """
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 
 from qks.commands import main as cli
+from qks.commands.train import TrainCommand
 from qks.model.config import HeadConfig
 from qks.model.head import QKSHead
 from qks.train import loop as training
@@ -46,11 +46,8 @@ def main(folder):
             yield done
 
     training.epoch_steps = slowly
-    parsed = argparse.Namespace(command="train", run=lambda args: train(folder) and 0)
-    cli.build_parser = lambda: argparse.Namespace(
-        parse_args=lambda argv: parsed
-    )  # the command's own handling of Ctrl-C
-    return cli.main()
+    TrainCommand.execute = lambda options: train(folder) and 0  # with the command's own handling of Ctrl-C
+    return cli.main(["train", "data", "--out", str(folder)])
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from torchvision.transforms import Compose
 
 from qks.core import QKSError
-from qks.data.nuswide import LabelledImages
+from qks.data.index import LabelledImages
 from qks.model.config import HeadConfig
 from qks.model.head import QKSHead
 from qks.model.losses import bce_loss

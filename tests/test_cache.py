@@ -18,7 +18,7 @@ from filelock import FileLock
 from PIL import Image
 
 from qks.core import QKSError
-from qks.data.nuswide import LabelledImages
+from qks.data.index import LabelledImages
 from qks.evaluate.baselines import best_patch_scores, zero_shot_scores
 from qks.model.config import HeadConfig
 from qks.model.head import QKSHead, head_scores

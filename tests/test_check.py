@@ -8,9 +8,14 @@ import pytest
 from PIL import Image
 
 from qks.core import QKSError
-from qks.data.check import SHOWN, Report, check_images, check_nuswide, check_openimages, check_prepared, image_fault
+from qks.data.check import (
+    MAX_SHOWN,
+    Report,
+    _image_fault,
+    check_images,
+)
 from qks.data.files import read_image_list
-from qks.data.splits import prepare
+from qks.data.splits import check_dataset, prepare
 
 GOLDEN = Path(__file__).parent / "data/nuswide_tiny"
 LABELS = "Groundtruth/TrainTestLabels"
@@ -40,7 +45,7 @@ def edit(path, change):
 
 @pytest.mark.parametrize("decode", [False, True])
 def test_a_whole_folder(root, decode):
-    report = check_nuswide(root, decode, workers=2)
+    report = check_dataset(root, "nuswide", decode, workers=2)
     assert report.ok and report.problems == [] and str(report).endswith("No problem found.")
     for said in (
         "1,000 tags, 925 of them seen labels; 81 unseen labels",
@@ -86,7 +91,7 @@ def cut(root):
             lambda root: edit(
                 root / "ImageList/TestImagelist.txt", lambda raw: raw.replace(raw.split(b"\n")[3], raw.split(b"\n")[1])
             ),
-            "already stands in line 2",
+            "is already in line 2",
         ),
         (
             lambda root: edit(
@@ -97,7 +102,7 @@ def cut(root):
                     + raw.split(b"\n", 1)[1]
                 ),
             ),
-            "1 images stand in both image lists",
+            "1 images are in both image lists",
         ),
         (
             lambda root: (root / "Flickr/zebra/0001_398236329.jpg").unlink(),
@@ -112,7 +117,7 @@ def cut(root):
 )
 def test_each_kind_of_damage(root, damage, said):
     damage(root)
-    report = check_nuswide(root, decode=True, workers=2)
+    report = check_dataset(root, "nuswide", decode=True, workers=2)
     assert not report.ok
     with pytest.raises(QKSError, match=said):
         raise QKSError("\n".join(report.problems))
@@ -124,31 +129,31 @@ def test_all_damage_is_collected(root):
     for path in (root / LABELS).glob("Labels_s*_Train.txt"):
         path.unlink()
     shutil.rmtree(root / "Flickr/zebra")
-    report = check_nuswide(root)
+    report = check_dataset(root, "nuswide")
     lost = len(list((GOLDEN / "raw" / LABELS).glob("Labels_s*_Train.txt")))
-    assert len(report.problems) == 3 + lost > SHOWN
-    assert f"{lost + 3} problems:" in str(report) and f"… and {lost + 3 - SHOWN} more" in str(report)
+    assert len(report.problems) == 3 + lost > MAX_SHOWN
+    assert f"{lost + 3} problems:" in str(report) and f"… and {lost + 3 - MAX_SHOWN} more" in str(report)
     assert len(str(report).split("\n")) < 30
 
 
 def test_a_folder_that_is_not_there(tmp_path):
-    assert len(check_nuswide(tmp_path / "nowhere").problems) == 5
-    assert len(check_openimages(tmp_path / "nowhere").problems) == 3
+    assert len(check_dataset(tmp_path / "nowhere", "nuswide").problems) == 5
+    assert len(check_dataset(tmp_path / "nowhere", "openimages").problems) == 3
 
 
-def test_image_faults(tmp_path):
+def test__image_faults(tmp_path):
     picture(tmp_path / "a.jpg")
     (tmp_path / "folder.jpg").mkdir()
     (tmp_path / "text.jpg").write_bytes(b"no image" * 1000)
     assert (
-        image_fault(tmp_path / "a.jpg", 4001, True) is None
-        and image_fault(tmp_path / "folder.jpg", 1, True) == "absent"
+        _image_fault(tmp_path / "a.jpg", 4001, True) is None
+        and _image_fault(tmp_path / "folder.jpg", 1, True) == "absent"
     )
     assert (
-        image_fault(tmp_path / "text.jpg", 4001, False) is None
-        and image_fault(tmp_path / "text.jpg", 4001, True) == "unreadable"
+        _image_fault(tmp_path / "text.jpg", 4001, False) is None
+        and _image_fault(tmp_path / "text.jpg", 4001, True) == "unreadable"
     )
-    assert image_fault(tmp_path / ("x" * 300 + ".jpg"), 1, True) == "absent"
+    assert _image_fault(tmp_path / ("x" * 300 + ".jpg"), 1, True) == "absent"
     with pytest.raises(QKSError, match="workers is 0"):
         check_images(Report("x"), tmp_path, ["a.jpg"], workers=0)
 
@@ -178,7 +183,7 @@ def test_openimages(tmp_path):
         (tmp_path / split / f"{split}-annotations-human-imagelabels.csv").write_text("\n".join(lines))
         for i, _, _ in rows:
             picture(tmp_path / split / f"{image(i)}.jpg")
-    report = check_openimages(tmp_path, decode=True, workers=2)
+    report = check_dataset(tmp_path, "openimages", decode=True, workers=2)
     assert report.ok and len(report.notes) == 1 and f"lines 3 and 4: image {image(3)}, label /m/01" in report.notes[0]
     for said in (
         "2 seen and 1 unseen of 3 classes; 1 seen names repeat, 1 unseen",
@@ -188,7 +193,7 @@ def test_openimages(tmp_path):
         assert said in str(report)
     (tmp_path / "train" / f"{image(1)}.jpg").unlink()
     (tmp_path / "unseen_400.txt").write_text("/m/02\n")
-    report = check_openimages(tmp_path)
+    report = check_dataset(tmp_path, "openimages")
     assert not report.ok and "/m/02 is also in classes-trainable.txt" in report.problems[0]
 
 
@@ -199,5 +204,5 @@ def test_a_split_without_an_image_is_a_problem(tmp_path):
         (tmp_path / name).write_text(label + "\n")
     picture(tmp_path / "a.jpg"), picture(tmp_path / "b.jpg")
     prepare(tmp_path, "folder", seen="seen.txt", unseen="unseen.txt")
-    report = check_prepared(tmp_path)
+    report = check_dataset(tmp_path, "folder")
     assert not report.ok and "the train split has no image" in str(report)

@@ -1,6 +1,7 @@
 """The command line: every command on small data, and every mistake in one sentence."""
 
 import json
+import logging
 import os
 import re
 import shlex
@@ -15,8 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
-from qks.commands import main as cli
-from qks.commands.main import main
+from qks.commands import options as command_options
+from qks.commands.main import find_command, main, parse
+from qks.commands.tag import read_label_arguments
 from qks.core import QKSError
 from qks.model.tagger import QKS
 
@@ -33,7 +35,7 @@ def pocket(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(pocket, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "run"
-    arguments = ["--epochs", "1", "--lr", "1e-3", "--layers", "1", "--queries", "3", "--schedule", "cosine"]
+    arguments = ["--epochs", "1", "--lr", "1e-3", "--n-layers", "1", "--n-queries", "3", "--schedule", "cosine"]
     assert main(["train", str(pocket), "--out", str(out), *arguments]) == 0
     return out
 
@@ -109,13 +111,13 @@ def test_tag_any_labels(model, run, picture, capsys):
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_a_labels_file_with_and_without_a_byte_order_mark(tmp_path, encoding):
     (tmp_path / "labels.txt").write_text("cat\r\n\nice cream\n", encoding=encoding)
-    assert cli.read_label_arguments(None, str(tmp_path / "labels.txt")) == ["cat", "ice cream"]
+    assert read_label_arguments(None, tmp_path / "labels.txt") == ["cat", "ice cream"]
 
 
 def test_a_labels_file_of_one_line_with_commas(tmp_path):
     (tmp_path / "labels.txt").write_text("cat, dog\n")
     with pytest.raises(QKSError, match="labels.txt has one line, with commas in it: give one label a line"):
-        cli.read_label_arguments(None, str(tmp_path / "labels.txt"))
+        read_label_arguments(None, tmp_path / "labels.txt")
 
 
 def test_without_labels_the_models_own(picture, run, monkeypatch, capsys):
@@ -126,7 +128,7 @@ def test_without_labels_the_models_own(picture, run, monkeypatch, capsys):
     assert (
         len(tags) == 276 and "pizza" in {tag["label"] for tag in tags} and "dog" not in {tag["label"] for tag in tags}
     )  # dog is an unseen one
-    monkeypatch.setattr("qks.commands.main.load_model", lambda *args, **kwargs: SimpleNamespace(labels=()))
+    monkeypatch.setattr("qks.experiment.evaluation.load_model", lambda *args, **kwargs: SimpleNamespace(labels=()))
     assert (
         main(["tag", str(picture)]) == 2
         and "qks: pocket does not say which labels it was trained on: pass --labels or --labels-file\n"
@@ -167,8 +169,8 @@ def test_weights_of_other_activations_and_in_other_places(words, picture, pocket
         asked.append((name, pretrained, quick_gelu))
         raise QKSError("enough")
 
-    for module in ("train_command", "evaluate_command"):
-        monkeypatch.setattr(f"qks.{module}.load_vlp", load)
+    for module in ("training_run", "evaluation"):
+        monkeypatch.setattr(f"qks.experiment.{module}.load_vlp", load)
     for place, path in {"PICTURE": picture, "POCKET": pocket, "RUN": run, "NEW": tmp_path / "new"}.items():
         words = [word.replace(place, str(path)) for word in words]
     assert main(words) == main([*words, "--gelu"]) == 2
@@ -186,17 +188,23 @@ def test_gelu_is_for_weight_files_only(picture, run, capsys):
         assert main(["tag", str(picture), "--labels", "cat", "--gelu", *words]) == 2 and told in said(capsys)
 
 
-def test_a_pipe_that_breaks_in_a_training_is_no_success(monkeypatch):
-    def broken(args):
-        raise BrokenPipeError(32, "Broken pipe")
+class Ending:
+    "A command that ends with an error."
 
+    messages = command_options.MessageOptions()
+
+    def __init__(self, error):
+        self.error = error
+
+    def execute(self):
+        raise self.error
+
+
+@pytest.mark.parametrize("command, status", [("train", 1), ("reproduce", 1), ("tag", 0), ("evaluate", 0)])
+def test_a_pipe_that_breaks_in_a_training_is_no_success(monkeypatch, command, status):
     monkeypatch.setattr("os.dup2", lambda *descriptors: None)
-    for command, status in (("train", 1), ("reproduce", 1), ("tag", 0), ("evaluate", 0)):
-        monkeypatch.setattr(
-            "qks.commands.main.build_parser",
-            lambda: SimpleNamespace(parse_args=lambda argv: SimpleNamespace(run=broken, command=command, device="cpu")),
-        )
-        assert main([]) == status
+    monkeypatch.setattr("qks.commands.main.parse", lambda words: Ending(BrokenPipeError(32, "Broken pipe")))
+    assert main([command]) == status
 
 
 @pytest.mark.parametrize(
@@ -207,20 +215,38 @@ def test_a_pipe_that_breaks_in_a_training_is_no_success(monkeypatch):
     ],
 )
 def test_a_gpu_whose_memory_is_full(monkeypatch, capsys, command, advice):
-    def full(args):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+    monkeypatch.setattr("qks.commands.main.parse", lambda words: Ending(error))
+    assert main([command]) == 2 and capsys.readouterr().err.startswith(f"qks: the GPU's memory is full: {advice}")
 
-    monkeypatch.setattr(
-        "qks.commands.main.build_parser",
-        lambda: SimpleNamespace(parse_args=lambda argv: SimpleNamespace(run=full, command=command, device="cpu")),
-    )
-    assert main([]) == 2 and capsys.readouterr().err.startswith(f"qks: the GPU's memory is full: {advice}")
+
+@pytest.mark.parametrize(
+    "words, shown",
+    [
+        ([], ["a warning", "an error"]),
+        (["--quiet"], ["an error"]),
+        (["--verbose"], ["a step", "a warning", "an error"]),
+    ],
+    ids=str,
+)
+def test_messages_of_the_library(picture, monkeypatch, capsys, words, shown):
+    def execute(self):
+        logger = logging.getLogger("qks.tokens.cache")
+        logger.info("a step")
+        logger.warning("a warning")
+        logger.error("an error")
+        return 0
+
+    monkeypatch.setattr("qks.commands.tag.TagCommand.execute", execute)
+    for _ in range(2):  # no handler is left behind
+        assert main(["tag", str(picture), *words]) == 0
+        assert capsys.readouterr().err.splitlines() == [f"qks: {message}" for message in shown]
+    assert not logging.getLogger("qks").handlers
 
 
 def test_version(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["--version"])
-    assert stopped.value.code == 0 and re.fullmatch(r"qks \d+\.\d+\.\d+\n", capsys.readouterr().out)
+    assert main(["--version"]) == 0
+    assert re.fullmatch(r"qks \d+\.\d+\.\d+\n", capsys.readouterr().out)
 
 
 def test_a_missing_picture_is_told_before_any_work(picture, monkeypatch, capsys):
@@ -282,7 +308,7 @@ def test_a_terminal_that_cannot_show_a_name_costs_no_tags(picture, tmp_path):
     except (OSError, UnicodeDecodeError):
         pytest.skip("this system has no such names")
     done = subprocess.run(
-        [sys.executable, "-m", "qks.commands.main", "tag", odd, "--labels", "crème,cat", "--device", "cpu"],
+        [sys.executable, "-m", "qks", "tag", odd, "--labels", "crème,cat", "--device", "cpu"],
         capture_output=True,
         env={**os.environ, "PYTHONIOENCODING": "ascii:strict"},
     )
@@ -338,11 +364,57 @@ def test_a_failed_start_leaves_no_run_folder_behind(tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("command", [[], ["reproduce"], ["tag"], ["train"], ["evaluate"], ["data", "pocket"]])
+@pytest.mark.parametrize("command", [[], ["reproduce"], ["tag"], ["train"], ["evaluate"], ["data"], ["data", "pocket"]])
 def test_help(command, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main([*command, "--help"])
-    assert stop.value.code == 0 and len(capsys.readouterr().out) > 200
+    assert main([*command, "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert len(printed) > 200 and f"usage: qks {' '.join(command)}".strip() in printed
+
+
+@pytest.mark.parametrize("command", ["", "reproduce", "tag", "train", "evaluate", "data", "data nuswide fetch"])
+def test_help_imports_nothing_heavy(command):
+    "What computes takes seconds to import; help needs none of it."
+    code = (
+        "import sys; from qks.commands.main import main; "
+        f"assert main({[*command.split(), '--help']}) == 0; "
+        "print(*(name for name in ('torch', 'open_clip', 'timm', 'matplotlib') if name in sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "\n", done.stderr
+
+
+def test_help_of_train_does_without_numpy():
+    code = "import sys; from qks.commands.main import main; main(['train', '--help']); sys.exit('numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["trian", "data"], "did you mean 'train'? Give one of reproduce, tag, train, evaluate, data"),
+        (["data", "nuswid", "check"], "did you mean 'nuswide'?"),
+        (["data", "coco", "fetch", "x"], "give one of check, prepare"),
+        ([], "needs a command: give one of reproduce, tag"),
+    ],
+)
+def test_a_wrong_command_proposes_others(words, expected, capsys):
+    assert main(words) == 2 and expected in said(capsys)
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["train", "data", "--out", "run", "--epcohs", "3"], "--epcohs"),
+        (["train", "data", "--out", "run", "--epochs", "three"], "--epochs"),
+        (["train", "data", "--out", "run", "--loss", "hinge"], "--loss"),
+        (["train", "data"], "--out"),
+        (["tag", "a.jpg", "--top-k"], "--top-k"),
+    ],
+)
+def test_a_wrong_flag_is_named(words, expected, capsys):
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert expected in captured.err and captured.out == ""
 
 
 def test_every_command_that_is_shown_can_be_typed():
@@ -350,7 +422,7 @@ def test_every_command_that_is_shown_can_be_typed():
     root = Path(__file__).parent.parent
     shown = []
     texts = [(root / name).read_text(encoding="utf-8") for name in ("README.md", "data/README.md")]
-    for path in (root / "nbs").glob("*.ipynb"):
+    for path in (root / "nbs").rglob("*.ipynb"):
         texts += [
             "".join(cell["source"])
             for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
@@ -359,43 +431,58 @@ def test_every_command_that_is_shown_can_be_typed():
     for block in (block for text in texts for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line.partition("#")[0].rpartition("&& ")[2])
-            if "qks.commands.main" in words:
-                words = ["qks", *words[words.index("qks.commands.main") + 1 :]]
+            if words[:2] == ["accelerate", "launch"]:
+                module = words.index("-m") + 1
+                assert words[module] == "qks", line
+                words = words[module:]
             if words[:1] == ["qks"]:
                 shown.append(words[1:])
     for words in shown:
-        cli.build_parser().parse_args(words)  # exits where it does not understand
+        request = find_command(words)
+        assert request.command.options is type(parse(words)), words  # exits where it does not understand
     assert len(shown) > 15 and {words[0] for words in shown} == {"reproduce", "tag", "train", "evaluate", "data"}
 
 
 def test_module_runs_as_a_command():
     done = subprocess.run(
-        [sys.executable, "-m", "qks.commands.main", "tag", "missing.jpg", "--labels", "cat"],
+        [sys.executable, "-m", "qks", "tag", "missing.jpg", "--labels", "cat"],
         capture_output=True,
         text=True,
     )
     assert done.returncode == 2 and "missing.jpg" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("device, warned", [("cpu", True), ("cuda", False)])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("rate", [0.5, 2.0])
+def test_slow_half_precision_is_reported(device, warned, precision, rate, monkeypatch, caplog):
+    kept = []
+    monkeypatch.setattr("qks.core.arithmetic.keep_freed_memory", lambda: kept.append(1))
+    monkeypatch.setattr("qks.core.arithmetic.product_rate", lambda dtype: rate if dtype == torch.bfloat16 else 1.0)
+    command_options.prepare_processor(device, precision)
+    expected = warned and precision == "bf16" and rate < 1
+    assert kept and ("--precision fp32 is faster here" in caplog.text) is expected
+
+
 @pytest.mark.parametrize(
-    "arguments, kept, told",
+    "words, prepared",
     [
-        (["train", "data", "--out", "run"], True, False),
-        (["train", "data", "--out", "run", "--precision", "bf16", "--device", "cpu"], True, True),
-        (["train", "data", "--out", "run", "--precision", "bf16", "--device", "cuda"], True, False),
-        (["evaluate", "pocket", "data", "--precision", "bf16", "--device", "cpu"], True, True),
-        (["reproduce"], True, False),
-        (["tag", "a.jpg", "--labels", "cat"], False, False),
+        (["train", "data", "--out", "run", "--precision", "bf16", "--device", "cpu"], [("cpu", "bf16")]),
+        (["evaluate", "pocket", "data", "--precision", "bf16", "--device", "cpu"], [("cpu", "bf16")]),
+        (["reproduce"], [(None,)]),
+        (["tag", "missing.jpg", "--labels", "cat"], []),
     ],
 )
-@pytest.mark.parametrize("rate", [0.5, 2.0])
-def test_long_commands_suit_the_processor(arguments, kept, told, rate, monkeypatch, capsys):
+def test_long_commands_prepare_the_processor(words, prepared, monkeypatch):
     calls = []
-    monkeypatch.setattr(cli, "keep_freed_memory", lambda: calls.append(1))
-    monkeypatch.setattr(cli, "product_rate", lambda dtype: rate if dtype == torch.bfloat16 else 1.0)
-    cli.suit_processor(cli.build_parser().parse_args(arguments))
-    assert bool(calls) is kept
-    assert ("--precision fp32 is faster here" in capsys.readouterr().err) is (told and rate < 1)
+
+    def prepare(*args):
+        calls.append(args)
+        raise QKSError("enough")
+
+    for module in ("train", "evaluate", "reproduce"):
+        monkeypatch.setattr(f"qks.commands.{module}.prepare_processor", prepare)
+    assert main(words) == 2 and calls == prepared
 
 
 @pytest.mark.parametrize(
@@ -406,7 +493,7 @@ def test_output_that_cannot_be_written(tmp_path, into, status, told):
     "Buffered, as in a user's shell: it shows while the command runs, and not when Python ends."
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
-    command = f"set -o pipefail; {sys.executable} -m qks.commands.main data folder check {tmp_path} {into}"
+    command = f"set -o pipefail; {sys.executable} -m qks data folder check {tmp_path} {into}"
     done = subprocess.run(
         ["bash", "-c", command], capture_output=True, text=True, env={**os.environ, "PYTHONUNBUFFERED": ""}
     )

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from qks.core import QKSError
-from qks.data.files import read_image_list, read_table, regular_ones
-from qks.data.nuswide import LabelledImages, holdout, missing_images, read_nuswide, write_lists
+from qks.data.check import missing_images
+from qks.data.files import _parse_regular_rows, read_image_list, read_table
+from qks.data.index import LabelledImages, holdout
+from qks.data.nuswide import read_nuswide, write_lists
 
 GOLDEN = Path(__file__).parent / "data/nuswide_tiny"
 TAGS = "NUS_WID_Tags/Train_Tags1k.dat"
@@ -84,7 +86,7 @@ def test_lists_in_other_places_and_dress(raw):
 
 
 def test_regular_table_is_strict():
-    rows, row, column = regular_ones(b"0\t1\n1\t1\n", 2)
+    rows, row, column = _parse_regular_rows(b"0\t1\n1\t1\n", 2)
     assert rows == 2 and list(zip(row.tolist(), column.tolist())) == [(0, 1), (1, 0), (1, 1)]
     for raw in (
         b"0\t1\n1\t2\n",
@@ -96,7 +98,7 @@ def test_regular_table_is_strict():
         b"0\t1\n101\n",
         b"0\t1x\n1\t1x\n",
     ):
-        assert regular_ones(raw, 2) is None, raw
+        assert _parse_regular_rows(raw, 2) is None, raw
 
 
 @pytest.mark.parametrize(
@@ -145,7 +147,7 @@ def test_regular_table_is_strict():
         (
             "NUS_WID_Tags/TagList1k.txt",
             lambda lines: lines[:-1] + [lines[0]],
-            r"TagList1k.txt line 1000: 'nature' already stands in line 1",
+            r"TagList1k.txt line 1000: 'nature' is already in line 1",
         ),
         (
             "NUS_WID_Tags/TagList1k.txt",
@@ -156,7 +158,7 @@ def test_regular_table_is_strict():
         (
             "Concepts81.txt",
             lambda lines: lines + [lines[3]],
-            r"Concepts81.txt line 82: 'bear' already stands in line 4",
+            r"Concepts81.txt line 82: 'bear' is already in line 4",
         ),
         ("Concepts81.txt", lambda lines: [], r"Concepts81.txt is empty"),
     ],

@@ -1,6 +1,5 @@
 """Two processes do what one does: the same images in the same order, the same losses, metrics and files."""
 
-import argparse
 import csv
 import json
 import os
@@ -246,9 +245,9 @@ def commands(tmp_path_factory):
         "2",
         "--lr",
         "1e-3",
-        "--layers",
+        "--n-layers",
         "1",
-        "--queries",
+        "--n-queries",
         "3",
         "--batch-size",
         "16",
@@ -282,7 +281,7 @@ def commands(tmp_path_factory):
         launch(
             ACCELERATE,
             "-m",
-            "qks.commands.main",
+            "qks",
             "train",
             folder / "data",
             "--out",
@@ -349,16 +348,15 @@ def test_the_other_commands_are_not_for_many(monkeypatch, capsys, words, rank):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_ctrl_c_is_told_once(monkeypatch, capsys, rank):
-    def stop(args):
+    def stop(*args):
         raise KeyboardInterrupt("stopped after step 5")
 
-    monkeypatch.setattr(
-        "qks.commands.main.build_parser",
-        lambda: argparse.Namespace(parse_args=lambda argv: argparse.Namespace(run=stop, command="train")),
-    )
+    monkeypatch.setattr("qks.commands.train.TrainCommand.execute", stop)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", str(rank))
-    assert main([]) == 130 and capsys.readouterr().err == ("" if rank else "qks: stopped after step 5\n")
+    assert main(["train", "data", "--out", "run"]) == 130 and capsys.readouterr().err == (
+        "" if rank else "qks: stopped after step 5\n"
+    )
 
 
 # ---- one process
@@ -468,7 +466,7 @@ def test_a_mistake_is_told_once(commands, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "yes"}
     words = [
         "-m",
-        "qks.commands.main",
+        "qks",
         "train",
         str(commands[0].parent / "data"),
         "--out",

@@ -10,15 +10,16 @@ import torch
 from qks.core import QKSError
 from qks.experiment.estimate import (
     PEAKS,
+    ForwardCost,
     Machine,
     Workload,
     count_operations,
-    duration,
-    estimate,
+    estimate_stages,
     estimate_table,
+    format_duration,
+    forward_cost,
+    machine_from_peak,
     measure_machine,
-    operations,
-    worked_out_machine,
 )
 from qks.model.config import HeadConfig
 from qks.model.head import QKSHead, head_scores
@@ -29,25 +30,25 @@ WORK = Workload(n_train=1000, n_test=200, n_labels=30, n_seen=20, n_tokens=10, w
 
 
 def test_by_hand():
-    stages = {stage.name: stage for stage in estimate(WORK, TOY)}
+    stages = {stage.name: stage for stage in estimate_stages(WORK, TOY)}
     assert [stage.seconds for stage in stages.values()] == [30 * 85 / 200, 1200 / 50, 3 * 1000 / 1000, 200 / 2000]
     assert stages["image tokens"].disk == 1200 * 10 * 8 * 2
     assert stages["training"].memory == 1000 * 10 * 8 * 2
     assert stages["scoring"].memory == 200 * 30 * 21
-    assert {stage.limit for stage in estimate(replace(WORK, dense_scores=False), replace(TOY, tower=10))} == {
+    assert {stage.limit for stage in estimate_stages(replace(WORK, dense_scores=False), replace(TOY, tower=10))} == {
         "prompts",
         "tower",
         "train",
         "score",
     }
-    assert estimate(replace(WORK, dense_scores=False), TOY)[-1].memory == 0
+    assert estimate_stages(replace(WORK, dense_scores=False), TOY)[-1].memory == 0
 
 
 @pytest.mark.parametrize(
     "memory, read, limit", [(160_000, 1, "train"), (159_999, 1e4, "read"), (159_999, 1e9, "train")]
 )
 def test_the_disk_limits_training_where_tokens_do_not_fit(memory, read, limit):
-    training = estimate(WORK, replace(TOY, memory=memory, read=read))[2]
+    training = estimate_stages(WORK, replace(TOY, memory=memory, read=read))[2]
     assert (training.limit, training.memory) == (limit, 160_000 if memory == 160_000 else 0)
     if limit == "read":
         assert training.seconds == pytest.approx(3 * 1000 * 160 / 1e4)
@@ -65,10 +66,10 @@ def test_operations_of_attention_are_counted_with_and_without_fused_kernels():
 def test_operations_grow_with_the_labels():
     vlp = load_vlp()
     head = QKSHead(vlp.projection, HeadConfig(n_layers=1))
-    few = operations(vlp, head, 10)
-    many = operations(vlp, head, 20)
-    assert many["head"] - few["head"] == 2 * 10 * 12 * vlp.embed_dim
-    assert few["tower"] == many["tower"] > 1e8 and few["prompt"] > 1e6
+    few = forward_cost(vlp, head, 10)
+    many = forward_cost(vlp, head, 20)
+    assert many.head - few.head == 2 * 10 * 12 * vlp.embed_dim
+    assert few.tower == many.tower > 1e8 and few.prompt > 1e6
 
 
 def test_measured_rates_predict_a_run():
@@ -89,14 +90,14 @@ def test_measured_rates_predict_a_run():
 
 
 def test_a_machine_that_is_not_here_is_marked():
-    cost = {"tower": 35e9, "head": 2e9, "prompt": 6e9}
-    machine = worked_out_machine("H200 (141 GB)", cost, decode_per_core=100, utilisation=0.5)
+    cost = ForwardCost(tower=35e9, head=2e9, prompt=6e9)
+    machine = machine_from_peak("H200 (141 GB)", cost, decode_per_core=100, utilisation=0.5)
     assert not machine.measured and machine.tower == pytest.approx(0.5 * 989e12 / 35e9) and machine.decode == 1600
     table = estimate_table(WORK, [TOY, machine])
     assert "H200 (141 GB) *" in table and "toy |" in table and "not measured" in table
     assert "not measured" not in estimate_table(WORK, [TOY])
     with pytest.raises(QKSError, match="consumer GPU"):
-        worked_out_machine("abacus", cost, 1)
+        machine_from_peak("abacus", cost, 1)
     assert set(PEAKS) == {"consumer GPU (24 GB)", "H200 (141 GB)"}
 
 
@@ -113,7 +114,7 @@ def test_a_machine_that_is_not_here_is_marked():
     ],
 )
 def test_duration(seconds, text):
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 def test_nothing_to_measure_with():

@@ -11,15 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from qks.commands.evaluate import (
-    ScoreMatrix,
-    evaluate_model,
-    load_model,
-    make_scorers,
-    read_protocols,
-    token_batches,
-    training_facts,
-)
+from qks.commands.evaluate import protocol_names
 from qks.commands.main import main
 from qks.core import QKSError
 from qks.data.index import sort_entries
@@ -31,7 +23,16 @@ from qks.evaluate.metrics import evaluate_scores
 from qks.evaluate.protocols import PROTOCOLS
 from qks.evaluate.report import ReportConfig, pool_facts
 from qks.evaluate.tables import compare_reports, load_report
+from qks.experiment.evaluation import (
+    ScoreMatrix,
+    evaluate_model,
+    load_model,
+    make_scorers,
+    token_batches,
+    training_facts,
+)
 from qks.experiment.reproduction import ReproduceConfig, reproduce
+from qks.experiment.spec import VLPSource
 from qks.model.config import HeadConfig
 from qks.model.head import QKSHead, head_scores
 from qks.model.prompts import PromptPool, embed_names
@@ -209,11 +210,8 @@ def test_leak_free_looks_at_names_and_tells_ids(open_images, tiny_vlp):
 
 
 def test_open_images_through_the_command(open_images, checkpoint, clip_file, tmp_path, capsys):
-    words = [checkpoint, open_images, "--vlp", "ViT-B-16", "--pretrained", clip_file, "--heads", 4, "--topk", 1, 3]
-    assert (
-        evaluate(*words, "--json", tmp_path / "r.json", "--protocol", "official,annotated", "--protocol", "official")
-        == 0
-    )
+    words = [checkpoint, open_images, "--vlp", "ViT-B-16", "--pretrained", clip_file, "--n-heads", 4, "--topk", 1, 3]
+    assert evaluate(*words, "--json", tmp_path / "r.json", "--protocol", "official", "annotated", "official") == 0
     found = load_report(tmp_path / "r.json")
     model = QKS(load_vlp("ViT-B-16", str(clip_file), "cpu"), QKSHead.from_official(WEIGHTS, 4))
     index = open_split(open_images, "test")
@@ -230,10 +228,12 @@ def test_open_images_through_the_command(open_images, checkpoint, clip_file, tmp
 
 
 def test_the_authors_checkpoint(checkpoint, clip_file):
-    model = load_model(checkpoint, "ViT-B-16", str(clip_file), n_heads=4, device="cpu")
+    model = load_model(checkpoint, VLPSource("ViT-B-16", str(clip_file)), n_heads=4, device="cpu")
     output = model.head(torch.from_numpy(GOLDEN["image_tokens"]), torch.from_numpy(GOLDEN["text_features"]))
     torch.testing.assert_close(output.logits, torch.from_numpy(GOLDEN["logits"]), rtol=1e-5, atol=1e-5)
-    other = load_model(checkpoint, "ViT-B-16", str(clip_file), device="cpu")  # one head per 64 channels: other numbers
+    other = load_model(
+        checkpoint, VLPSource("ViT-B-16", str(clip_file)), device="cpu"
+    )  # one head per 64 channels: other numbers
     assert not torch.allclose(
         other.head(torch.from_numpy(GOLDEN["image_tokens"]), torch.from_numpy(GOLDEN["text_features"])).logits,
         output.logits,
@@ -309,7 +309,8 @@ def test_nothing_is_overwritten_unasked(pocket, tmp_path, capsys, monkeypatch):
     (tmp_path / "r.json").write_text("mine")
     (tmp_path / "l.csv").write_text("mine too")
     monkeypatch.setattr(
-        "qks.commands.evaluate.load_model", lambda *_: pytest.fail("the file is looked at before the model is loaded")
+        "qks.experiment.evaluation.load_model",
+        lambda *_: pytest.fail("the file is looked at before the model is loaded"),
     )
     for option in ("--json", "--per-label"):
         assert evaluate("pocket", pocket, option, tmp_path / {"--json": "r.json", "--per-label": "l.csv"}[option]) == 2
@@ -323,12 +324,12 @@ def test_nothing_is_overwritten_unasked(pocket, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     "words, expected",
     [
-        (["pocket", "POCKET", "--protocol", "official,mine"], "'mine' is not known"),
+        (["pocket", "POCKET", "--protocol", "official", "mine"], "'mine' is not known"),
         (["pocket", "POCKET", "--topk", "0"], "topk"),
         (["pocket", "POCKET", "--topk", "60"], "60 labels per image"),
         (["pocket", "POCKET", "--bootstrap", "-5"], "resamples is -5"),
         (["pocket", "POCKET", "--seed", "-1"], "seed is -1"),
-        (["pocket", "POCKET", "--heads", "4"], "leave --heads out"),
+        (["pocket", "POCKET", "--n-heads", "4"], "leave --n-heads out"),
         (["pocket", "POCKET", "--pretrained", "openai"], "pass --vlp"),
         (["pocket", "POCKET", "--vlp", "ViT-B-16", "--pretrained", "CLIP"], "another VLP"),
         (["pocket", "POCKET", "--json", "NEW/deep/r.json"], "is not a folder"),
@@ -338,7 +339,7 @@ def test_nothing_is_overwritten_unasked(pocket, tmp_path, capsys, monkeypatch):
         (["pocket", "NEW"], "has no index of its test split"),
         (["CHECKPOINT", "POCKET"], "pass --vlp and --pretrained"),
         (["CHECKPOINT", "POCKET", "--vlp", "pocket"], "use the VLP that the head was trained with"),
-        (["CHECKPOINT", "POCKET", "--vlp", "ViT-B-16", "--pretrained", "CLIP", "--heads", "7"], "head"),
+        (["CHECKPOINT", "POCKET", "--vlp", "ViT-B-16", "--pretrained", "CLIP", "--n-heads", "7"], "head"),
         (["CLIP", "POCKET", "--vlp", "ViT-B-16", "--pretrained", "CLIP"], "no QKS checkpoint"),
         (["NEW", "POCKET"], "is not a saved QKS"),
         (["nowhere.pth", "POCKET"], "nowhere.pth"),
@@ -359,7 +360,7 @@ def test_missing_images_are_told_before_the_first_batch(pocket, tmp_path, capsys
     index.path(7).unlink()
     index.path(9).write_bytes(b"")
     monkeypatch.setattr(
-        "qks.commands.evaluate.make_scorers",
+        "qks.experiment.evaluation.make_scorers",
         lambda *_: pytest.fail("images are looked for before anything is computed"),
     )
     assert evaluate("pocket", root) == 2
@@ -369,7 +370,7 @@ def test_missing_images_are_told_before_the_first_batch(pocket, tmp_path, capsys
 
 def test_labels_that_cannot_be_measured_are_told_before_the_first_batch(open_images, tiny_vlp, monkeypatch):
     index = open_split(open_images, "test")
-    monkeypatch.setattr("qks.commands.evaluate.make_scorers", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr("qks.experiment.evaluation.make_scorers", lambda *_: pytest.fail("too late"))
     model = QKS(tiny_vlp, QKSHead.from_official(WEIGHTS, 4))
     for options in ({}, {"streamed": False}):
         with pytest.raises(QKSError, match="topk asks for 4"):
@@ -384,10 +385,10 @@ def test_labels_that_cannot_be_measured_are_told_before_the_first_batch(open_ima
 
 
 def test_protocol_words():
-    assert read_protocols(None) == ("official",) and read_protocols(["all"]) == tuple(PROTOCOLS)
-    assert read_protocols(["annotated,official", " official"]) == ("annotated", "official")
+    assert protocol_names(("official",)) == ("official",) and protocol_names(("all",)) == tuple(PROTOCOLS)
+    assert protocol_names(("annotated", "official", "official")) == ("annotated", "official")
     with pytest.raises(QKSError, match="'' is not known"):
-        ReportConfig(read_protocols(["official,"]))
+        ReportConfig(protocol_names(("official", "")))
 
 
 def test_what_is_not_written_down_is_unknown(tmp_path):
@@ -413,13 +414,17 @@ def test_a_matrix_takes_batches_of_any_kind():
 )
 def test_two_results_do_not_go_into_one_file(run, tmp_path, monkeypatch, capsys, words):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("qks.commands.evaluate.evaluate_model", lambda *args, **kwargs: pytest.fail("began to compute"))
+    monkeypatch.setattr(
+        "qks.experiment.evaluation.evaluate_model", lambda *args, **kwargs: pytest.fail("began to compute")
+    )
     assert evaluate(run / "model", run / "pocket-wide", *words, "--device", "cpu") == 2
     assert said(capsys) == "qks: --json and --per-label both name r: give each a file of its own\n"
 
 
 def test_a_folder_that_may_not_be_written_is_told_first(run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("qks.commands.evaluate.evaluate_model", lambda *args, **kwargs: pytest.fail("began to compute"))
+    monkeypatch.setattr(
+        "qks.experiment.evaluation.evaluate_model", lambda *args, **kwargs: pytest.fail("began to compute")
+    )
     monkeypatch.setattr("qks.evaluate.tables.os.access", lambda path, mode: Path(path) != tmp_path)
     assert evaluate(run / "model", run / "pocket-wide", "--json", tmp_path / "r.json", "--device", "cpu") == 2
     assert said(capsys) == (
@@ -450,7 +455,7 @@ def test_what_cannot_be_saved_is_printed(run, tmp_path, monkeypatch, capsys):
     def full(*args):
         raise OSError(28, "No space left on device", "r.json")
 
-    monkeypatch.setattr("qks.commands.evaluate.save_report", full)
+    monkeypatch.setattr("qks.evaluate.tables.save_report", full)
     assert evaluate(run / "model", run / "pocket-wide", "--json", tmp_path / "r.json", "--device", "cpu") == 2
     told = capsys.readouterr()
     assert "| QKS" in told.out and "r.json cannot be used (No space left on device)" in told.err
@@ -487,13 +492,13 @@ def test_a_models_own_vlp_from_another_place(tmp_path, monkeypatch):
     def load(name, pretrained, *args, quick_gelu):
         asked.append((name, pretrained, quick_gelu)) or (_ for _ in ()).throw(QKSError("enough"))
 
-    monkeypatch.setattr("qks.commands.evaluate.load_vlp", load)
+    monkeypatch.setattr("qks.experiment.evaluation.load_vlp", load)
     for quick_gelu in (True, False):
         (tmp_path / "config.json").write_text(
             json.dumps({"vlp": {"name": "ViT-B-16", "pretrained": "old.pt", "quick_gelu": quick_gelu}})
         )
         with pytest.raises(QKSError, match="enough"):
-            load_model(tmp_path, pretrained="moved.pt")
+            load_model(tmp_path, VLPSource(pretrained="moved.pt"))
     assert asked == [("ViT-B-16", "moved.pt", True), ("ViT-B-16", "moved.pt", False)]
 
 

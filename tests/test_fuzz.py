@@ -1,4 +1,4 @@
-"""Raw files mutated in every way: each reader gives the right index, or one QKSError naming the file; and opens nothing outside.
+"""Mutated raw files: each reader gives the right index or one QKSError naming the file, and opens no file outside.
 
 A run is the same each time. `WANTED` mutated files go through the readers; the last test counts them.
 """
@@ -390,9 +390,8 @@ def hook(event, arguments):
             WATCH["outside"].append(path)
 
 
-sys.addaudithook(
-    hook
-)  # cannot be taken away again; it looks at nothing while there is no root, nor when the interpreter has taken its names apart
+# a hook cannot be removed; it does nothing while there is no root, nor when the interpreter is shutting down
+sys.addaudithook(hook)
 
 
 @contextmanager
@@ -505,16 +504,16 @@ def test_mutated_index_files(a, b, junk, kind):
             "ImageList/TestImagelist.txt",
             IMAGES[4].encode(),
             IMAGES[1].replace("\\", "/").encode(),
-            "line 5: 'zoo/0001_37.jpg' already stands in line 2",
+            "line 5: 'zoo/0001_37.jpg' is already in line 2",
         ),
-        ("folder", "labels.csv", b"d.jpg", b"./a/1.jpg", "line 4: image 'a/1.jpg' already stands in line 2"),
-        ("voc", "ImageSets/Main/test.txt", b"000002", b"000001", "line 2: '000001' already stands in line 1"),
+        ("folder", "labels.csv", b"d.jpg", b"./a/1.jpg", "line 4: image 'a/1.jpg' is already in line 2"),
+        ("voc", "ImageSets/Main/test.txt", b"000002", b"000001", "line 2: '000001' is already in line 1"),
         (
             "coco",
             "annotations/instances_val2017.json",
             b'"2.jpg"',
             b'"1.jpg"',
-            r"images[2]: '1.jpg' already stands at 1",
+            r"images[2]: '1.jpg' is already at 1",
         ),
     ],
 )

@@ -10,8 +10,8 @@ import pytest
 
 from qks.core import QKSError
 from qks.data import files
-from qks.data.files import MAX_LINE, read_image_list, read_names, read_table, table_blocks, text_lines
-from qks.data.index import Index, LabelledImages, load_index, read_arrays, sort_entries
+from qks.data.files import MAX_LINE_BYTES, read_image_list, read_names, read_table, table_blocks, text_lines
+from qks.data.index import Index, LabelledImages, _read_arrays, load_index, sort_entries
 from qks.data.nuswide import index_nuswide, read_nuswide
 
 GOLDEN = Path(__file__).parent / "data/nuswide_tiny"
@@ -20,7 +20,10 @@ GOLDEN = Path(__file__).parent / "data/nuswide_tiny"
 def plain_nuswide(root, split):
     "Images and labels of one split, read value by value."
     side = split.title()
-    words = lambda name: [line.strip() for line in (root / name).read_text().split("\n") if line.strip()]
+
+    def words(name):
+        return [line.strip() for line in (root / name).read_text().split("\n") if line.strip()]
+
     tags = words("NUS_WID_Tags/TagList1k.txt")
     unseen = words("Concepts81.txt")
     seen = [tag for tag in tags if tag not in unseen]
@@ -127,7 +130,7 @@ def test_broken_tables_name_the_line_whatever_the_block(tmp_path, monkeypatch, r
 
 def test_a_line_without_end_is_refused(tmp_path):
     path = tmp_path / "t.dat"
-    path.write_bytes(b"0 1\n" + b" " * (MAX_LINE + 1))
+    path.write_bytes(b"0 1\n" + b" " * (MAX_LINE_BYTES + 1))
     with pytest.raises(QKSError, match="line 2 has more than 1,000,000 bytes"):
         list(table_blocks(path, 2, size=1000))
     with pytest.raises(QKSError, match="line 2 has more than"):
@@ -153,8 +156,8 @@ def test_a_line_without_end_is_refused(tmp_path):
         (b"a\x00.jpg", "control character"),
         (b"a\rb.jpg", "control character"),
         (b"caf\xe9.jpg", "line 3 is not UTF-8 text"),
-        (b"a\\1.jpg", "'a/1.jpg' already stands in line 1"),
-        (b"./a//1.jpg", "already stands in line 1"),
+        (b"a\\1.jpg", "'a/1.jpg' is already in line 1"),
+        (b"./a//1.jpg", "is already in line 1"),
     ],
 )
 def test_image_lists_that_are_refused(tmp_path, line, said):
@@ -262,7 +265,7 @@ def test_nuswide_index_survives_saving(raw):
     index = index_nuswide(raw, "test")
     assert len(index.sources) == 4 + 81 and not any(source.startswith("/") for source in index.sources)
     same(Index.load(index.save(raw / "test.npz")), index)
-    assert str(raw).encode() not in b"".join(array.tobytes() for array in read_arrays(raw / "test.npz").values())
+    assert str(raw).encode() not in b"".join(array.tobytes() for array in _read_arrays(raw / "test.npz").values())
 
 
 @pytest.mark.parametrize(
@@ -326,7 +329,7 @@ def test_a_damaged_index_is_refused(small, tmp_path):
 )
 def test_a_forged_index_is_refused(small, tmp_path, change, said):
     path = small.save(tmp_path / "index.npz")
-    arrays = read_arrays(path)
+    arrays = _read_arrays(path)
     change(arrays)
     np.savez(path, **arrays)
     with pytest.raises(QKSError, match=said):

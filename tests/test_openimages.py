@@ -1,4 +1,4 @@
-"""Open Images' files in small: MIDs against names, three kinds of entry, contradictions, and every way to break a file."""
+"""Small files as those of Open Images: MIDs and names, three kinds of entry, contradictions, every kind of damage."""
 
 import re
 from pathlib import Path
@@ -163,7 +163,7 @@ def test_lists_may_lie_in_the_version_folder(root):
         (TEST, b"verification,/m/02,0", b'"verification,/m/02,0', "line 3"),
         (TEST, b"/m/02", b"/m/\xff02", "line 3 is not UTF-8 text"),
         (TEST, b"/m/02", b"/m/\x0002", "line 3 holds the control character"),
-        ("class-descriptions.csv", b"/m/02", b"/m/01", "line 2: /m/01 already stands in line 1"),
+        ("class-descriptions.csv", b"/m/02", b"/m/01", "line 2: /m/01 is already in line 1"),
         ("class-descriptions.csv", b"/m/02,Jaguar", b"/m/02, ", "line 2"),
         ("class-descriptions.csv", b"/m/02,", b"Jaguar,", "line 2: 'Jaguar' is no MID"),
         (
@@ -172,7 +172,7 @@ def test_lists_may_lie_in_the_version_folder(root):
             b"Ducks, geese and swans",
             "line 5 has 3 values: expected 2",
         ),
-        ("classes-trainable.txt", b"/m/02", b"/m/01", "line 2: '/m/01' already stands in line 1"),
+        ("classes-trainable.txt", b"/m/02", b"/m/01", "line 2: '/m/01' is already in line 1"),
         ("classes-trainable.txt", b"/m/02", b"/m/99", "line 2: '/m/99' is not in class-descriptions.csv"),
         ("unseen_400.txt", b"/m/05", b"/m/01", "line 2: /m/01 is also in classes-trainable.txt"),
         ("unseen_400.txt", b"/m/05", b"399", "line 2: '399' is not in class-descriptions.csv"),

@@ -26,8 +26,9 @@ from qks.data.drawings import (
     place_object,
     read_concepts,
 )
+from qks.data.check import missing_images
 from qks.data.files import read_table
-from qks.data.nuswide import missing_images, read_nuswide
+from qks.data.nuswide import read_nuswide
 from qks.data.pocket import PocketConfig, draw_scene, observed_tags, write_pocket
 from qks.evaluate.protocols import find_twins
 

@@ -2,16 +2,18 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
-from qks.commands.main import main
+from qks.commands.main import main, parse
 from qks.core import QKSError
 from qks.data.pocket import PocketConfig
-from qks.experiment.reproduction import ReproduceConfig, create_run_folder, reproduce
+from qks.experiment.reproduction import ReproduceConfig, reproduce
+from qks.experiment.run_folder import create_run_folder
 from qks.model.config import HeadConfig
 from qks.model.tagger import QKS
-from qks.train.loop import TrainConfig
+from qks.train.config import TrainConfig
 
 TINY = ReproduceConfig(
     seeds=2,
@@ -56,8 +58,6 @@ def test_the_saved_model_and_config(runs):
 
 
 def test_official_selection_is_labelled(tmp_path):
-    from dataclasses import replace
-
     reproduce(tmp_path / "run", replace(TINY, seeds=1, train=replace(TINY.train, selection="official", epochs=1)))
     assert json.loads((tmp_path / "run" / "results.json").read_text())["selection"] == "official"
 
@@ -97,7 +97,7 @@ def test_a_replaced_run_keeps_its_tokens(tmp_path, monkeypatch):
     remove = shutil.rmtree
     removed = []
     monkeypatch.setattr(
-        "qks.experiment.reproduction.shutil.rmtree",
+        "qks.experiment.run_folder.shutil.rmtree",
         lambda path: removed.append(path) or remove(path) if len(removed) < 1 else 1 / 0,
     )
     with pytest.raises(ZeroDivisionError):
@@ -109,3 +109,18 @@ def test_a_replaced_run_keeps_its_tokens(tmp_path, monkeypatch):
         run / "tokens" / "tokens.bin"
     ).is_file()
     assert json.loads((run / "config.json").read_text()) == {"a": 2}
+
+
+def test_its_own_config_gives_the_same_numbers(runs, tmp_path, capsys):
+    folder, table = runs[0]
+    words = ["reproduce", "--config", str(folder / "config.json"), "--out", str(tmp_path / "again")]
+    assert main(words) == 0 and table in capsys.readouterr().out
+    assert numbers(tmp_path / "again") == numbers(folder)
+
+
+def test_every_setting_of_data_head_and_recipe_has_a_flag():
+    words = "--n-train 70 --tag-drop 0.1 --n-heads 2 --dropout 0 --weight-decay 0.5 --seed 3".split()
+    settings = parse(["reproduce", *words]).settings
+    assert (settings.data.n_train, settings.data.tag_drop, settings.head.n_heads) == (70, 0.1, 2)
+    assert (settings.head.dropout, settings.train.weight_decay, settings.seed) == (0, 0.5, 3)
+    assert settings.train.epochs == ReproduceConfig().train.epochs

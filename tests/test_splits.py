@@ -1,4 +1,4 @@
-"""From a data set's folder to its splits: prepared or raw, the same; stale, damaged, missing, mismatched, not to be written: one sentence."""
+"""From a folder to its splits, prepared or raw; stale, damaged, missing and unwritable files end in one sentence."""
 
 import json
 import os
@@ -13,23 +13,21 @@ from test_formats import coco, write_coco
 from test_openimages import write_tree
 
 from qks.core import QKSError
-from qks.data.index import LabelledImages
+from qks.data.index import LabelledImages, without_unseen
 from qks.data.nuswide import index_nuswide, read_nuswide
 from qks.data.pocket import PocketConfig, write_pocket
+from qks.data.registry import DATASETS, detect_dataset
 from qks.data.splits import (
-    MARKS,
     SPLITS,
     check_splits,
-    index_places,
+    index_paths,
     index_splits,
     open_split,
     open_splits,
     prepare,
-    recognise,
-    without_unseen,
 )
 from qks.data.voc import VOC_CLASSES
-from qks.experiment.training_data import training_splits, load_training_data
+from qks.experiment.training_data import load_training_data, training_splits
 from qks.model.prompts import PromptPool
 
 TINY = Path(__file__).parent / "data/nuswide_tiny/raw"
@@ -115,7 +113,8 @@ def test_nuswide_needs_no_preparation(nuswide):
 
 def test_a_saved_index_is_read_and_the_tables_are_not(nuswide, monkeypatch):
     prepare(nuswide, "nuswide")
-    monkeypatch.setattr("qks.data.splits.index_nuswide", lambda *_: pytest.fail("the raw files were read"))
+    entry = replace(DATASETS["nuswide"], index=lambda *_: pytest.fail("the raw files were read"))
+    monkeypatch.setitem(DATASETS, "nuswide", entry)
     assert len(open_split(nuswide, "test")) == 30
     assert len(open_splits(nuswide)["train"]) == 31
 
@@ -200,8 +199,8 @@ def test_coco_divisions(tmp_path):
         QKSError, match="65 labels to train on are not the 48 seen labels .*prepare both splits at once"
     ):
         open_splits(root)
-    with pytest.raises(QKSError, match="images that stand in both splits"):
-        prepare(root, "coco", division=None, train="val2014")
+    with pytest.raises(QKSError, match="images that are in both splits"):
+        prepare(root, "coco", division="all", train="val2014")
     with pytest.raises(QKSError, match="division is '50/30'"):
         prepare(root, "coco", division="50/30")
 
@@ -264,7 +263,7 @@ def test_own_folder_to_test_only(own):
     "name, text, said",
     [
         ("test.csv", "image,labels\ne.jpg,sky\n", "test.csv line 2: label 'sky' is neither in seen nor in unseen"),
-        ("test.csv", "image,labels\na.jpg,sea\n", "stand in both splits, 1 in all, such as a.jpg"),
+        ("test.csv", "image,labels\na.jpg,sea\n", "are in both splits, 1 in all, such as a.jpg"),
         ("unseen.txt", "dog\n\nsea\n", "unseen.txt line 2 is blank"),
         ("test.csv", "picture,labels\ne.jpg,sky\n", "test.csv line 1 is .*expected the header"),
     ],
@@ -294,7 +293,7 @@ def test_one_table_for_both_splits(tmp_path):
     for test in ("other.csv", "test.csv"):
         if test == "test.csv":
             (tmp_path / test).write_text("image,labels\nx.jpg,sea\n")
-        with pytest.raises(QKSError, match="leave --test-part out, or take the table away"):
+        with pytest.raises(QKSError, match="leave out --test-part, or remove the table"):
             index_splits(tmp_path, "folder", test_part=0.2, test=test)
     (tmp_path / "test.csv").unlink()
     for part in (0, 1.5, 0.001):
@@ -340,12 +339,12 @@ def test_unknown_names(nuswide):
             function()
 
 
-@pytest.mark.parametrize("dataset, mark", [(dataset, mark) for dataset, marks in MARKS.items() for mark in marks])
+@pytest.mark.parametrize("dataset, mark", [(entry.name, mark) for entry in DATASETS.values() for mark in entry.marks])
 def test_a_folder_without_an_index_names_the_command(tmp_path, dataset, mark):
     path = tmp_path / "a folder" / mark.replace("*", "x")
     path.parent.mkdir(parents=True)
     path.touch() if path.suffix else path.mkdir()
-    assert recognise(tmp_path / "a folder") == dataset
+    assert detect_dataset(tmp_path / "a folder").name == dataset
     said = (
         "is missing: expected it at"
         if dataset == "nuswide"
@@ -369,12 +368,11 @@ def test_an_empty_folder_names_all_commands(tmp_path):
 def test_a_stale_index_is_not_used(nuswide, source):
     prepare(nuswide, "nuswide")
     os.utime(nuswide / source, (1, 1))
-    with pytest.raises(
-        QKSError,
-        match=re.escape(
-            f"is stale: the raw files in {nuswide} have changed since it was built; build it again (`qks data nuswide prepare {nuswide}`, with the options of the first time)"
-        ),
-    ):
+    expected = (
+        f"is stale: the raw files in {nuswide} have changed since it was built; build it again "
+        f"(`qks data nuswide prepare {nuswide}`, with the options of the first time)"
+    )
+    with pytest.raises(QKSError, match=re.escape(expected)):
         open_split(nuswide, "test")
     assert len(open_split(nuswide, "train")) == 31
     prepare(nuswide, "nuswide")
@@ -455,7 +453,7 @@ def test_a_matrix_that_is_too_large_is_the_indexs_own_error(nuswide, monkeypatch
 
 @pytest.fixture
 def read_only(nuswide):
-    "A folder that this process may read only, beside a cache that it may write; the superuser has to be another user for that."
+    "A folder that this process may only read, beside a cache that it may write; a superuser becomes another user."
     paths = [nuswide, *nuswide.rglob("*")]
     above = {path: path.stat().st_mode for path in nuswide.parents if "pytest" in path.as_posix()}
     (nuswide.parent / "cache").mkdir()
@@ -492,7 +490,9 @@ def test_a_read_only_folder_is_prepared_in_the_cache(read_only, tmp_path):
 
 def test_where_neither_place_can_be_written(read_only, monkeypatch):
     monkeypatch.setenv("QKS_CACHE", str(read_only / "cache"))
-    with pytest.raises(QKSError, match="neither .* nor .* can be written .*set QKS_CACHE to a folder of your own"):
+    with pytest.raises(
+        QKSError, match="neither .* nor .* can be written .*set QKS_CACHE to a folder that you can write to"
+    ):
         prepare(read_only, "nuswide")
     assert len(open_split(read_only, "test")) == 30  # NUS-WIDE needs no index
 
@@ -501,7 +501,7 @@ def test_a_full_disk_is_no_reason_to_write_elsewhere(nuswide, tmp_path, monkeypa
     def full(fd):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("qks.core.errors.os.fsync", full)
+    monkeypatch.setattr("qks.core.files.os.fsync", full)
     with pytest.raises(QKSError, match="qks-index-train.npz cannot be written .No space left"):
         prepare(nuswide, "nuswide")
     assert not (tmp_path / "cache").exists() and files(nuswide) == []
@@ -509,7 +509,7 @@ def test_a_full_disk_is_no_reason_to_write_elsewhere(nuswide, tmp_path, monkeypa
 
 
 def test_missing_images_are_left_out_where_asked_for(nuswide):
-    "They are counted, and the rest is what training and evaluation see; what is fetched later comes back with the next prepare."
+    "They are counted, the others are the split; images that are fetched later come back with the next prepare."
     train, test = (index_nuswide(nuswide, split) for split in SPLITS)
     for index, kept in ((train, 5), (test, 3)):
         for number in range(kept):
@@ -532,7 +532,7 @@ def test_missing_images_are_left_out_where_asked_for(nuswide):
 
 
 def test_the_index_written_last_counts(nuswide):
-    place, other = index_places(nuswide, "test")
+    place, other = index_paths(nuswide, "test")
     other.parent.mkdir(parents=True)
     index = index_nuswide(nuswide, "test")
     index.save(place), index.subset([0]).save(other)
@@ -545,7 +545,7 @@ def test_the_index_written_last_counts(nuswide):
 def test_a_folder_is_the_same_by_any_of_its_names(nuswide, tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to(nuswide)
     monkeypatch.chdir(tmp_path)
-    assert len({index_places(root, "test")[1] for root in (nuswide, "nuswide", "./nuswide/", tmp_path / "link")}) == 1
+    assert len({index_paths(root, "test")[1] for root in (nuswide, "nuswide", "./nuswide/", tmp_path / "link")}) == 1
 
 
 def test_a_prepare_that_is_stopped_leaves_the_old_index(nuswide, monkeypatch):

@@ -1,12 +1,15 @@
 """`qks train`: tokens from three places, a run that goes on with --resume, and every mistake in one sentence."""
 
-import argparse
+import contextlib
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,19 +21,14 @@ import torchvision
 from PIL import Image
 from safetensors.torch import load_file
 
-from qks.commands.main import main
-from qks.commands.train import (
-    add_training_arguments,
-    begin,
-    claim_run_folder,
-    first_head,
-    flat,
-    read_recipe,
-    training_tokens,
-)
+from qks.commands.main import main, parse
 from qks.core import QKSError, load_image
-from qks.experiment.reproduction import closing_words
+from qks.experiment.results import closing_remarks
+from qks.experiment.run_folder import claim_run_folder
+from qks.experiment.spec import RunOptions, RunSpec, TokenConfig, VLPSource, spec_values
 from qks.experiment.training_data import load_training_data
+from qks.experiment.training_run import load_initial_head, prepare_run, training_tokens
+from qks.model.config import HeadConfig
 from qks.model.head import QKSHead
 from qks.model.prompts import PromptPool
 from qks.tokens import cache as tokens_cache
@@ -49,9 +47,9 @@ OPTIONS = [
     "2",
     "--lr",
     "1e-3",
-    "--layers",
+    "--n-layers",
     "1",
-    "--queries",
+    "--n-queries",
     "2",
     "--batch-size",
     "12",
@@ -87,34 +85,92 @@ def said(capsys):
 
 
 def parsed(*words):
-    parser = argparse.ArgumentParser()
-    add_training_arguments(parser)
-    return parser.parse_args(["data", "--out", "run", *words])
+    return parse(["train", "data", "--out", "run", *words])
 
 
 def test_the_defaults_are_the_papers():
-    assert read_recipe(parsed()) == TrainConfig()
+    options = parsed()
+    assert options.train == TrainConfig() and options.head == HeadConfig()
+    assert options.spec == RunSpec(Path("data"), RunOptions(Path("run")))
 
 
-def test_every_choice_reaches_the_recipe():
-    words = "--epochs 3 --batch-size 5 --lr 0.1 --accumulate 2 --clip 1.5 --ema 0.9 --loss bce --schedule cosine --precision bf16 --selection official --seed 4 --warmup 7 --topk 1 2 --fused --compile"
-    assert read_recipe(parsed(*words.split())) == TrainConfig(
-        epochs=3,
-        batch_size=5,
-        lr=0.1,
-        accumulate=2,
-        clip=1.5,
-        ema=0.9,
-        loss="bce",
-        schedule="cosine",
-        precision="bf16",
-        selection="official",
-        seed=4,
-        warmup=7,
-        topk=(1, 2),
-        fused=True,
-        compile=True,
-    )
+RECIPE = {
+    "epochs": 3,
+    "batch_size": 5,
+    "lr": 0.1,
+    "weight_decay": 0.5,
+    "betas": (0.8, 0.9),
+    "accumulate": 2,
+    "clip": 1.5,
+    "ema": 0.9,
+    "loss": "bce",
+    "schedule": "cosine",
+    "precision": "bf16",
+    "selection": "official",
+    "seed": 4,
+    "warmup": 7,
+    "topk": (1, 2),
+}
+
+
+def flags(settings):
+    "Settings as they are typed."
+    for name, value in settings.items():
+        yield f"--{name.replace('_', '-')}"
+        if value is not True:
+            yield from map(str, value if isinstance(value, tuple) else [value])
+
+
+def test_every_setting_has_a_flag():
+    sizes = {"n_queries": 2, "n_layers": 3, "n_heads": 4, "ffn_width": 5, "dropout": 0.2}
+    writing = {"keep": 4, "save_steps": 6, "log_steps": 7, "log_with": ("tensorboard", "wandb")}
+    options = parsed(*flags(RECIPE), "--fused", "--compile", *flags(sizes), *flags(writing))
+    assert options.train == TrainConfig(**RECIPE, fused=True, compile=True)
+    assert options.head == HeadConfig(**sizes)
+    assert options.run == RunOptions(Path("run"), **writing)
+    assert {field.name for field in fields(TrainConfig)} <= flag_names()
+    assert {field.name for field in fields(HeadConfig)} <= flag_names()
+
+
+def flag_names():
+    "Every flag in the help of `qks train`, as a field's name."
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main(["train", "--help"]) == 0
+    return {flag.replace("-", "_") for flag in re.findall(r"│ --([a-z-]+)", printed.getvalue())}
+
+
+def test_a_runs_own_config_gives_the_same_run(pocket, tmp_path, monkeypatch):
+    monkeypatch.setattr("qks.experiment.results.save_figures", lambda *args: None)
+    assert train(pocket, tmp_path / "one", "--clip", "1", "--weight-decay", "0.1") == 0
+    config = tmp_path / "one" / "config.json"
+    assert main(["train", "--config", str(config), "--out", str(tmp_path / "two")]) == 0
+    assert numbers(tmp_path / "two") == numbers(tmp_path / "one")
+    assert (tmp_path / "two" / "config.json").read_bytes() == config.read_bytes()
+    assert main(["train", "--config", str(config), "--out", str(tmp_path / "three"), "--clip", "0.5"]) == 0
+    settings = json.loads((tmp_path / "three" / "config.json").read_text())["train"]
+    assert settings["clip"] == 0.5 and settings["weight_decay"] == 0.1
+
+
+@pytest.mark.parametrize(
+    "content, expected",
+    [
+        ('{"train": {"epcohs": 3}}', "config.json: setting 'train.epcohs' is unknown: give one of epochs, batch_size"),
+        ('{"train": {"epochs": "3"}}', "config.json: setting 'train.epochs' is '3': give a whole number"),
+        ('{"train": {"loss": "hinge"}}', "config.json: setting 'train.loss' is 'hinge': give one of asl, bce, ranking"),
+        ('{"train": {"lr": -1}}', "lr is -1"),
+        ('{"train": 3}', "config.json: train is 3: give an object with settings"),
+        ('{"seeds": 1.5}', "config.json: setting 'seeds' is 1.5: give a whole number"),
+        ("[]", "config.json holds no settings"),
+        ("{", "config.json is not a JSON file of settings"),
+        (None, "config.json cannot be read"),
+    ],
+)
+def test_a_mistake_in_a_config_names_file_and_setting(tmp_path, capsys, content, expected):
+    file = tmp_path / "config.json"
+    if content is not None:
+        file.write_text(content)
+    assert main(["train", "data", "--out", str(tmp_path / "run"), "--config", str(file)]) == 2
+    assert expected in said(capsys) and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -128,10 +184,11 @@ def test_interrupted_and_resumed(pocket, tmp_path, monkeypatch, capsys, words):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        "qks.experiment.reproduction.save_figures", lambda *args: None
+        "qks.experiment.results.save_figures", lambda *args: None
     )  # takes seconds, and is tested elsewhere
     monkeypatch.setattr(
-        "qks.commands.train.load_training_data", partial(load_training_data, pool=PromptPool.single("a photo of {}"))
+        "qks.experiment.training_run.load_training_data",
+        partial(load_training_data, pool=PromptPool.single("a photo of {}")),
     )
     assert train(pocket, tmp_path / "whole") == 0
     step = engine.train_step
@@ -150,19 +207,21 @@ def test_interrupted_and_resumed(pocket, tmp_path, monkeypatch, capsys, words):
         assert train(pocket, out) == 130
     assert "training was stopped after step 5" in (told := said(capsys)) and "--resume" in told
     assert max(list_checkpoints(out / "training" / "seed0")) == 5 and not (out / "results.json").exists()
-    assert train(pocket, out) == 2 and "not finished: pass --resume to go on, or --force to replace it" in said(capsys)
+    assert train(pocket, out) == 2 and "not finished: pass --resume to continue, or --force to replace it" in said(
+        capsys
+    )
     assert train(
         pocket, out, "--resume", "--clip", "1"
     ) == 2 and "another configuration (clip 0.0 there, 1.0 here)" in said(capsys)
     with monkeypatch.context() as patch:
-        patch.setattr("qks.commands.train.fingerprint", lambda vlp: "another")  # other weights under the same name
+        patch.setattr(
+            "qks.experiment.training_run.fingerprint", lambda vlp: "another"
+        )  # other weights under the same name
         assert train(pocket, out, "--resume") == 2 and "there, another here" in said(capsys)
     assert train(pocket, out, "--resume") == 0
     assert numbers(out) == numbers(tmp_path / "whole")
-    assert json.loads((out / "config.json").read_text())["tokens"] == {
-        "--no-cache": "every step",
-        "--cache": "disk",
-    }.get(words and words[0] or None, "memory")
+    tokens = json.loads((out / "config.json").read_text())["tokens"]
+    assert tokens["no_cache"] == ("--no-cache" in words) and (tokens["cache"] is not None) == ("--cache" in words)
     capsys.readouterr()
     assert train(pocket, out, "--resume") == 2 and "is finished" in said(capsys)
 
@@ -170,9 +229,10 @@ def test_interrupted_and_resumed(pocket, tmp_path, monkeypatch, capsys, words):
 @pytest.mark.parametrize("cache", [True, False])
 def test_stopped_while_tokens_are_cached(pocket, tmp_path, monkeypatch, capsys, cache):
     "Ctrl-C in the third split: one sentence says what is kept and how to go on; what was finished is not computed again."
-    monkeypatch.setattr("qks.experiment.reproduction.save_figures", lambda *args: None)
+    monkeypatch.setattr("qks.experiment.results.save_figures", lambda *args: None)
     monkeypatch.setattr(
-        "qks.commands.train.load_training_data", partial(load_training_data, pool=PromptPool.single("a photo of {}"))
+        "qks.experiment.training_run.load_training_data",
+        partial(load_training_data, pool=PromptPool.single("a photo of {}")),
     )
     loaded = []
     load = tokens_cache.load_batches
@@ -189,7 +249,7 @@ def test_stopped_while_tokens_are_cached(pocket, tmp_path, monkeypatch, capsys, 
     kept = f"{tmp_path / 'tokens'} keeps what is finished" if cache else "none of them is kept without --cache"
     assert (
         said(capsys)
-        == f"qks: stopped while image tokens were computed, and {kept}: run the same with --resume to go on\n"
+        == f"qks: stopped while image tokens were computed, and {kept}: run the same with --resume to continue\n"
     )
     assert train(pocket, tmp_path / "run", "--resume", *more) == 0
     assert sum(loaded[3:]) == (loaded[2] if cache else sum(loaded[:3]))
@@ -197,20 +257,21 @@ def test_stopped_while_tokens_are_cached(pocket, tmp_path, monkeypatch, capsys, 
 
 def test_stopped_while_the_test_images_are_scored(pocket, tmp_path, monkeypatch, capsys):
     "Ctrl-C after the last epoch: one sentence says how to get the results, and --resume gives those of the run that was never stopped."
-    monkeypatch.setattr("qks.experiment.reproduction.save_figures", lambda *args: None)
+    monkeypatch.setattr("qks.experiment.results.save_figures", lambda *args: None)
     monkeypatch.setattr(
-        "qks.commands.train.load_training_data", partial(load_training_data, pool=PromptPool.single("a photo of {}"))
+        "qks.experiment.training_run.load_training_data",
+        partial(load_training_data, pool=PromptPool.single("a photo of {}")),
     )
     assert train(pocket, tmp_path / "whole") == 0
     with monkeypatch.context() as patch:
         patch.setattr(
-            "qks.experiment.reproduction.score_images", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt)
+            "qks.experiment.training_run.score_images", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt)
         )
         capsys.readouterr()
         assert train(pocket, tmp_path / "run") == 130
     assert (
         said(capsys)
-        == f"qks: stopped, and {tmp_path / 'run' / 'training'} keeps what is trained: run the same with --resume to go on\n"
+        == f"qks: stopped, and {tmp_path / 'run' / 'training'} keeps what is trained: run the same with --resume to continue\n"
     )
     assert train(pocket, tmp_path / "run", "--resume") == 0 and numbers(tmp_path / "run") == numbers(tmp_path / "whole")
 
@@ -243,8 +304,8 @@ def test_killed_while_results_are_written(tmp_path):
         (["--warmup", "3"], "warmup belongs to the cosine schedule"),
         (["--seeds", "0"], "seeds is 0"),
         (["--views", "0"], "views is 0"),
-        (["--queries", "0"], "n_queries is 0"),
-        (["--layers", "-1"], "n_layers is -1"),
+        (["--n-queries", "0"], "n_queries is 0"),
+        (["--n-layers", "-1"], "n_layers is -1"),
         (["--workers", "-1"], "workers is -1: give a whole number, 0 or more"),
         (["--topk", "3", "60"], "the part zsl has only 50 annotated labels"),
     ],
@@ -252,7 +313,7 @@ def test_killed_while_results_are_written(tmp_path):
 )
 def test_mistakes_are_told_before_anything_is_written(pocket, tmp_path, monkeypatch, capsys, words, told):
     monkeypatch.setattr(
-        "qks.commands.train.load_training_data", lambda *args, **kwargs: pytest.fail("began to compute")
+        "qks.experiment.training_run.load_training_data", lambda *args, **kwargs: pytest.fail("began to compute")
     )
     assert main(["train", str(pocket), "--out", str(tmp_path / "new"), "--device", "cpu", *words]) == 2
     assert told in said(capsys) and not (tmp_path / "new").exists()
@@ -261,7 +322,7 @@ def test_mistakes_are_told_before_anything_is_written(pocket, tmp_path, monkeypa
 def test_data_that_cannot_be_measured(tmp_path, monkeypatch, capsys):
     "A folder of one's own without an unseen label, and one whose test image is gone: told at once, with what to do."
     monkeypatch.setattr(
-        "qks.commands.train.load_training_data", lambda *args, **kwargs: pytest.fail("began to compute")
+        "qks.experiment.training_run.load_training_data", lambda *args, **kwargs: pytest.fail("began to compute")
     )
     root = tmp_path / "own"
     root.mkdir()
@@ -289,7 +350,8 @@ def test_data_that_cannot_be_measured(tmp_path, monkeypatch, capsys):
 def test_open_images_where_names_repeat(tmp_path, monkeypatch, capsys):
     "Two jaguars, one seen and one not, and labels that are mostly not annotated: trained, evaluated, and told apart by their MIDs."
     monkeypatch.setattr(
-        "qks.commands.train.load_training_data", partial(load_training_data, pool=PromptPool.single("a photo of {}"))
+        "qks.experiment.training_run.load_training_data",
+        partial(load_training_data, pool=PromptPool.single("a photo of {}")),
     )
     names = {"/m/01": "Jaguar", "/m/02": "Bat", "/m/03": "Bat", "/m/04": "Tree", "/m/05": "Jaguar", "/m/06": "Lake"}
     root = tmp_path / "oi"
@@ -329,7 +391,8 @@ def test_too_little_memory_is_told_before_anything_is_computed(pocket, tmp_path,
     need = cache_size(load_vlp("pocket", device="cpu"), n_tokens, torch.float32)
     monkeypatch.setattr("qks.tokens.cache.available_memory", lambda: need - 1)
     monkeypatch.setattr(
-        "qks.commands.train.load_training_data", partial(load_training_data, pool=PromptPool.single("a photo of {}"))
+        "qks.experiment.training_run.load_training_data",
+        partial(load_training_data, pool=PromptPool.single("a photo of {}")),
     )
     monkeypatch.setattr("qks.tokens.cache.load_batches", lambda *args: pytest.fail("began to compute"))
     assert train(pocket, tmp_path / "new", *words) == 2
@@ -340,7 +403,8 @@ def test_too_little_memory_is_told_before_anything_is_computed(pocket, tmp_path,
         lambda *args, **kwargs: (_ for _ in ()).throw(QKSError("there is room")),
     )
     monkeypatch.setattr(
-        "qks.commands.train.cache_tokens", lambda *args, **kwargs: (_ for _ in ()).throw(QKSError("there is room"))
+        "qks.experiment.training_run.cache_tokens",
+        lambda *args, **kwargs: (_ for _ in ()).throw(QKSError("there is room")),
     )
     assert train(pocket, tmp_path / "new", *words) == 2 and "there is room" in said(capsys)
 
@@ -351,7 +415,7 @@ def test_too_little_memory_for_the_scores_is_told_before_anything_is_computed(po
         lambda: 20 * 326 * 21 + cache_size(load_vlp("pocket", device="cpu"), 60, torch.float32) - 1,
     )
     monkeypatch.setattr(
-        "qks.commands.train.load_training_data", lambda *args, **kwargs: pytest.fail("began to compute")
+        "qks.experiment.training_run.load_training_data", lambda *args, **kwargs: pytest.fail("began to compute")
     )
     assert train(pocket, tmp_path / "new") == 2
     assert (
@@ -359,7 +423,7 @@ def test_too_little_memory_for_the_scores_is_told_before_anything_is_computed(po
         and not (tmp_path / "new").exists()
     )
     monkeypatch.setattr(
-        "qks.commands.train.load_training_data",
+        "qks.experiment.training_run.load_training_data",
         lambda *args, **kwargs: (_ for _ in ()).throw(QKSError("there is room")),
     )
     assert (
@@ -382,9 +446,10 @@ def test_other_numbers_in_the_cache(pocket, tmp_path, monkeypatch, capsys, views
     tower = VLP.image_tokens
     stop = QKSError("all is cached")
     monkeypatch.setattr(VLP, "image_tokens", lambda self, images: tower(self, images) + 70_000.0)
-    monkeypatch.setattr("qks.commands.train.train_and_score", lambda *args: (_ for _ in ()).throw(stop))
+    monkeypatch.setattr("qks.experiment.training_run.train_and_score", lambda *args: (_ for _ in ()).throw(stop))
     monkeypatch.setattr(
-        "qks.commands.train.load_training_data", partial(load_training_data, pool=PromptPool.single("a photo of {}"))
+        "qks.experiment.training_run.load_training_data",
+        partial(load_training_data, pool=PromptPool.single("a photo of {}")),
     )
     words = ["--cache", str(tmp_path / "tokens"), "--views", views]
     assert train(pocket, tmp_path / "one", *words) == 2 and "--cache-dtype bf16" in said(capsys)
@@ -399,7 +464,7 @@ def test_other_numbers_in_the_cache(pocket, tmp_path, monkeypatch, capsys, views
         (20, 1, "bfloat16"),
         (36, int(views), "bfloat16"),
     ]
-    assert json.loads((tmp_path / "one" / "config.json").read_text())["tokens"] == "disk, bf16"
+    assert json.loads((tmp_path / "one" / "config.json").read_text())["tokens"]["cache_dtype"] == "bf16"
 
 
 # ---- the folder
@@ -430,37 +495,36 @@ def test_a_run_in_the_making_is_not_replaced(pocket, tmp_path, monkeypatch, caps
 
 def test_what_cannot_be_claimed_is_told_before_anything_is_computed(pocket, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
-        "qks.commands.train.load_training_data", lambda *args, **kwargs: pytest.fail("began to compute")
+        "qks.experiment.training_run.load_training_data", lambda *args, **kwargs: pytest.fail("began to compute")
     )
-    claim_run_folder(tmp_path / "begun", {"seeds": 1})
+    claim_run_folder(RunSpec(pocket, RunOptions(tmp_path / "begun")))
     for out, words, told in (
         ("begun", ["--force", "--resume"], "pass one of the two"),
         ("begun", [], "was not finished"),
-        ("new", ["--cache", str(tmp_path / "new" / "training" / "t")], "lies among what --force deletes"),
+        ("new", ["--cache", str(tmp_path / "new" / "training" / "t")], "is among what --force deletes"),
     ):
         assert train(pocket, tmp_path / out, *words) == 2 and told in said(capsys)
     assert not (tmp_path / "new").exists() and [path.name for path in (tmp_path / "begun").iterdir()] == ["config.json"]
 
 
 def test_each_of_many_processes_has_a_device_of_its_own(pocket, tmp_path):
-    args = argparse.Namespace(**vars(parsed()) | {"root": pocket, "out": tmp_path / "run", "device": "cuda:0"})
-    with pytest.raises(QKSError, match="each of the processes has a device of its own: leave out --device cuda:0"):
-        begin(args, many=True, device="cuda:1")
+    spec = RunSpec(pocket, RunOptions(tmp_path / "run"))
+    with pytest.raises(QKSError, match="each of the processes has its own device: leave out --device cuda:0"):
+        prepare_run(spec, device="cuda:0", n_processes=2)
 
 
 @pytest.mark.parametrize("cache", [".", "deep/tokens-of-mine", "tokens"])
 def test_no_force_deletes_image_tokens(tmp_path, cache):
     "Hours of computing, in whatever folder of the run they lie."
-    run = claim_run_folder(tmp_path / "run", {"seeds": 1})
-    (numbers := run / cache / "tokens-0123" / "tokens.bin").parent.mkdir(parents=True)
+    spec = RunSpec(Path("data"), RunOptions(tmp_path / "run"), tokens=TokenConfig(tmp_path / "run" / cache))
+    run = claim_run_folder(spec)
+    numbers = run / cache / "tokens-0123" / "tokens.bin"
+    numbers.parent.mkdir(parents=True)
     numbers.write_text("numbers")
     (run / "table.md").write_text("old")
-    assert claim_run_folder(run, {"seeds": 2}, force=True, cache=run / cache) == run
-    assert (
-        numbers.read_text() == "numbers"
-        and not (run / "table.md").exists()
-        and json.loads((run / "config.json").read_text()) == {"seeds": 2}
-    )
+    assert claim_run_folder(replace(spec, seeds=2), force=True) == run
+    assert numbers.read_text() == "numbers" and not (run / "table.md").exists()
+    assert json.loads((run / "config.json").read_text())["seeds"] == 2
 
 
 def test_a_run_is_replaced_when_every_image_was_read(pocket, tmp_path, capsys):
@@ -485,7 +549,7 @@ def test_a_run_is_replaced_when_every_image_was_read(pocket, tmp_path, capsys):
 def test_a_training_begins_with_another_heads_weights(pocket, tmp_path, capsys):
     "At a rate that changes nothing the head is the one it began with; what it began with is part of the configuration."
     assert train(pocket, tmp_path / "one") == 0
-    words = ["--init", str(tmp_path / "one"), "--lr", "1e-12", "--queries", "7", "--clip", "1"]
+    words = ["--init", str(tmp_path / "one"), "--lr", "1e-12", "--n-queries", "7", "--clip", "1"]
     assert train(pocket, tmp_path / "two", *words) == 0
     one, two = (
         QKSHead.from_state(load_file(tmp_path / name / "model" / "head.safetensors"), 3).state_dict()
@@ -495,14 +559,14 @@ def test_a_training_begins_with_another_heads_weights(pocket, tmp_path, capsys):
         torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-8)
     configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("one", "two")]
     assert (
-        configs[0]["init"] is None
-        and len(configs[1]["init"]) == 32
+        configs[0]["init_digest"] is None
+        and len(configs[1]["init_digest"]) == 32
         and [config["head"]["n_queries"] for config in configs] == [2, 2]
     )
     capsys.readouterr()
     (tmp_path / "two" / "results.json").unlink()
     assert train(
-        pocket, tmp_path / "two", "--resume", "--lr", "1e-12", "--clip", "1", "--queries", "2"
+        pocket, tmp_path / "two", "--resume", "--lr", "1e-12", "--clip", "1", "--n-queries", "2"
     ) == 2 and "; init " in said(capsys)
     for wrong, told in (
         (str(tmp_path / "nowhere"), "nowhere is not a saved QKS"),
@@ -519,13 +583,13 @@ def test_the_authors_head_to_begin_with(tmp_path, tiny_vlp):
         if key.startswith("weights/") and key != "weights/proj"
     }
     torch.save(weights, tmp_path / "authors.pth")
-    head = first_head(tmp_path / "authors.pth", tiny_vlp)
+    head = load_initial_head(tmp_path / "authors.pth", tiny_vlp)
     assert (
         torch.equal(head.projection, tiny_vlp.projection) and head.config.n_layers == 3 and head.config.n_queries == 5
     )
     torch.save(weights | {"proj": torch.zeros(64, 7)}, tmp_path / "other.pth")
     with pytest.raises(QKSError, match="use the VLP that the head was trained with"):
-        first_head(tmp_path / "other.pth", tiny_vlp)
+        load_initial_head(tmp_path / "other.pth", tiny_vlp)
 
 
 def row(mAP):
@@ -546,7 +610,7 @@ def test_what_is_said_at_the_end(lr, schedule, falls, frozen, words):
     for epoch in range(1, 2 + 2 * falls + 1):
         history.append({"epoch": epoch, "lr": optimizer.param_groups[0]["lr"], "score": -abs(epoch - 2)})
         plateau.step(0.0)
-    told = closing_words(
+    told = closing_remarks(
         {
             "rows": {"VLP best patch": row(frozen), "VLP zero-shot": row(0.1), "QKS": row(0.5)},
             "runs": [{"history": history}],
@@ -560,7 +624,7 @@ def test_what_is_said_at_the_end(lr, schedule, falls, frozen, words):
     ) and ("--lr 1e-4" in told[-1]) == (frozen > 0.5 and lr < 1e-4)
     assert (
         "of the first seed"
-        in closing_words({"rows": {"VLP": row(0.1), "QKS": row(0.5)}, "runs": [{"history": history}] * 2}, recipe)[0]
+        in closing_remarks({"rows": {"VLP": row(0.1), "QKS": row(0.5)}, "runs": [{"history": history}] * 2}, recipe)[0]
     )
 
 
@@ -587,7 +651,7 @@ def test_few_labels_have_fewer_places(pocket, tmp_path, capsys):
 def test_another_spelling_of_the_same_place(pocket, tmp_path, monkeypatch, capsys):
     "Stopped with one spelling of the data's place, gone on with another."
     monkeypatch.setattr(
-        "qks.commands.train.save_run",
+        "qks.experiment.training_run.save_run",
         lambda *args, **kwargs: (_ for _ in ()).throw(QKSError("stopped before the results")),
     )
     assert train(pocket, tmp_path / "run", "--topk", "1") == 2
@@ -596,68 +660,73 @@ def test_another_spelling_of_the_same_place(pocket, tmp_path, monkeypatch, capsy
     assert train("pocket", tmp_path / "run", "--topk", "1", "--resume") == 0
 
 
-def test_claiming_a_folder(tmp_path):
-    config = {"train": {"lr": 0.1, "topk": (3, 5)}, "seeds": 1}
-    folder = tmp_path / "run"
-    assert claim_run_folder(folder, config) == folder and json.loads((folder / "config.json").read_text()) == {
-        "train": {"lr": 0.1, "topk": [3, 5]},
-        "seeds": 1,
-    }
-    assert claim_run_folder(folder, config, resume=True) == folder
+def claimed(tmp_path, name, **settings):
+    "A run's folder and its specification."
+    spec = RunSpec(Path("data"), RunOptions(tmp_path / name), **settings)
+    return claim_run_folder(spec), spec
+
+
+def train_a_step(folder):
+    checkpoint = folder / "training" / "seed0" / CHECKPOINT_NAME.format(3)
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_text("a checkpoint")
+
+
+def test_claiming_a_folder_again(tmp_path):
+    folder, spec = claimed(tmp_path, "run", train=TrainConfig(lr=0.1))
+    written = (folder / "config.json").read_text()
+    assert json.loads(written) == spec_values(spec) and "folder" not in json.loads(written)["run"]
+    assert claim_run_folder(spec, resume=True) == folder
     (folder / "config.json").write_text("{")
-    with pytest.raises(QKSError, match="config.json is damaged: pass --force to begin again"):
-        claim_run_folder(folder, config, resume=True)
-    written = json.dumps({"train": {"lr": 0.1, "topk": [3, 5]}, "seeds": 1}, indent=1) + "\n"
+    with pytest.raises(QKSError, match="config.json is damaged .*: pass --force to begin again"):
+        claim_run_folder(spec, resume=True)
     for empty in ("{}", "", "{}\n"):  # killed before anything began
         (folder / "config.json").write_text(empty)
-        assert (
-            claim_run_folder(folder, config, resume=True) == folder and (folder / "config.json").read_text() == written
-        )
-    assert (
-        claim_run_folder(folder, config | {"seeds": 2}, resume=True) == folder
-        and json.loads((folder / "config.json").read_text())["seeds"] == 2
-    )  # nothing is trained yet
-    assert claim_run_folder(folder, config, resume=True) == folder
-    (folder / "training" / "seed0").mkdir(parents=True)
-    (folder / "training" / "seed0" / CHECKPOINT_NAME.format(3)).write_text("a checkpoint")
+        assert claim_run_folder(spec, resume=True) == folder and (folder / "config.json").read_text() == written
+    assert claim_run_folder(replace(spec, seeds=2), resume=True) == folder  # nothing is trained yet
+    assert json.loads((folder / "config.json").read_text())["seeds"] == 2
+    assert claim_run_folder(spec, resume=True) == folder
+    train_a_step(folder)
     with pytest.raises(QKSError, match="another configuration .seeds 1 there, 2 here"):
-        claim_run_folder(folder, config | {"seeds": 2}, resume=True)
+        claim_run_folder(replace(spec, seeds=2), resume=True)
     with pytest.raises(QKSError, match="pass one of the two"):
-        claim_run_folder(folder, config, force=True, resume=True)
+        claim_run_folder(spec, force=True, resume=True)
     assert (folder / "config.json").read_text() == written
+
+
+def test_claiming_a_folder_that_holds_no_run(tmp_path):
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / ".config.json.123.part").write_text('{"tra')  # killed while the very first file was written
-    assert claim_run_folder(tmp_path / "begun", config) == tmp_path / "begun"
-    assert (
-        claim_run_folder(tmp_path / "new", config, resume=True) == tmp_path / "new"
-    )  # nothing there yet: a run begins
-    moved = {"vlp": {"pretrained": "elsewhere/clip.pt", "fingerprint": "12"}}
-    assert claim_run_folder(tmp_path / "weights", {"vlp": {"pretrained": "clip.pt", "fingerprint": "12"}})
-    (tmp_path / "weights" / "training" / "seed0").mkdir(parents=True)
-    (tmp_path / "weights" / "training" / "seed0" / CHECKPOINT_NAME.format(3)).write_text("a checkpoint")
-    assert claim_run_folder(tmp_path / "weights", moved, resume=True)  # the same weights, wherever they lie
+    assert claimed(tmp_path, "begun")[0] == tmp_path / "begun"
+    spec = RunSpec(Path("data"), RunOptions(tmp_path / "new"))
+    assert claim_run_folder(spec, resume=True) == tmp_path / "new"  # nothing there yet: a run begins
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")
     for force in (False, True):
         with pytest.raises(QKSError):
-            claim_run_folder(tmp_path / "mine", config, force=force)
+            claim_run_folder(replace(spec, run=RunOptions(tmp_path / "mine")), force=force)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
 
 
-def test_flat():
-    assert flat({"a": 1, "b": {"c": [2], "d": {"e": None}}}) == {"a": 1, "c": [2], "e": None}
+def test_the_same_weights_wherever_they_are(tmp_path):
+    folder, spec = claimed(tmp_path, "run", vlp=VLPSource("ViT-B-16", "clip.pt"), vlp_fingerprint="12")
+    train_a_step(folder)
+    moved = replace(spec, vlp=VLPSource("ViT-B-16", "elsewhere/clip.pt"))
+    assert claim_run_folder(moved, resume=True)
+    with pytest.raises(QKSError, match="fingerprint 12 there, 34 here"):
+        claim_run_folder(replace(moved, vlp_fingerprint="34"), resume=True)
 
 
 def test_tokens_come_from_three_places(tiny_vlp, tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(
-        "qks.commands.train.cache_tokens",
+        "qks.experiment.training_run.cache_tokens",
         lambda vlp, data, **kwargs: (
             made.append(kwargs) or torch.zeros(4, kwargs["views"], 3, 64)[:, 0 if kwargs["views"] == 1 else slice(None)]
         ),
     )
-    assert training_tokens(tiny_vlp, None).shape == (4, 3, 64)
-    assert len(training_tokens(tiny_vlp, None, cache=tmp_path, views=2)) == 4
+    assert training_tokens(tiny_vlp, None, TokenConfig()).shape == (4, 3, 64)
+    assert len(training_tokens(tiny_vlp, None, TokenConfig(tmp_path, views=2))) == 4
     assert [kwargs["folder"] for kwargs in made] == [None, tmp_path]
 
 
@@ -708,7 +777,7 @@ def test_no_cache_feeds_the_tower_the_papers_pipeline(tiny_vlp, tmp_path, monkey
     tower = tiny_vlp.image_tokens
     fed = []
     monkeypatch.setattr(tiny_vlp, "image_tokens", lambda images: fed.append(images) or tower(images))
-    tokens = training_tokens(tiny_vlp, data, workers, live=True)
+    tokens = training_tokens(tiny_vlp, data, TokenConfig(no_cache=True), workers)
     flips = []
     for epoch in (1, 7):
         tokens.set_epoch(epoch)
@@ -726,9 +795,10 @@ def test_no_cache_feeds_the_tower_the_papers_pipeline(tiny_vlp, tmp_path, monkey
 
 def test_no_cache_trains_on_other_pixels_every_epoch(pocket, tmp_path, monkeypatch):
     "In the command, too: each training image once an epoch, never the same twice, nor for two seeds, and never as it is in the file."
-    monkeypatch.setattr("qks.experiment.reproduction.save_figures", lambda *args: None)
+    monkeypatch.setattr("qks.experiment.results.save_figures", lambda *args: None)
     monkeypatch.setattr(
-        "qks.commands.train.load_training_data", partial(load_training_data, pool=PromptPool.single("a photo of {}"))
+        "qks.experiment.training_run.load_training_data",
+        partial(load_training_data, pool=PromptPool.single("a photo of {}")),
     )
     fed = []
     plain = set()

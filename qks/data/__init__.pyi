@@ -1,0 +1,19 @@
+from .check import Report as Report, missing_images as missing_images, require_images as require_images
+from .index import (
+    SPLITS as SPLITS,
+    Index as Index,
+    LabelledImages as LabelledImages,
+    LabelledSplit as LabelledSplit,
+    SparseLabels as SparseLabels,
+    holdout as holdout,
+    load_index as load_index,
+    save_index as save_index,
+)
+from .registry import DATASETS as DATASETS, Dataset as Dataset, detect_dataset as detect_dataset
+from .splits import (
+    Prepared as Prepared,
+    check_dataset as check_dataset,
+    open_split as open_split,
+    open_splits as open_splits,
+    prepare as prepare,
+)

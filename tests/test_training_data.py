@@ -1,4 +1,4 @@
-"""A benchmark: who is trained, judged and tested on, and what is asked before the first token is computed."""
+"""Training data: images to train, validate and test on, and what is checked before the first token is computed."""
 
 from dataclasses import replace
 
@@ -11,15 +11,15 @@ from qks.data.index import LabelledImages
 from qks.data.pocket import PocketConfig, write_pocket
 from qks.data.splits import open_splits
 from qks.experiment import training_data as module
-from qks.experiment.reproduction import train_head
 from qks.experiment.training_data import (
     TrainingData,
-    training_splits,
     check_measurable,
     check_scores_fit,
     load_training_data,
     token_bytes,
+    training_splits,
 )
+from qks.experiment.training_run import train_head
 from qks.model.config import HeadConfig
 from qks.model.prompts import PromptPool
 from qks.tokens.cache import cache_size
@@ -59,15 +59,15 @@ def test_by_the_authors_rule_nothing_is_held_out(root, tiny_vlp):
     splits = open_splits(root)
     parts = training_splits(splits, "official")
     assert list(parts) == ["train", "test"] and parts["train"].images == splits["train"].images
-    benchmark = load_training_data(root, tiny_vlp, PromptPool.single("a {}"), selection="official")
-    assert benchmark.validation is None and {name: len(tokens) for name, tokens in benchmark.tokens.items()} == {
+    data = load_training_data(root, tiny_vlp, PromptPool.single("a {}"), selection="official")
+    assert data.validation is None and {name: len(tokens) for name, tokens in data.tokens.items()} == {
         "train": 40,
         "test": 20,
     }
     recipe = TrainConfig(epochs=1, topk=(1,), selection="official")
-    assert len(train_head(benchmark, HeadConfig(2, 1), recipe)[1]) == 1
+    assert len(train_head(data, HeadConfig(2, 1), recipe)[1]) == 1
     with pytest.raises(QKSError, match="no images in the part 'validation': load it with selection='seen'"):
-        train_head(benchmark, HeadConfig(2, 1), replace(recipe, selection="seen"))
+        train_head(data, HeadConfig(2, 1), replace(recipe, selection="seen"))
 
 
 @pytest.mark.parametrize("name", ["train", "validation", "test"])
@@ -158,10 +158,8 @@ def test_room_for_the_scores_of_the_images_held_out(monkeypatch):
 
 
 def test_pairs_of_tokens_and_labels(tiny_vlp):
-    data = split(4, [[1, -1, 0]], 2)
-    tokens = torch.zeros(4, 2, 64)
-    benchmark = TrainingData(
-        tiny_vlp, PromptPool(), torch.zeros(3, 16), data, None, data, {"train": tokens, "test": tokens}
-    )
-    found = benchmark.pair("train")
-    assert found[0] is tokens and found[1].tolist() == data.labels.tolist()
+    images = split(4, [[1, -1, 0]], 2)
+    tokens = {"train": torch.zeros(4, 2, 64), "test": torch.zeros(4, 2, 64)}
+    data = TrainingData(tiny_vlp, PromptPool(), torch.zeros(3, 16), images, None, images, tokens)
+    train_tokens, labels = data.pair("train")
+    assert train_tokens is tokens["train"] and labels.tolist() == images.labels.tolist()
