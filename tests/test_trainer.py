@@ -1265,3 +1265,18 @@ def test_events_of_a_killed_run_are_not_shown_twice(data, tmp_path, monkeypatch)
 @pytest.mark.parametrize("wrong", [{"keep": 0}, {"save_steps": 0}, {"log_steps": 0}], ids=str)
 def test_bad_numbers(tmp_path, wrong):
     refused(next(iter(wrong)), RunConfig, tmp_path, **wrong)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_tracker_that_cannot_be_closed(data, tmp_path, monkeypatch, fails):
+    "Its error is reported at the end of training; after another error, that one is."
+    monkeypatch.setattr(run_folder.RunLog, "close", lambda log: refuse("a tracker cannot be written"))
+    if fails:
+        monkeypatch.setattr(training, "selection_score", lambda *args: refuse("the scores are lost"))
+        refused("^the scores are lost$", run, data, config(), tmp_path)
+    else:
+        refused("a tracker cannot be written; .* keeps the run up to step 6", run, data, config(), tmp_path)
+
+
+def refuse(message):
+    raise QKSError(message)
