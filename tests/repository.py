@@ -62,6 +62,11 @@ def tracked_files():
     return [path for path in paths if path.is_file()]  # one that was just deleted is still listed
 
 
+def is_typing_block(node):
+    """Whether a statement is `if TYPE_CHECKING:`, which holds imports too."""
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
 class Cell:
     """A code cell: its directives, and its code below them."""
 
@@ -91,7 +96,7 @@ class Cell:
 
     @property
     def imports_only(self):
-        return all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in self.tree.body)
+        return all(isinstance(node, (ast.Import, ast.ImportFrom)) or is_typing_block(node) for node in self.tree.body)
 
 
 def cells(notebook):
