@@ -132,6 +132,16 @@ def test_a_stream_has_the_same_intervals():
     )
 
 
+def test_zeros_that_a_stream_lists_do_not_count():
+    scores, labels = sample()
+    columns = np.tile(np.arange(9), 120)
+    every_entry = SimpleNamespace(offsets=np.arange(121) * 9, columns=columns, values=labels.ravel())
+    stream = StreamingScores(every_entry, 5, (1, 3))
+    stream.update(scores)
+    expected = bootstrap_intervals(scores, labels, 5, (1, 3), resamples=25)
+    assert bootstrap_intervals_from_stream(stream, 25) == expected
+
+
 def test_seeds_and_order():
     scores, labels = sample()
     first = bootstrap_intervals(scores, labels, 5, (1, 3), resamples=50)
