@@ -32,8 +32,10 @@ from qks.evaluate.tables import (
     report_differences,
     report_notes,
     report_table,
+    results_table,
     save_labels,
     save_report,
+    summarise,
 )
 from qks.model.prompts import PromptPool
 
@@ -138,6 +140,7 @@ def test_names_that_repeat_and_names_that_are_not_known():
     assert list(report["label_names"]) == [str(i) for i in range(10)]
     assert report["label_names"]["5"] == "bat"
     assert report["twins"]["5"] == ["bat"]
+    assert "0" not in report["twins"]  # the seen "bat"
     assert len(report["rows"]["QKS"]["official"]["ap_per_label"]) == 10
     assert list(build_report({"QKS": scores}, labels, 5, ReportConfig(topk=(1,)))["label_names"].values())[:2] == [
         "0",
@@ -234,6 +237,15 @@ def test_numbers_in_print():
     assert draw_table([("a", "bcd"), ("ef", "1")], 1).splitlines() == ["| a  | bcd |", "| -- | --: |", "| ef |   1 |"]
 
 
+def test_means_over_seeds():
+    one = summarise([{"zsl": {"mAP": 0.2}}])
+    two = summarise([{"zsl": {"mAP": 0.2}}, {"zsl": {"mAP": 0.4}}])
+    assert one == {"zsl": {"mAP": {"mean": 0.2, "std": 0.0}}}
+    assert two["zsl"]["mAP"] == pytest.approx({"mean": 0.3, "std": 0.02**0.5})
+    lines = results_table({"one": one, "two": two}, topk=()).splitlines()
+    assert [line.split("|")[2].strip() for line in lines] == ["ZSL mAP", "----------:", "20.0", "30.0 ± 14.1"]
+
+
 def test_side_by_side():
     scores, labels = sample()
     full = build_report({"QKS": scores}, labels, 5, ALL, NAMES)
@@ -260,6 +272,9 @@ def test_side_by_side():
         format_percent(one["rows"]["QKS"]["all-images"]["metrics"]["zsl"]["F1@3"]) for one in (full, part)
     ]
     assert cells["all-images", "seen", "F1@2"][0] == "–"
+    assert not any(metric.startswith(("P@", "R@")) for _, _, metric in cells)
+    parts = [part for protocol, part, _ in cells if protocol == "all-images"]
+    assert parts == sorted(parts, key=("seen", "zsl", "gzsl").index)  # one part after the other
     renamed = build_report({"QKS": scores}, labels, 5, ALL, [*NAMES[:-1], "pond"])
     assert any("Labels differ" in sentence for sentence in report_differences({"a": full, "b": renamed}))
 
