@@ -250,8 +250,8 @@ def test_head_scores(golden_output, batch_size, training):
     assert torch.equal(index, golden_output.token_index) and head.training == training and not logits.requires_grad
 
 
-def test_a_head_lies_where_its_projection_lies():
-    head = QKSHead(torch.empty(64, 8, device="meta"), HeadConfig(2, 1))  # stands for a GPU
+def test_a_head_is_on_the_device_of_its_projection():
+    head = QKSHead(torch.empty(64, 8, device="meta"), HeadConfig(2, 1))  # in place of a GPU
     assert {weight.device.type for weight in head.parameters()} == {"meta"}
 
 

@@ -1,4 +1,4 @@
-"""The prompt pool, its mean, and a cache that is never wrong and never in the way."""
+"""The prompt pool, its mean, and the cache of label embeddings, which is never wrong and never an obstacle."""
 
 from pathlib import Path
 
@@ -41,17 +41,14 @@ def files(folder):
 def test_the_papers_pool():
     assert len(DEFAULT_TEMPLATES) == len(set(DEFAULT_TEMPLATES)) == 85
     assert DEFAULT_TEMPLATES[:80] == tuple(t("{}") for t in open_clip.OPENAI_IMAGENET_TEMPLATES)
-    assert (
-        DEFAULT_TEMPLATES[80:]
-        == SCENE_TEMPLATES
-        == (
-            "there is a {} in the scene.",
-            "there is the {} in the scene.",
-            "this is a {} in the scene.",
-            "this is the {} in the scene.",
-            "this is one {} in the scene.",
-        )
+    scene_templates = (
+        "there is a {} in the scene.",
+        "there is the {} in the scene.",
+        "this is a {} in the scene.",
+        "this is the {} in the scene.",
+        "this is one {} in the scene.",
     )
+    assert DEFAULT_TEMPLATES[80:] == SCENE_TEMPLATES == scene_templates
     assert PromptPool().templates == DEFAULT_TEMPLATES
 
 
@@ -118,10 +115,8 @@ def test_a_hit_does_not_call_the_text_tower(tiny_vlp, pool, calls, tmp_path):
     first = pool.embed(tiny_vlp, ["cat", "dog"], cache=tmp_path)
     assert len(calls) == 1 and len(files(tmp_path)) == 1 and files(tmp_path)[0].endswith(".safetensors")
     assert torch.equal(pool.embed(tiny_vlp, ["cat", "dog"], cache=str(tmp_path)), first) and len(calls) == 1
-    assert (
-        torch.equal(PromptPool(list(pool.templates)).embed(tiny_vlp, ("cat", "dog"), cache=tmp_path), first)
-        and len(calls) == 1
-    )
+    same_pool = PromptPool(list(pool.templates))
+    assert torch.equal(same_pool.embed(tiny_vlp, ("cat", "dog"), cache=tmp_path), first) and len(calls) == 1
 
 
 def test_no_cache(tiny_vlp, pool, calls, tmp_path, monkeypatch):
@@ -173,7 +168,7 @@ def test_the_key_depends_on(make_vlp, tiny_vlp, pool, calls, tmp_path, other):
 
 
 def test_another_tokenizer_is_another_key(tiny_vlp, make_vlp, pool, tmp_path):
-    "The same weights, fed with words that are read otherwise."
+    "The same weights, with a tokenizer that reads words differently."
     other = make_vlp()
     read = tiny_vlp.tokenizer
 
@@ -189,7 +184,8 @@ def test_another_tokenizer_is_another_key(tiny_vlp, make_vlp, pool, tmp_path):
 
 
 def test_swapped_labels_swap_rows(tiny_vlp, pool, tmp_path):
-    straight, swapped = (pool.embed(tiny_vlp, labels, cache=tmp_path) for labels in (["cat", "dog"], ["dog", "cat"]))
+    straight = pool.embed(tiny_vlp, ["cat", "dog"], cache=tmp_path)
+    swapped = pool.embed(tiny_vlp, ["dog", "cat"], cache=tmp_path)
     torch.testing.assert_close(swapped, straight.flip(0))
 
 
@@ -203,7 +199,7 @@ def test_swapped_labels_swap_rows(tiny_vlp, pool, tmp_path):
     ],
     ids=["empty", "garbage", "truncated", "header"],
 )
-def test_a_damaged_cache_is_computed_anew_and_mended(tiny_vlp, pool, calls, tmp_path, damage):
+def test_a_damaged_cache_is_computed_again_and_replaced(tiny_vlp, pool, calls, tmp_path, damage):
     first = pool.embed(tiny_vlp, ["cat", "dog"], cache=tmp_path)
     damage(next(tmp_path.iterdir()))
     for _ in range(2):
@@ -211,7 +207,7 @@ def test_a_damaged_cache_is_computed_anew_and_mended(tiny_vlp, pool, calls, tmp_
     assert len(calls) == 2  # the first time, and once after the damage
 
 
-def test_a_cache_of_another_shape_is_not_believed(tiny_vlp, pool, tmp_path):
+def test_a_cache_of_another_shape_is_not_used(tiny_vlp, pool, tmp_path):
     first = pool.embed(tiny_vlp, ["cat", "dog"], cache=tmp_path)
     path = next(tmp_path.iterdir())
     for wrong in ({"embeddings": torch.zeros(3, 32)}, {"other": torch.zeros(2, 32)}):
@@ -229,9 +225,8 @@ def test_a_cache_folder_that_cannot_be_made(tiny_vlp, pool, tmp_path):
 def test_a_cache_folder_that_cannot_be_written(tiny_vlp, pool, tmp_path, monkeypatch):
     "A folder that exists but refuses files: safetensors then raises an error of its own, which is no OSError."
     expected = pool.embed(tiny_vlp, ["cat"], cache=False)
-    monkeypatch.setattr(
-        Path, "mkdir", lambda *args, **kwargs: None
-    )  # the folder "exists", but nothing can be put there
+    # the folder "exists", but nothing can be put there
+    monkeypatch.setattr(Path, "mkdir", lambda *args, **kwargs: None)
     assert torch.equal(pool.embed(tiny_vlp, ["cat"], cache=tmp_path / "gone"), expected)
 
 
@@ -241,7 +236,7 @@ def test_no_half_written_file_stays(tiny_vlp, pool, tmp_path):
 
 
 @pytest.mark.parametrize("templates", [None, 3, {"a {}": 1}, iter(["a {}"])], ids=lambda value: type(value).__name__)
-def test_templates_that_are_no_list(templates):
+def test_templates_must_be_a_list(templates):
     with pytest.raises(QKSError, match="templates must be a list"):
         PromptPool(templates)
 
