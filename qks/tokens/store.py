@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ITEMS_AT_ONCE', 'BATCHES_TO_CHECK', 'FinishedBatch', 'read_record', 'OpenFile', 'DiskTokens', 'BatchFile',
-           'valid_batches', 'missing_batches']
+           'mark_complete', 'is_untouched', 'valid_batches', 'missing_batches']
 
 # %% ../../nbs/tokens/02_store.ipynb #da1668f9
 import errno
@@ -28,7 +28,7 @@ from ..core import QKSError, progress, write_atomic
 # %% ../../nbs/tokens/02_store.ipynb #7d0fbffc
 def write_flushed(
     path: Path,  # a file; it exists where there is a position
-    data: bytes | np.ndarray,  # what to write
+    data: bytes | memoryview,  # what to write
     position: int | None = None,  # the first byte that is written over; None: at the end
 ) -> None:
     "Write bytes and return when they are on the disk; raises OSError on a full disk, after a part of them."
@@ -125,11 +125,37 @@ class OpenFile:
         buffer[: len(data)] = data
         return len(data)
 
+# %% ../../nbs/tokens/02_store.ipynb #55d29cc9
+class ReadsAsTensor:
+    "What is not a tensor, but has `read()`, which returns one: for all else that a tensor can do, it is read first."
+
+    def read(self) -> torch.Tensor:
+        raise NotImplementedError
+
+    def __getattr__(self, name):
+        if name.startswith("__") or not hasattr(torch.Tensor, name):
+            raise AttributeError(f"{type(self).__name__} has no {name!r}")
+        return getattr(self.read(), name)
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        "Functions of torch, such as torch.equal and torch.stack."
+
+        def as_tensor(value):
+            if isinstance(value, ReadsAsTensor):
+                return value.read()
+            if isinstance(value, (list, tuple)):
+                return [as_tensor(item) for item in value]
+            return value
+
+        kwargs = {name: as_tensor(value) for name, value in (kwargs or {}).items()}
+        return function(*map(as_tensor, args), **kwargs)
+
 # %% ../../nbs/tokens/02_store.ipynb #dfa4cf8a
 ITEMS_AT_ONCE = 1024  # ours: items read before they are converted or moved; 0.3 GB for a ViT-B/16
 
 
-class DiskTokens:
+class DiskTokens(ReadsAsTensor):
     "Tokens in a file, [items, N, D] or [n, V, N, D], read when they are used; raises OSError where that fails."
 
     def __init__(
@@ -154,7 +180,7 @@ class DiskTokens:
         "Read items by their numbers, counted along the first axes."
         item_shape = self.shape[axes:]
         tokens = torch.empty(*rows.shape, *item_shape, dtype=self.dtype)
-        buffer = memoryview(tokens.flatten().view(torch.uint8).numpy())  # the same memory
+        buffer = tokens.flatten().view(torch.uint8).numpy().data  # the same memory
         size = math.prod(item_shape) * self.dtype.itemsize
         for place, row in enumerate(rows.flatten().tolist()):
             self.file.read_into(buffer[place * size : (place + 1) * size], self.offset + row * size)
@@ -198,30 +224,6 @@ class DiskTokens:
             destination.copy_(part.read())
         return moved
 
-    def __getattr__(self, name):
-        "Every other attribute is that of the tensor, read into memory."
-        if name.startswith("__") or not hasattr(torch.Tensor, name):
-            raise AttributeError(f"DiskTokens has no {name!r}")
-        return getattr(self.read(), name)
-
-    @classmethod
-    def __torch_function__(cls, function, types, args=(), kwargs=None):
-        "Functions of torch, such as torch.equal, get the tensor, read into memory."
-        args = [read_disk_tokens(value) for value in args]
-        kwargs = {name: read_disk_tokens(value) for name, value in (kwargs or {}).items()}
-        return function(*args, **kwargs)
-
-# %% ../../nbs/tokens/02_store.ipynb #8c1fae03
-def read_disk_tokens(
-    value,  # an argument of a function of torch
-):  # the same, with tensors in place of `DiskTokens`
-    "Read `DiskTokens` into memory, also inside a list or a tuple."
-    if isinstance(value, DiskTokens):
-        return value.read()
-    if isinstance(value, (list, tuple)):
-        return [read_disk_tokens(item) for item in value]
-    return value
-
 # %% ../../nbs/tokens/02_store.ipynb #320bfc7c
 def short_digest(data) -> str:  # bytes, or an array of them -> 32 hexadecimal digits
     "A digest of bytes."
@@ -253,20 +255,6 @@ class BatchFile:
         "Bytes of the numbers that are on the disk."
         return self.numbers.stat().st_size if self.numbers.exists() else 0
 
-    def _completion_mark(self):
-        return json.dumps({"bytes": self.n_bytes, "mtime_ns": self.numbers.stat().st_mtime_ns})
-
-    def mark_complete(self) -> None:
-        "Note that all batches are written, and what the file of numbers looks like now."
-        write_atomic(self.complete, self._completion_mark())
-
-    def is_untouched(self) -> bool:
-        "Whether the file was complete and has not been written since."
-        try:
-            return self.size == self.n_bytes and self.complete.read_text() == self._completion_mark()
-        except (OSError, ValueError):
-            return False
-
     def source(self, start: int, stop: int) -> str:
         "Digest of the marks of the images behind these items."
         first_image = start // self.views
@@ -284,11 +272,11 @@ class BatchFile:
         stop = start + len(tokens)
         raw = tokens.to(self.dtype).contiguous().flatten().view(torch.uint8).numpy()
         batch = FinishedBatch(start, stop, short_digest(raw), self.source(start, stop))
-        write_flushed(self.numbers, raw, start * self.item_bytes)  # first the numbers,
+        write_flushed(self.numbers, raw.data, start * self.item_bytes)  # first the numbers,
         write_flushed(self.record, batch.line().encode())  # then the line that says they are there
 
     def rewrite_record(self, batches: Sequence[FinishedBatch]) -> None:
-        "Keep only these batches; all others are to be computed again."
+        "Keep only these batches; all others will be computed again."
         write_atomic(self.record, "".join(batch.line() for batch in batches))
 
     def tensor(self, views: int = 1) -> DiskTokens:  # [items, N, D], or [n, V, N, D]
@@ -302,6 +290,30 @@ class BatchFile:
         if views > 1:
             shape = (shape[0] // views, views, *shape[1:])
         return DiskTokens(OpenFile(self.numbers), shape, self.dtype)
+
+# %% ../../nbs/tokens/02_store.ipynb #0b63ec35
+def completion_mark(
+    file: BatchFile,  # the file
+) -> str:
+    "What the file of numbers looks like now: its size and modification time."
+    return json.dumps({"bytes": file.n_bytes, "mtime_ns": file.numbers.stat().st_mtime_ns})
+
+# %% ../../nbs/tokens/02_store.ipynb #3bc27161
+def mark_complete(
+    file: BatchFile,  # the file, with all its batches
+) -> None:
+    "Note that all batches are written, and what the file looks like now."
+    write_atomic(file.complete, completion_mark(file))
+
+# %% ../../nbs/tokens/02_store.ipynb #9727a080
+def is_untouched(
+    file: BatchFile,  # the file
+) -> bool:
+    "Whether the file was complete and has not been written since."
+    try:
+        return file.size == file.n_bytes and file.complete.read_text() == completion_mark(file)
+    except (OSError, ValueError):
+        return False
 
 # %% ../../nbs/tokens/02_store.ipynb #ea897776
 BATCHES_TO_CHECK = 8  # ours: batches of an untouched file whose digests are compared
