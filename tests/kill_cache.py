@@ -5,7 +5,8 @@
 The parent imports everything once and forks a child per kill. The child ends itself with SIGKILL at the k-th step of
 writing (before a write, half-way through it, before and after each fsync and each rename), or is killed by the parent
 at a random moment; once it has a worker process that outlives it.
-After each kill the parent looks at what counts as finished, resumes, and compares all bytes with an uninterrupted cache.
+After each kill the parent looks at what counts as finished, resumes, and compares all bytes with an uninterrupted
+cache.
 """
 
 import builtins

@@ -429,11 +429,9 @@ def test_a_lost_record(counted, pictures, kept):
 
 
 def test_overlapping_lines_do_not_count(tmp_path):
-    (tmp_path / "finished.txt").write_text(
-        "".join(
-            FinishedBatch(a, b, "a" * 32, "b" * 32).line() for a, b in [(0, 5), (1, 2), (3, 4), (6, 8), (8, 8), (9, 7)]
-        )
-    )
+    spans = [(0, 5), (1, 2), (3, 4), (6, 8), (8, 8), (9, 7)]
+    lines = [FinishedBatch(*span, "a" * 32, "b" * 32).line() for span in spans]
+    (tmp_path / "finished.txt").write_text("".join(lines))
     assert [batch[:2] for batch in read_record(tmp_path / "finished.txt")] == [(0, 5), (6, 8)]
 
 
@@ -812,7 +810,10 @@ def test_views_in_a_file(stored):
 
 
 def test_an_open_file(stored, tmp_path, monkeypatch):
-    "It outlives its name, is opened anew elsewhere, is read whole where the system gives a few bytes at a time, and is closed in the end."
+    """It outlives its name, is opened anew in another process, and is closed in the end.
+
+    It is read in full, also where the system gives a few bytes at a time.
+    """
     tokens, values = stored
     preadv = os.preadv
     monkeypatch.setattr(os, "preadv", lambda file, buffers, place: preadv(file, [buffers[0][:7]], place))

@@ -31,7 +31,7 @@ from qks.fetch import (
     fetch_openimages,
 )
 from qks.fetch.download import USER_AGENT, Downloader, HostGate, NoImage, retry_after
-from qks.fetch.images import ReportRow, check_items, fetch_one, read_report, remove_parts
+from qks.fetch.images import ReportRow, check_items, fetch_one, format_row, read_report, remove_parts
 from qks.fetch.urls import ImageAddress, check_target, read_nuswide_urls, read_openimages_ids
 
 QUICK = FetchPolicy(delay=0, backoff=0.01, retries=2, timeout=0.5, deadline=5)
@@ -610,8 +610,8 @@ def test_a_file_that_is_no_report_is_left_as_it_is(server, tmp_path, lines):
 
 def test_details_stay_on_their_line(tmp_path):
     row = ReportRow("a, b.jpg", 'http://x/"', "failed", 0, "", "two\r\nlines, and a \x00")
-    assert row.line().count(b"\n") == 1
-    (tmp_path / "r.csv").write_bytes(b"target,url,outcome,bytes,sha256,detail\n" + row.line())
+    assert format_row(row).count(b"\n") == 1
+    (tmp_path / "r.csv").write_bytes(b"target,url,outcome,bytes,sha256,detail\n" + format_row(row))
     assert read_report(tmp_path / "r.csv")["a, b.jpg"].outcome == "failed"
 
 
