@@ -136,7 +136,7 @@ def flag_names():
     "Every flag in the help of `qks train`, as a field's name."
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert main(["train", "--help"]) == 0
-    return {flag.replace("-", "_") for flag in re.findall(r"│ --([a-z-]+)", printed.getvalue())}
+    return {flag.replace("-", "_") for flag in re.findall(r"^\W*?--([a-z-]+)", printed.getvalue(), re.MULTILINE)}
 
 
 def test_a_runs_own_config_gives_the_same_run(pocket, tmp_path, monkeypatch):
