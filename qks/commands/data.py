@@ -27,7 +27,7 @@ def print_answer(
     print(report)
     return 0 if is_well else 1
 
-# %% ../../nbs/commands/06_data.ipynb #88f7ff67
+# %% ../../nbs/commands/06_data.ipynb #a8a4bea5
 Root = Annotated[
     Path,
     tyro.conf.Positional,
@@ -55,7 +55,7 @@ def fetch_command(
 
     return FetchCommand
 
-# %% ../../nbs/commands/06_data.ipynb #52e8eeb3
+# %% ../../nbs/commands/06_data.ipynb #a90b2514
 def check_command(
     name: str,  # a key of DATASETS
 ) -> type:  # a dataclass
@@ -85,7 +85,7 @@ def check_command(
 
     return CheckCommand
 
-# %% ../../nbs/commands/06_data.ipynb #afbe3d85
+# %% ../../nbs/commands/06_data.ipynb #8075f0c2
 def prepare_command(
     name: str,  # a key of DATASETS
 ) -> type:  # a dataclass
@@ -158,7 +158,7 @@ def dataset_commands(
     )
     return commands
 
-# %% ../../nbs/commands/06_data.ipynb #bbec8197
+# %% ../../nbs/commands/06_data.ipynb #492cfa48
 COMMANDS: dict[str, Command] = {}
 for dataset in DATASETS:
     COMMANDS |= dataset_commands(dataset)
