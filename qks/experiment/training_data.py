@@ -25,7 +25,7 @@ from ..tokens.cache import cache_tokens, check_room, missing_bytes
 from ..train.config import CHOICES
 from ..vlp.frozen import VLP
 
-# %% ../../nbs/experiment/01_training_data.ipynb #4ff19d82
+# %% ../../nbs/experiment/01_training_data.ipynb #0bef967d
 class TrainingSplits(TypedDict, total=False):
     "The images of a training, by what they are for."
 
@@ -106,7 +106,7 @@ def check_scores_fit(
     test = parts["test"]
     validation = parts.get("validation", test)
     earlier_runs = test.labels.size * (seeds - 1) * (4 + 4)  # scores and tokens of the runs before the last
-    test_need = score_bytes(*test.labels.shape, seeds, processes)
+    test_need = score_bytes(len(test), len(test.label_names), seeds, processes)
     validation_need = earlier_runs + validation.labels.size * (processes * (4 + 4) + 1)
     if test_need >= validation_need:
         name, images, need = "test", test, test_need
