@@ -1,9 +1,13 @@
-"""Kill `qks train` while it writes its results, before each file is opened, written or renamed; run by test_train_command.py.
+"""Kill `qks train` while it writes its results, before each file is opened, written or renamed.
 
-    python kill_results.py FOLDER    # prints one line of JSON: the events, what was found after each kill, and whether the end is the same
+    python kill_results.py FOLDER
 
-The parent trains once to the end, and once up to the results. A child a kill then writes the results and ends itself with SIGKILL at the k-th
-event. After each kill the folder must be one to go on with; after the last one, `--resume` must end with the files of the run that was never killed.
+Run by test_train_command.py. Prints one line of JSON: the number of kills, whether the run was taken for finished after
+each, and whether the end is the same.
+
+The parent trains once to the end, and once up to the results. One child per kill then writes the results and ends
+itself with SIGKILL at the k-th event. After each kill the folder must be one that can be resumed; after the last one,
+`--resume` must end with the files of the run that was never killed.
 """
 
 import json

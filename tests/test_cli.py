@@ -142,7 +142,8 @@ def test_a_reader_that_has_enough_is_no_mistake(picture, tmp_path):
     (folder := tmp_path / "trip").mkdir()
     for number in range(100):
         shutil.copyfile(picture, folder / f"{number}.png")
-    command = f"{shlex.quote(sys.executable)} -m qks tag {shlex.quote(str(folder))} --labels cat,dog --device cpu | head -1; echo ${{PIPESTATUS[0]}}"
+    tag = shlex.join([sys.executable, "-m", "qks", "tag", str(folder), "--labels", "cat,dog", "--device", "cpu"])
+    command = f"{tag} | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(
         ["bash", "-c", command],
         capture_output=True,
@@ -377,7 +378,8 @@ def test_help_imports_nothing_heavy(command):
     code = (
         "import sys; from qks.commands.main import main; "
         f"assert main({[*command.split(), '--help']}) == 0; "
-        "print(*(name for name in ('torch', 'open_clip', 'timm', 'matplotlib') if name in sys.modules), file=sys.stderr)"
+        "heavy = [name for name in ('torch', 'open_clip', 'timm', 'matplotlib') if name in sys.modules]; "
+        "print(*heavy, file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "\n", done.stderr

@@ -228,8 +228,8 @@ def test_prepare_nuswide(nuswide, capsys):
         == "train: 31 images, 925 labels (925 seen, 0 unseen), 119 entries, 0 conflicts; other entries count as absent"
     )
     assert (
-        lines[2]
-        == "test: 30 images, 1,006 labels (925 seen, 81 unseen), 111 entries, 0 conflicts; other entries count as absent"
+        lines[2] == "test: 30 images, 1,006 labels (925 seen, 81 unseen), 111 entries, 0 conflicts; "
+        "other entries count as absent"
     )
     size = (nuswide / "qks-index-train.npz").stat().st_size
     assert lines[1] == f"  {size:,} bytes in {nuswide / 'qks-index-train.npz'}" and re.fullmatch(
@@ -548,7 +548,7 @@ def test_every_command_that_the_readme_names_exists(capsys):
 
 
 def test_a_folder_of_ones_own_is_checked(tmp_path, capsys):
-    "A picture that is not there, one that cannot be decoded, a label in two spellings, an unseen label that nothing shows."
+    "A missing picture, one that cannot be decoded, a label in two spellings, an unseen label that nothing shows."
     for split in ("train", "test"):
         for number in range(4):
             Image.new("RGB", (8, 8)).save(tmp_path / f"{split}{number}.png")
@@ -561,12 +561,12 @@ def test_a_folder_of_ones_own_is_checked(tmp_path, capsys):
     assert data("folder", "prepare", tmp_path, "--unseen", "unseen.txt") == 0
     told = capsys.readouterr().out
     assert (
-        "1 images are missing or empty, the first: train3.png; training needs them, or leave them out with --leave-out-missing"
-        in told
+        "1 images are missing or empty, the first: train3.png; training needs them, or leave them out with "
+        "--leave-out-missing" in told
     )
     assert (
-        "  no test image shows the unseen label 'moom': is it 'moon'?\n  labels 'sky' and 'Sky' differ in capitals only\n"
-        in told
+        "  no test image shows the unseen label 'moom': is it 'moon'?\n"
+        "  labels 'sky' and 'Sky' differ in capitals only\n" in told
     )
     (tmp_path / "test1.png").write_bytes(b"no picture")
     assert (

@@ -1,4 +1,4 @@
-"""`qks evaluate` from end to end: streams against matrices, the authors' checkpoint, what a results file names, mistakes."""
+"""`qks evaluate` from end to end: streams and matrices, the authors' checkpoint, the results file, mistakes."""
 
 import csv
 import json

@@ -88,7 +88,7 @@ def test_a_bad_seed_on_the_command_line_costs_no_earlier_run(tmp_path, capsys):
 
 
 def test_a_replaced_run_keeps_its_tokens(tmp_path, monkeypatch):
-    "Hours of caching outlive --force; and a kill in the middle of the deletion leaves a folder that can be replaced again."
+    "Hours of caching outlive --force; a kill during the deletion leaves a folder that can be replaced again."
     run = create_run_folder(tmp_path / "run", config={"a": 1})
     for name in ("tokens", "model", "training"):
         (run / name).mkdir()

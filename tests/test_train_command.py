@@ -136,7 +136,7 @@ def flag_names():
     "Every flag in the help of `qks train`, as a field's name."
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert main(["train", "--help"]) == 0
-    return {flag.replace("-", "_") for flag in re.findall(r"│ --([a-z-]+)", printed.getvalue())}
+    return {flag.replace("-", "_") for flag in re.findall(r"^\W*?--([a-z-]+)", printed.getvalue(), re.MULTILINE)}
 
 
 def test_a_runs_own_config_gives_the_same_run(pocket, tmp_path, monkeypatch):
@@ -177,7 +177,7 @@ def test_a_mistake_in_a_config_names_file_and_setting(tmp_path, capsys, content,
     "words", [[], ["--no-cache"], ["--cache", "tokens", "--views", "2"]], ids=["in memory", "no cache", "views on disk"]
 )
 def test_interrupted_and_resumed(pocket, tmp_path, monkeypatch, capsys, words):
-    "Stopped by Ctrl-C in the middle of the second epoch: status 130, a sentence, and with --resume the run that was never stopped."
+    "Ctrl-C in the middle of the second epoch: status 130, a sentence; --resume gives the run that was never stopped."
 
     def train(pocket, out, *more):
         return main(["train", str(pocket), "--out", str(out), *OPTIONS, *words, *more])
@@ -228,7 +228,7 @@ def test_interrupted_and_resumed(pocket, tmp_path, monkeypatch, capsys, words):
 
 @pytest.mark.parametrize("cache", [True, False])
 def test_stopped_while_tokens_are_cached(pocket, tmp_path, monkeypatch, capsys, cache):
-    "Ctrl-C in the third split: one sentence says what is kept and how to go on; what was finished is not computed again."
+    "Ctrl-C in the third split: one sentence says what is kept and how to continue; nothing is computed twice."
     monkeypatch.setattr("qks.experiment.results.save_figures", lambda *args: None)
     monkeypatch.setattr(
         "qks.experiment.training_run.load_training_data",
@@ -256,7 +256,7 @@ def test_stopped_while_tokens_are_cached(pocket, tmp_path, monkeypatch, capsys, 
 
 
 def test_stopped_while_the_test_images_are_scored(pocket, tmp_path, monkeypatch, capsys):
-    "Ctrl-C after the last epoch: one sentence says how to get the results, and --resume gives those of the run that was never stopped."
+    "Ctrl-C after the last epoch: one sentence says how to get the results, and --resume gives the same ones."
     monkeypatch.setattr("qks.experiment.results.save_figures", lambda *args: None)
     monkeypatch.setattr(
         "qks.experiment.training_run.load_training_data",
@@ -269,16 +269,15 @@ def test_stopped_while_the_test_images_are_scored(pocket, tmp_path, monkeypatch,
         )
         capsys.readouterr()
         assert train(pocket, tmp_path / "run") == 130
-    assert (
-        said(capsys)
-        == f"qks: stopped, and {tmp_path / 'run' / 'training'} keeps what is trained: run the same with --resume to continue\n"
-    )
+    training = tmp_path / "run" / "training"
+    expected = f"qks: stopped, and {training} keeps what is trained: run the same with --resume to continue\n"
+    assert said(capsys) == expected
     assert train(pocket, tmp_path / "run", "--resume") == 0 and numbers(tmp_path / "run") == numbers(tmp_path / "whole")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 def test_killed_while_results_are_written(tmp_path):
-    "Killed before any file of the results is opened, written or renamed: the run is never taken for finished, and --resume ends with the same files."
+    "Killed before any file of the results is opened, written or renamed: never taken for finished, and resumed."
     environment = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, str(TESTS / "kill_results.py"), str(tmp_path)],
@@ -348,7 +347,7 @@ def test_data_that_cannot_be_measured(tmp_path, monkeypatch, capsys):
 
 
 def test_open_images_where_names_repeat(tmp_path, monkeypatch, capsys):
-    "Two jaguars, one seen and one not, and labels that are mostly not annotated: trained, evaluated, and told apart by their MIDs."
+    "Two jaguars, one seen and one not, and labels mostly not annotated: MIDs keep them apart."
     monkeypatch.setattr(
         "qks.experiment.training_run.load_training_data",
         partial(load_training_data, pool=PromptPool.single("a photo of {}")),
@@ -479,7 +478,8 @@ def test_a_run_in_the_making_is_not_replaced(pocket, tmp_path, monkeypatch, caps
         [
             sys.executable,
             "-c",
-            f"from filelock import FileLock; lock = FileLock({str(tmp_path / 'run' / '.lock')!r}); lock.acquire(); print('held', flush=True); input()",
+            f"from filelock import FileLock; lock = FileLock({str(tmp_path / 'run' / '.lock')!r}); "
+            "lock.acquire(); print('held', flush=True); input()",
         ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -750,7 +750,7 @@ class Photographs:
 
 
 def papers_pipeline(image, index, epoch, side):
-    "Resize (bicubic), centre crop, cutout, flip, RandAugment, normalise: with PIL and numpy, and the same random numbers in the same order."
+    "Resize, centre crop, cutout, flip, RandAugment, normalise: by PIL and numpy, with the same random numbers."
     short = min(image.size)
     image = image.resize(tuple(side * length // short for length in image.size), Image.BICUBIC)
     left, top = (round((length - side) / 2) for length in image.size)
@@ -794,7 +794,7 @@ def test_no_cache_feeds_the_tower_the_papers_pipeline(tiny_vlp, tmp_path, monkey
 
 
 def test_no_cache_trains_on_other_pixels_every_epoch(pocket, tmp_path, monkeypatch):
-    "In the command, too: each training image once an epoch, never the same twice, nor for two seeds, and never as it is in the file."
+    "In the command, too: each training image once per epoch, never the same twice, and never as it is in the file."
     monkeypatch.setattr("qks.experiment.results.save_figures", lambda *args: None)
     monkeypatch.setattr(
         "qks.experiment.training_run.load_training_data",

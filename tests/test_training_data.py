@@ -66,7 +66,7 @@ def test_by_the_authors_rule_nothing_is_held_out(root, tiny_vlp):
     }
     recipe = TrainConfig(epochs=1, topk=(1,), selection="official")
     assert len(train_head(data, HeadConfig(2, 1), recipe)[1]) == 1
-    with pytest.raises(QKSError, match="no images in the part 'validation': load it with selection='seen'"):
+    with pytest.raises(QKSError, match="no images in the part 'validation': load them with selection='seen'"):
         train_head(data, HeadConfig(2, 1), replace(recipe, selection="seen"))
 
 

@@ -14,7 +14,7 @@ import tyro
 
 from .options import Command, Force, MessageOptions
 from ..data.pocket import PocketConfig
-from ..data.registry import DATASETS, check_prepared_splits
+from ..data.registry import DATASETS, check_prepared_splits, detect_dataset
 from ..fetch.datasets import FETCHERS
 from ..fetch.policy import FetchPolicy
 
@@ -27,7 +27,7 @@ def print_answer(
     print(report)
     return 0 if is_well else 1
 
-# %% ../../nbs/commands/06_data.ipynb #775dc7fb
+# %% ../../nbs/commands/06_data.ipynb #a8a4bea5
 Root = Annotated[
     Path,
     tyro.conf.Positional,
@@ -55,7 +55,7 @@ def fetch_command(
 
     return FetchCommand
 
-# %% ../../nbs/commands/06_data.ipynb #6255b2c2
+# %% ../../nbs/commands/06_data.ipynb #a90b2514
 def check_command(
     name: str,  # a key of DATASETS
 ) -> type:  # a dataclass
@@ -79,12 +79,13 @@ def check_command(
         def execute(self) -> int:  # 0 where nothing has to be repaired, 1 where something has
             from qks.data.splits import check_dataset
 
+            detect_dataset(self.root)  # raises where there is no such folder
             report = check_dataset(self.root, name, **asdict(self.check), **asdict(self.dataset))
             return print_answer(report, report.ok)
 
     return CheckCommand
 
-# %% ../../nbs/commands/06_data.ipynb #3ce6fd34
+# %% ../../nbs/commands/06_data.ipynb #8075f0c2
 def prepare_command(
     name: str,  # a key of DATASETS
 ) -> type:  # a dataclass
@@ -157,7 +158,7 @@ def dataset_commands(
     )
     return commands
 
-# %% ../../nbs/commands/06_data.ipynb #6d838807
+# %% ../../nbs/commands/06_data.ipynb #492cfa48
 COMMANDS: dict[str, Command] = {}
 for dataset in DATASETS:
     COMMANDS |= dataset_commands(dataset)

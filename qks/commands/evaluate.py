@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'protocol_names', 'print_report', 'EvaluateCommand']
 
-# %% ../../nbs/commands/04_evaluate.ipynb #3d5964e4
+# %% ../../nbs/commands/04_evaluate.ipynb #d6d8d640
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -17,7 +17,10 @@ from ..core.errors import QKSError, check_count
 from ..experiment.spec import VLPSource, check_cache_dtype
 from ..train.config import PrecisionName
 
-# %% ../../nbs/commands/04_evaluate.ipynb #6e6cfc18
+if TYPE_CHECKING:
+    from qks.evaluate.report import Report
+
+# %% ../../nbs/commands/04_evaluate.ipynb #66181289
 def protocol_names(
     words: tuple[str, ...],  # names of protocols, or "all"
 ) -> tuple[str, ...]:  # each once
@@ -27,9 +30,9 @@ def protocol_names(
     names = [name for word in words for name in (PROTOCOLS if word == "all" else [word])]
     return tuple(dict.fromkeys(names))
 
-# %% ../../nbs/commands/04_evaluate.ipynb #0cea4428
+# %% ../../nbs/commands/04_evaluate.ipynb #04ae3bbf
 def print_report(
-    report: dict[str, Any],  # of `evaluate_model`
+    report: "Report",  # of `evaluate_model`
 ) -> None:
     "Print tables and what must be said beside them."
     from qks.evaluate.tables import report_breakdown, report_notes, report_table
@@ -47,7 +50,7 @@ def print_report(
         sep="\n",
     )
 
-# %% ../../nbs/commands/04_evaluate.ipynb #f009ff47
+# %% ../../nbs/commands/04_evaluate.ipynb #6eb3a8f0
 @dataclass(frozen=True)
 class EvaluateCommand:
     "Options of `qks evaluate`."
@@ -92,7 +95,7 @@ class EvaluateCommand:
         prepare_processor(self.device, self.precision)
         return run_evaluation(self)
 
-# %% ../../nbs/commands/04_evaluate.ipynb #a4d399b7
+# %% ../../nbs/commands/04_evaluate.ipynb #90cb141a
 def run_evaluation(
     options: EvaluateCommand,
 ) -> int:  # 0
@@ -132,7 +135,7 @@ def run_evaluation(
     )
     return 0
 
-# %% ../../nbs/commands/04_evaluate.ipynb #d2b2a40a
+# %% ../../nbs/commands/04_evaluate.ipynb #7eba6b85
 COMMANDS = {
     "evaluate": Command(
         "Score a model on the test split of a data set, under named protocols.",

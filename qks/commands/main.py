@@ -19,7 +19,7 @@ from .. import __version__
 from .options import Command, CommandOptions, is_first_process, messages_to_stderr, parse_options
 from ..core.errors import QKSError
 
-# %% ../../nbs/commands/07_main.ipynb #5c5302d4
+# %% ../../nbs/commands/07_main.ipynb #899f1eda
 MODULES = {  # the first word -> what it does; each is a module of this package
     "reproduce": "write Pocket-WIDE, train, evaluate and draw: the whole method, offline, in ten minutes",
     "tag": "tag pictures with any labels",
@@ -35,7 +35,7 @@ def load_commands(
     "Import the module of a command."
     return import_module(f"qks.commands.{word}").COMMANDS
 
-# %% ../../nbs/commands/07_main.ipynb #ad606ed8
+# %% ../../nbs/commands/07_main.ipynb #2a5778b9
 def overview(
     prefix: str,  # the words so far; "": none
     entries: dict[str, str],  # next word -> what it does
@@ -50,7 +50,7 @@ def overview(
         options += "\n  --version      show the version"
     return "\n".join([usage, "", "commands:", *lines, "", "options:", options])
 
-# %% ../../nbs/commands/07_main.ipynb #1a8d4c50
+# %% ../../nbs/commands/07_main.ipynb #5717eee7
 class Request(NamedTuple):
     "The command that is meant, and the words behind it."
 
@@ -63,7 +63,7 @@ def next_words(
     prefix: str,  # the words so far
     commands: dict[str, Command],
 ) -> dict[str, str]:  # next word -> what it does, or the commands behind it
-    "How a command may go on."
+    "The words that may follow."
     entries: dict[str, list[str]] = {}
     for name, command in commands.items():
         rest = name.split()[len(prefix.split()) :]
@@ -71,13 +71,13 @@ def next_words(
             entries.setdefault(rest[0], []).append(rest[1] if len(rest) > 1 else command.summary)
     return {word: " | ".join(texts) for word, texts in entries.items()}
 
-# %% ../../nbs/commands/07_main.ipynb #3720b368
+# %% ../../nbs/commands/07_main.ipynb #f5b71531
 def check_next_word(
     prefix: str,  # the words so far
     word: str | None,  # the next one
     entries: dict[str, str],  # the words that may follow
-) -> None:
-    "Raise `QKSError` for a word that is no command."
+) -> str:  # the same word
+    "Raise `QKSError` for a word that is no command, or for none."
     known = f"one of {', '.join(entries)}"
     asked = f"qks {prefix}".strip()
     if word is None:
@@ -86,8 +86,9 @@ def check_next_word(
         similar = difflib.get_close_matches(word, entries, 1)
         proposal = f"did you mean {similar[0]!r}? Give {known}" if similar else f"give {known}"
         raise QKSError(f"`{asked} {word}` is no command: {proposal}")
+    return word
 
-# %% ../../nbs/commands/07_main.ipynb #0cda5bc2
+# %% ../../nbs/commands/07_main.ipynb #7011e930
 def find_command(
     words: Sequence[str],  # of the command line
 ) -> Request | str:  # or a help text, where that is asked for
@@ -101,7 +102,7 @@ def find_command(
             return overview(prefix, entries)
         if word == "--version" and not prefix:
             return f"qks {__version__}"
-        check_next_word(prefix, word, entries)
+        word = check_next_word(prefix, word, entries)
         if not prefix:
             commands = load_commands(word)
         prefix = f"{prefix} {word}".strip()
@@ -116,15 +117,15 @@ def discard_output() -> None:
     with suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-# %% ../../nbs/commands/07_main.ipynb #86110f40
+# %% ../../nbs/commands/07_main.ipynb #7ecd6f14
 def imported_class(
     module: str,  # where the class is defined
     name: str,  # of the class
-) -> type | tuple[()]:  # nothing is an instance of an empty tuple
-    "A class of a module that is imported only where something is computed."
+) -> type[BaseException] | tuple[()]:  # nothing is an instance of an empty tuple
+    "An exception of a module that is imported only where something is computed."
     return getattr(sys.modules.get(module), name, ())
 
-# %% ../../nbs/commands/07_main.ipynb #66b9df9d
+# %% ../../nbs/commands/07_main.ipynb #e2374f77
 def memory_advice(
     name: str,  # of the command
 ) -> str:
@@ -133,7 +134,7 @@ def memory_advice(
         return "pass a smaller --batch-size, or --accumulate 2 or more, which computes a batch in parts"
     return "see what else uses it, or pass --device cpu"
 
-# %% ../../nbs/commands/07_main.ipynb #afc58c40
+# %% ../../nbs/commands/07_main.ipynb #f6c9f80e
 def exit_status(
     work: Callable[[], int],  # the command
     name: str,  # its name
@@ -170,7 +171,7 @@ def exit_status(
         logger.error(f"the GPU's memory is full: {memory_advice(name)}")
         return 2
 
-# %% ../../nbs/commands/07_main.ipynb #c6ed28cf
+# %% ../../nbs/commands/07_main.ipynb #0d50fb6b
 def launcher_mistake(
     name: str,  # of the command
 ) -> str | None:
@@ -183,7 +184,7 @@ def launcher_mistake(
         "start this command without a launcher"
     )
 
-# %% ../../nbs/commands/07_main.ipynb #97a3389f
+# %% ../../nbs/commands/07_main.ipynb #1e5a45c2
 def parse(
     words: Sequence[str],  # of the command line
 ) -> CommandOptions:

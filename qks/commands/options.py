@@ -6,13 +6,14 @@
 __all__ = ['logger', 'Device', 'ConfigFile', 'Workers', 'Force', 'MessageOptions', 'messages_to_stderr', 'is_first_process',
            'CommandOptions', 'Command', 'parse_options', 'prepare_processor']
 
-# %% ../../nbs/commands/01_options.ipynb #692ffa5e
+# %% ../../nbs/commands/01_options.ipynb #eea91dab
 import argparse
+import io
 import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Protocol
@@ -24,7 +25,7 @@ from ..experiment.config_file import draft_config, read_json_object
 
 logger = logging.getLogger("qks.commands")
 
-# %% ../../nbs/commands/01_options.ipynb #3e971a19
+# %% ../../nbs/commands/01_options.ipynb #1fa96a75
 @dataclass(frozen=True)
 class MessageOptions:
     "What is written to the error stream."
@@ -43,7 +44,7 @@ class MessageOptions:
             return logging.ERROR
         return logging.INFO if self.verbose else logging.WARNING
 
-# %% ../../nbs/commands/01_options.ipynb #01006444
+# %% ../../nbs/commands/01_options.ipynb #63f51627
 @contextmanager
 def messages_to_stderr() -> Iterator[logging.Logger]:
     "While the block lasts, messages of the library go to the error stream as `qks: …`; yields their logger."
@@ -59,12 +60,12 @@ def messages_to_stderr() -> Iterator[logging.Logger]:
         logger.removeHandler(handler)
         logger.setLevel(level)
 
-# %% ../../nbs/commands/01_options.ipynb #a4acf198
+# %% ../../nbs/commands/01_options.ipynb #d860430a
 def is_first_process() -> bool:
     "Whether this is the first of the processes that a launcher started, or the only one."
     return os.environ.get("RANK", "0") == "0"
 
-# %% ../../nbs/commands/01_options.ipynb #844c2597
+# %% ../../nbs/commands/01_options.ipynb #cd9125b3
 class CommandOptions(Protocol):
     "What every command's dataclass has."
 
@@ -80,7 +81,7 @@ class Command(NamedTuple):
     example: str  # a line that can be copied, without the command's name
     options: type  # a dataclass with the method `execute`
 
-# %% ../../nbs/commands/01_options.ipynb #c2128673
+# %% ../../nbs/commands/01_options.ipynb #602a6bc9
 MARKERS = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)  # one flat list of flags; --flag without --no-flag
 
 
@@ -92,7 +93,7 @@ def find_config(
     parser.add_argument("--config", nargs="?")
     return parser.parse_known_args(list(words))[0].config
 
-# %% ../../nbs/commands/01_options.ipynb #f4fae9fd
+# %% ../../nbs/commands/01_options.ipynb #124d4b48
 def default_options(
     options: type,  # a command's dataclass
     words: Sequence[str],  # of the command line
@@ -102,39 +103,45 @@ def default_options(
     file = find_config(words) if takes_file else None
     return tyro.MISSING_NONPROP if file is None else draft_config(options, read_json_object(file), file)
 
-# %% ../../nbs/commands/01_options.ipynb #31dcc759
+# %% ../../nbs/commands/01_options.ipynb #3b2cdefa
 def refused_value(
     error: BaseException,
 ) -> QKSError | None:
     "The `QKSError` among the causes of an exit."
-    while error is not None and not isinstance(error, QKSError):
-        error = error.__cause__ or error.__context__
-    return error
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, QKSError):
+        cause = cause.__cause__ or cause.__context__
+    return cause
 
-# %% ../../nbs/commands/01_options.ipynb #dbd984db
+# %% ../../nbs/commands/01_options.ipynb #1a85759f
 def parse_options(
     name: str,  # of the command, such as "data nuswide fetch"
     command: Command,
     words: Sequence[str],  # behind the name
 ) -> CommandOptions:
     "Options from the command line; raises `QKSError` for a value out of range, and exits with help or tyro's message."
-    try:
-        return tyro.cli(
-            command.options,
-            prog=f"qks {name}",
-            description=f"{command.summary}\n\nExample:\n  qks {name} {command.example}",
-            args=list(words),
-            default=default_options(command.options, words),
-            config=MARKERS,
-            console_outputs=is_first_process(),
-        )
-    except SystemExit as exit:
-        refused = refused_value(exit)
-        if refused is None:
+    encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+    with io.TextIOWrapper(io.BytesIO(), encoding, errors="backslashreplace") as complaint:
+        try:
+            with redirect_stderr(complaint):
+                return tyro.cli(
+                    command.options,
+                    prog=f"qks {name}",
+                    description=f"{command.summary}\n\nExample:\n  qks {name} {command.example}",
+                    args=list(words),
+                    default=default_options(command.options, words),
+                    config=MARKERS,
+                    console_outputs=is_first_process(),
+                )
+        except SystemExit as exit:
+            refused = refused_value(exit)
+            if refused is not None:
+                raise refused from exit
+            complaint.seek(0)
+            sys.stderr.write(complaint.read())
             raise
-        raise refused from exit
 
-# %% ../../nbs/commands/01_options.ipynb #6260e9ef
+# %% ../../nbs/commands/01_options.ipynb #cd1c1a8c
 Device = Annotated[
     str | None,
     tyro.conf.arg(metavar="DEVICE", help="cpu, cuda, cuda:1 …; None: CUDA where there is one"),
@@ -148,7 +155,7 @@ ConfigFile = Annotated[
 Workers = Annotated[int, tyro.conf.arg(help="processes that read images beside the main one")]
 Force = Annotated[bool, tyro.conf.arg(help="replace what an earlier run wrote there")]
 
-# %% ../../nbs/commands/01_options.ipynb #66fe47d5
+# %% ../../nbs/commands/01_options.ipynb #a2485eca
 def prepare_processor(
     device: str | None,  # where the VLP runs; None: CUDA where there is one
     precision: str = "fp32",  # "fp32", "bf16" or "fp16"

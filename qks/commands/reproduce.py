@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'ReproduceCommand']
 
-# %% ../../nbs/commands/05_reproduce.ipynb #17e16cb0
+# %% ../../nbs/commands/05_reproduce.ipynb #d773820a
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +18,7 @@ from ..data.pocket import PocketConfig
 from ..experiment.reproduction import ReproduceConfig, reproduce
 from ..train.config import TrainConfig
 
-# %% ../../nbs/commands/05_reproduce.ipynb #2b3a7245
+# %% ../../nbs/commands/05_reproduce.ipynb #de85cd56
 Hidden = tyro.conf.Suppress[int]
 
 
@@ -35,7 +35,7 @@ class RecipeOptions(TrainConfig):
 
     seed: Hidden = 0
 
-# %% ../../nbs/commands/05_reproduce.ipynb #9e55b3f6
+# %% ../../nbs/commands/05_reproduce.ipynb #b0f706a1
 @dataclass(frozen=True)
 class ReproduceCommand(ReproduceConfig):
     "Options of `qks reproduce`."
@@ -74,7 +74,7 @@ class ReproduceCommand(ReproduceConfig):
         )
         return 0
 
-# %% ../../nbs/commands/05_reproduce.ipynb #1ebb3777
+# %% ../../nbs/commands/05_reproduce.ipynb #1e0fb61e
 COMMANDS = {
     "reproduce": Command(
         "Write Pocket-WIDE, train, evaluate and draw: the whole method, offline, about ten minutes on two cores.",

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['logger', 'COMMANDS', 'read_label_arguments', 'TagCommand']
 
-# %% ../../nbs/commands/02_tag.ipynb #ea3608fc
+# %% ../../nbs/commands/02_tag.ipynb #4c8cb802
 import json
 import logging
 import sys
@@ -22,7 +22,7 @@ from ..experiment.spec import VLPSource
 
 logger = logging.getLogger("qks.commands.tag")
 
-# %% ../../nbs/commands/02_tag.ipynb #b466edbc
+# %% ../../nbs/commands/02_tag.ipynb #8473f070
 def read_label_arguments(
     labels: str | None,  # labels separated by commas
     labels_file: Path | None,  # a file with one label per line
@@ -51,7 +51,7 @@ def read_label_arguments(
         )
     return names
 
-# %% ../../nbs/commands/02_tag.ipynb #631de932
+# %% ../../nbs/commands/02_tag.ipynb #5cd1fd68
 Tag = tuple[str, float, int]  # label, probability, token
 
 
@@ -65,7 +65,7 @@ def print_tags(
             print(f"  {100 * probability:5.1f} %  {label}  (token {token})")
         sys.stdout.flush()
 
-# %% ../../nbs/commands/02_tag.ipynb #7471d6cc
+# %% ../../nbs/commands/02_tag.ipynb #b4198271
 def print_json_tags(
     tagged: Iterable[tuple[str, list[Tag]]],  # images and their tags
 ) -> None:
@@ -79,7 +79,7 @@ def print_json_tags(
     finally:
         print("{}" if start == "{" else "\n}")
 
-# %% ../../nbs/commands/02_tag.ipynb #6c2bb48f
+# %% ../../nbs/commands/02_tag.ipynb #a36950f3
 @dataclass(frozen=True)
 class TagCommand:
     "Options of `qks tag`."
@@ -126,7 +126,7 @@ class TagCommand:
                 )
         return tag_pictures(model, pictures, labels, self)
 
-# %% ../../nbs/commands/02_tag.ipynb #2776eda2
+# %% ../../nbs/commands/02_tag.ipynb #74dbfab5
 def tag_pictures(
     model,  # a `QKS`
     pictures: list[str],  # paths
@@ -154,5 +154,5 @@ def tag_pictures(
         logger.error(f"{len(unreadable):,} of {len(pictures):,} pictures could not be read and have no tags")
     return 1 if unreadable else 0
 
-# %% ../../nbs/commands/02_tag.ipynb #f1a2e6f4
+# %% ../../nbs/commands/02_tag.ipynb #4bc66379
 COMMANDS = {"tag": Command("Tag pictures with any labels.", "photo.jpg --labels cat,bridge,sunset", TagCommand)}

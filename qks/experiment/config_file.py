@@ -5,24 +5,27 @@
 # %% auto #0
 __all__ = ['Config', 'config_values', 'draft_config', 'checked_config', 'read_json_object']
 
-# %% ../../nbs/experiment/02_config_file.ipynb #26bafa17
+# %% ../../nbs/experiment/02_config_file.ipynb #2a3828c1
 import json
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
 from ..core.errors import QKSError, describe_type, matches_type
 
-# %% ../../nbs/experiment/02_config_file.ipynb #366b47b5
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+# %% ../../nbs/experiment/02_config_file.ipynb #836d7a1a
 def config_values(
     config,  # an instance of a dataclass
 ) -> dict[str, Any]:  # for JSON
     "The settings of a configuration as JSON has them, nested as the dataclasses are."
 
     def plain(value):
-        if is_dataclass(value):
+        if is_dataclass(value) and not isinstance(value, type):
             return config_values(value)
         if isinstance(value, Path):
             return str(value)
@@ -30,7 +33,7 @@ def config_values(
 
     return {field.name: plain(getattr(config, field.name)) for field in fields(config)}
 
-# %% ../../nbs/experiment/02_config_file.ipynb #13e15d1e
+# %% ../../nbs/experiment/02_config_file.ipynb #2bc56862
 def convert_value(
     value,  # from JSON
     hint,  # the type that is wanted
@@ -43,8 +46,8 @@ def convert_value(
         return tuple(value)
     return value
 
-# %% ../../nbs/experiment/02_config_file.ipynb #b1bcd612
-Config = TypeVar("Config")
+# %% ../../nbs/experiment/02_config_file.ipynb #6862c5ca
+Config = TypeVar("Config", bound="DataclassInstance")
 
 
 def draft_config(
@@ -64,7 +67,7 @@ def draft_config(
     draft = object.__new__(kind)
     for field in fields(kind):
         name = field.name
-        hint = hints[name]
+        hint: Any = hints[name]
         if is_dataclass(hint) and (name in values or field.default is MISSING):
             value = draft_config(hint, values.get(name, {}), file, f"{prefix}{name}.")
         elif name in values:
@@ -76,7 +79,7 @@ def draft_config(
         object.__setattr__(draft, name, value)
     return draft
 
-# %% ../../nbs/experiment/02_config_file.ipynb #741618d5
+# %% ../../nbs/experiment/02_config_file.ipynb #9046cc89
 def checked_config(
     draft: Config,  # from `draft_config`
     file,  # where it comes from, for messages
@@ -87,10 +90,11 @@ def checked_config(
         value = getattr(draft, field.name)
         if value is tyro.MISSING:
             raise QKSError(f"{file}: setting {field.name!r} is missing: add it")
-        values[field.name] = checked_config(value, file) if is_dataclass(value) else value
+        is_nested = is_dataclass(value) and not isinstance(value, type)
+        values[field.name] = checked_config(value, file) if is_nested else value
     return type(draft)(**values)
 
-# %% ../../nbs/experiment/02_config_file.ipynb #01ca82b1
+# %% ../../nbs/experiment/02_config_file.ipynb #00518f43
 def read_json_object(
     path: Path | str,  # a JSON file
 ) -> dict[str, Any]:  # its content

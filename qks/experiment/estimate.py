@@ -54,7 +54,7 @@ class Workload:
         "Bytes of one image in the cache, in half precision."
         return self.n_tokens * self.width * 2
 
-# %% ../../nbs/experiment/09_estimate.ipynb #187dc72c
+# %% ../../nbs/experiment/09_estimate.ipynb #ca0dcb1a
 def onednn_operations(x, weight, *rest, out_shape=None, **options) -> int:
     "Operations of the product of `qks.core.arithmetic`, which torch's counter does not know; arguments are shapes."
     return 2 * math.prod(x) * weight[0]
@@ -243,7 +243,7 @@ def estimate_stages(
     rates = {"train": machine.train}
     if not fits:
         rates["read"] = machine.read / work.token_bytes
-    train_limit = min(rates, key=rates.get)
+    train_limit = min(rates, key=lambda name: rates[name])
     return [
         Stage("prompt pool", work.n_labels * work.n_prompts / machine.prompts, limit="prompts"),
         Stage("image tokens", n_images / token_rate, disk=n_images * work.token_bytes, limit=token_limit),

@@ -6,7 +6,7 @@
 __all__ = ['OWN_VLP', 'load_model', 'training_facts', 'token_batches', 'make_scorers', 'ScoreMatrix', 'evaluate_model',
            'evaluation_facts']
 
-# %% ../../nbs/experiment/08_evaluation.ipynb #4b443e8c
+# %% ../../nbs/experiment/08_evaluation.ipynb #6683fb23
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -24,6 +24,7 @@ from ..evaluate.baselines import baseline_methods
 from ..evaluate.metrics import to_array
 from ..evaluate.protocols import DenseLabels, plan_parts
 from qks.evaluate.report import (
+    Report,
     ReportConfig,
     build_report,
     build_report_from_streams,
@@ -44,7 +45,7 @@ from ..tokens.stream import read_ahead
 from ..vlp.frozen import VLP
 from ..vlp.loading import load_vlp
 
-# %% ../../nbs/experiment/08_evaluation.ipynb #c8202967
+# %% ../../nbs/experiment/08_evaluation.ipynb #1ee9804b
 def own_vlp(
     model: Path | str,  # the folder of a model or of its run
     source: VLPSource,  # weights without a name
@@ -59,7 +60,7 @@ def own_vlp(
             "pass --vlp as well, such as --vlp ViT-B-16"
         ) from None
 
-# %% ../../nbs/experiment/08_evaluation.ipynb #449575e9
+# %% ../../nbs/experiment/08_evaluation.ipynb #d2ec3240
 OWN_VLP = VLPSource()  # the one that a model was trained with
 
 
@@ -90,13 +91,13 @@ def load_model(
     tower = None
     if vlp.name:
         tower = load_vlp(vlp.name, vlp.pretrained, device, precision, quick_gelu=not vlp.gelu)
-    if is_file:
+    if is_file and tower is not None:
         return QKS(tower, QKSHead.from_official(model, n_heads))
     loaded = QKS.from_pretrained(model, tower, device)
     loaded.vlp.precision = precision
     return loaded
 
-# %% ../../nbs/experiment/08_evaluation.ipynb #b7d27fe6
+# %% ../../nbs/experiment/08_evaluation.ipynb #fb610193
 def training_facts(
     model: Path | str,  # "pocket", the model folder of a run, or the authors' checkpoint file
 ) -> dict[str, Any]:  # "selection" and "seed", each "unknown" where nothing says it
@@ -111,7 +112,7 @@ def training_facts(
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {"selection": "unknown", "seed": "unknown"}
 
-# %% ../../nbs/experiment/08_evaluation.ipynb #b6d20081
+# %% ../../nbs/experiment/08_evaluation.ipynb #cbd5519f
 def token_batches(
     vlp: VLP,
     data,  # n images: anything with a length and path(index)
@@ -122,6 +123,7 @@ def token_batches(
 ) -> Iterator[torch.Tensor]:  # [B, N, D]
     "Yield the tokens of all images, a batch at a time, in order; raises `QKSError` for an image that cannot be read."
     batches = missing_batches([], len(data), batch_size)
+    tokens: Iterator[torch.Tensor]
     if cache is None:
         tokens = map(vlp.image_tokens, load_batches(ImageViews(data, vlp.preprocess), batches, workers))
     else:
@@ -130,7 +132,7 @@ def token_batches(
     for batch, _ in zip(tokens, progress(batches, "Evaluating")):
         yield batch.float()
 
-# %% ../../nbs/experiment/08_evaluation.ipynb #0a31c732
+# %% ../../nbs/experiment/08_evaluation.ipynb #a8eb7033
 def make_scorers(
     qks: QKS,
     label_names,  # C names
@@ -143,7 +145,7 @@ def make_scorers(
         scorers |= baseline_methods(qks.vlp, label_names, embeddings)
     return scorers
 
-# %% ../../nbs/experiment/08_evaluation.ipynb #3339e854
+# %% ../../nbs/experiment/08_evaluation.ipynb #cdc13109
 class ScoreMatrix:
     "Scores [n, C] that come in batches, for labels that are measured all at once."
 
@@ -156,7 +158,7 @@ class ScoreMatrix:
         self.scores[self.done : self.done + len(batch)] = batch
         self.done += len(batch)
 
-# %% ../../nbs/experiment/08_evaluation.ipynb #643cc00b
+# %% ../../nbs/experiment/08_evaluation.ipynb #48547a18
 @worker_errors()
 def evaluate_model(
     qks: QKS,
@@ -167,7 +169,7 @@ def evaluate_model(
     cache: Path | None = None,  # folder of the token cache; None: tokens are not kept
     streamed: bool | None = None,  # scores never exist at once; None: where labels are ternary
     dtype: torch.dtype = torch.float16,  # of the tokens in the cache
-) -> dict[str, Any]:  # of `qks.evaluate.report.build_report`
+) -> Report:
     "Score a model on a split and report; raises `QKSError`, before the first image, for what cannot be measured."
     streamed = index.absent == 0 if streamed is None else streamed
     if streamed and index.absent != 0:
@@ -183,7 +185,7 @@ def evaluate_model(
         plan_parts(annotations, n_seen, config.topk, protocol, names)
     require_images(index, "test")
     scorers = make_scorers(qks, names, baselines)
-    sinks = {
+    sinks: dict[str, dict[str, Any]] = {
         method: open_streams(index, n_seen, config, names) if streamed else {"matrix": ScoreMatrix(*shape)}
         for method in scorers
     }
@@ -197,7 +199,7 @@ def evaluate_model(
     matrices = {method: sink["matrix"].scores for method, sink in sinks.items()}
     return build_report(matrices, labels, n_seen, config, names, index.label_ids)
 
-# %% ../../nbs/experiment/08_evaluation.ipynb #0bfe55b3
+# %% ../../nbs/experiment/08_evaluation.ipynb #36af0497
 def evaluation_facts(
     model: Path | str,  # what was loaded
     qks: QKS,  # as it was loaded

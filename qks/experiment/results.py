@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SeedResult', 'baseline_scores', 'scenes_figure', 'save_figures', 'provenance', 'save_run', 'closing_remarks']
 
-# %% ../../nbs/experiment/05_results.ipynb #3b562733
+# %% ../../nbs/experiment/05_results.ipynb #e846373b
 import json
 import platform
 from pathlib import Path
@@ -30,7 +30,7 @@ from ..model.tagger import QKS, rank_labels
 from ..train.config import TrainConfig
 from ..vlp.frozen import VLP, fingerprint
 
-# %% ../../nbs/experiment/05_results.ipynb #6aebea3c
+# %% ../../nbs/experiment/05_results.ipynb #5bbc4407
 class SeedResult(NamedTuple):
     "What the training with one seed gave."
 
@@ -41,7 +41,7 @@ class SeedResult(NamedTuple):
     token_index: torch.Tensor  # [t, S+U], the token that each label chose
     metrics: dict[str, dict[str, float]]  # by the protocol "official": part -> metric -> value
 
-# %% ../../nbs/experiment/05_results.ipynb #f5ab02ab
+# %% ../../nbs/experiment/05_results.ipynb #179f8510
 def baseline_scores(
     data: TrainingData,  # what to score
 ) -> dict[str, torch.Tensor]:  # row name -> scores [t, S+U]
@@ -49,7 +49,7 @@ def baseline_scores(
     methods = baseline_methods(data.vlp, data.test.label_names, data.embeddings)
     return {name: score(data.tokens["test"]) for name, score in methods.items()}
 
-# %% ../../nbs/experiment/05_results.ipynb #0e984922
+# %% ../../nbs/experiment/05_results.ipynb #3fea9678
 def label_groups(
     names: list[str],  # of the labels [S+U], seen ones first
     n_seen: int,  # S
@@ -60,11 +60,11 @@ def label_groups(
         columns.setdefault(name, column)  # names may repeat: the first one counts
     groups: dict[str, list[int]] = {}
     for concept in read_concepts():
-        column = columns.get(concept.label)
-        if column is None or column >= n_seen:
+        position = columns.get(concept.label)
+        if position is None or position >= n_seen:
             continue
         for word in set(concept.broader):
-            groups.setdefault(word, []).append(column)
+            groups.setdefault(word, []).append(position)
     groups = {word: groups[word] for word in sorted(groups) if len(groups[word]) >= 5}
     if not groups:
         groups = {"seen": list(range(n_seen))}
@@ -72,7 +72,7 @@ def label_groups(
         groups["unseen"] = list(range(n_seen, len(names)))
     return groups
 
-# %% ../../nbs/experiment/05_results.ipynb #41b82003
+# %% ../../nbs/experiment/05_results.ipynb #c0f60e2f
 def scenes_figure(
     qks: QKS,  # a trained model
     data: TrainingData,  # whose test scenes to show
@@ -88,7 +88,7 @@ def scenes_figure(
     truth = [[names[column] for column in np.flatnonzero(test.labels[row] > 0)] for row in rows]
     return plot_tags(images, truth, tags, output.attention, qks.vlp.grid, unseen=names[test.n_seen :])
 
-# %% ../../nbs/experiment/05_results.ipynb #5ab5e6b1
+# %% ../../nbs/experiment/05_results.ipynb #9c456546
 def save_figures(
     folder: Path,  # where the PNG files go
     data: TrainingData,  # with its test split
@@ -111,7 +111,7 @@ def save_figures(
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=110, bbox_inches="tight")
 
-# %% ../../nbs/experiment/05_results.ipynb #6b276f0f
+# %% ../../nbs/experiment/05_results.ipynb #6b9e5792
 def provenance(
     vlp: VLP,
 ) -> dict[str, Any]:  # "versions", "machine", "vlp"
@@ -132,7 +132,7 @@ def provenance(
         "vlp": vlp.source | {"fingerprint": fingerprint(vlp), "precision": vlp.precision},
     }
 
-# %% ../../nbs/experiment/05_results.ipynb #3841f003
+# %% ../../nbs/experiment/05_results.ipynb #ae2a1151
 def run_results(
     data: TrainingData,  # what was trained and tested on
     results: list[SeedResult],  # one per seed
@@ -173,7 +173,7 @@ def run_results(
         **provenance(data.vlp),
     }
 
-# %% ../../nbs/experiment/05_results.ipynb #bc0b7a27
+# %% ../../nbs/experiment/05_results.ipynb #ddc32c62
 def save_run(
     folder: Path,  # of the run
     data: TrainingData,  # what was trained and tested on
@@ -191,7 +191,7 @@ def save_run(
     write_atomic(folder / "results.json", json.dumps(values, indent=1) + "\n")  # last: the run is finished
     return table
 
-# %% ../../nbs/experiment/05_results.ipynb #3bd7942c
+# %% ../../nbs/experiment/05_results.ipynb #59960137
 def closing_remarks(
     results: dict[str, Any],  # what `save_run` wrote into results.json
     config: TrainConfig,  # the recipe
@@ -212,7 +212,7 @@ def closing_remarks(
             "learnt from there on: with few images try --schedule cosine, and a higher --lr"
         )
     seen = {name: row["seen"]["mAP"]["mean"] for name, row in results["rows"].items()}
-    best_frozen = max((name for name in seen if name != "QKS"), key=seen.get)
+    best_frozen = max((name for name in seen if name != "QKS"), key=lambda name: seen[name])
     if seen["QKS"] < seen[best_frozen]:
         remark = (
             f"On the labels it was trained on the head ({100 * seen['QKS']:.1f} seen mAP) is no better than the frozen "

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TOKEN_FOLDER', 'run_entries', 'create_run_folder', 'check_run_folder', 'claim_run_folder']
 
-# %% ../../nbs/experiment/04_run_folder.ipynb #a29a61d9
+# %% ../../nbs/experiment/04_run_folder.ipynb #996c6cc2
 import json
 import shutil
 from pathlib import Path
@@ -15,7 +15,7 @@ from ..core import QKSError, write_atomic
 from .spec import RUN_CONFIG_NAME, RunSpec, read_spec, spec_values
 from ..train.run_folder import check_identity
 
-# %% ../../nbs/experiment/04_run_folder.ipynb #c9275e8b
+# %% ../../nbs/experiment/04_run_folder.ipynb #2e4dd41c
 TOKEN_FOLDER = "tokens"  # hours of computing, used again only for the same images and VLP: no --force deletes it
 
 
@@ -37,7 +37,7 @@ def run_entries(
         raise QKSError(f"{folder} holds no run of qks, so it is not replaced: name a new folder")
     return sorted(entries, key=lambda path: path.name != "results.json")
 
-# %% ../../nbs/experiment/04_run_folder.ipynb #2425e2e9
+# %% ../../nbs/experiment/04_run_folder.ipynb #8211b259
 def create_run_folder(
     folder: Path | str,  # where a run's results go
     force: bool = False,  # replace an earlier run
@@ -58,7 +58,7 @@ def create_run_folder(
     write_atomic(folder / RUN_CONFIG_NAME, json.dumps(config or {}, indent=1) + "\n")
     return folder
 
-# %% ../../nbs/experiment/04_run_folder.ipynb #761c3ac8
+# %% ../../nbs/experiment/04_run_folder.ipynb #d58b1d22
 def check_run_folder(
     folder: Path,  # the run's folder
     force: bool = False,  # replace an earlier run
@@ -88,7 +88,7 @@ def check_run_folder(
     if not (begun and resume):
         run_entries(folder, force)
 
-# %% ../../nbs/experiment/04_run_folder.ipynb #a81444c4
+# %% ../../nbs/experiment/04_run_folder.ipynb #dc137581
 def claim_run_folder(
     spec: RunSpec,  # what is asked for
     force: bool = False,  # replace an earlier run

@@ -6,7 +6,7 @@
 __all__ = ['RUN_CONFIG_NAME', 'VLPSource', 'check_cache_dtype', 'TokenConfig', 'RunOptions', 'RunSpec', 'spec_values',
            'read_spec']
 
-# %% ../../nbs/experiment/03_spec.ipynb #9b8cdeb1
+# %% ../../nbs/experiment/03_spec.ipynb #7cbbb4e5
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from .config_file import checked_config, config_values, draft_config, read_json_
 from ..model.config import HeadConfig
 from ..train.config import PrecisionName, RunConfig, TrainConfig
 
-# %% ../../nbs/experiment/03_spec.ipynb #6be0040b
+# %% ../../nbs/experiment/03_spec.ipynb #287a6f95
 @dataclass(frozen=True)
 class VLPSource:
     "Which frozen vision-language model, and where its weights come from."
@@ -35,7 +35,7 @@ class VLPSource:
     def __post_init__(self):
         check_fields(self)
 
-# %% ../../nbs/experiment/03_spec.ipynb #f65d5d2e
+# %% ../../nbs/experiment/03_spec.ipynb #e29d4941
 def check_cache_dtype(
     cache_dtype: PrecisionName | None,  # of the numbers in a token cache
     cache: Path | None,  # its folder
@@ -47,7 +47,7 @@ def check_cache_dtype(
             "name its folder with --cache, or leave it out"
         )
 
-# %% ../../nbs/experiment/03_spec.ipynb #f6c4260f
+# %% ../../nbs/experiment/03_spec.ipynb #a670b5bb
 @dataclass(frozen=True)
 class TokenConfig:
     "Where the image tokens of a run come from."
@@ -91,7 +91,7 @@ class TokenConfig:
             return "memory"
         return "disk" if self.cache_dtype in (None, "fp16") else f"disk, {self.cache_dtype}"
 
-# %% ../../nbs/experiment/03_spec.ipynb #168dd88b
+# %% ../../nbs/experiment/03_spec.ipynb #f54deba0
 @dataclass(frozen=True)
 class RunOptions(RunConfig):
     "Where the results of a run go, and how often it is written down."
@@ -103,7 +103,7 @@ class RunOptions(RunConfig):
         "Where the checkpoints and logs of one training go."
         return replace(self, folder=self.folder / "training" / f"seed{seed}")
 
-# %% ../../nbs/experiment/03_spec.ipynb #bf54925a
+# %% ../../nbs/experiment/03_spec.ipynb #36d97025
 @dataclass(frozen=True)
 class RunSpec:
     "A training run: its data, its models, its recipe, and where its results go."
@@ -141,15 +141,15 @@ class RunSpec:
             "vlp": self.vlp.name,
             "gelu": self.vlp.gelu,
             "fingerprint": self.vlp_fingerprint,
+            **asdict(self.head),
             "init": self.init_digest,
+            **asdict(self.train),
             "seeds": self.seeds,
             "tokens": self.tokens.storage,
             "views": self.tokens.views,
-            **asdict(self.head),
-            **asdict(self.train),
         }
 
-# %% ../../nbs/experiment/03_spec.ipynb #861ae255
+# %% ../../nbs/experiment/03_spec.ipynb #ec08fe18
 RUN_CONFIG_NAME = "config.json"  # written first, so that a run's folder can be told from any other
 
 
@@ -161,7 +161,7 @@ def spec_values(
     del values["run"]["folder"]
     return values
 
-# %% ../../nbs/experiment/03_spec.ipynb #44d11262
+# %% ../../nbs/experiment/03_spec.ipynb #46f4ceae
 def read_spec(
     folder: Path,  # a run's folder
 ) -> RunSpec | None:  # None where nothing was written down: the run was stopped before it began

@@ -6,7 +6,7 @@
 __all__ = ['train_head', 'train_and_score', 'training_tokens', 'load_initial_head', 'check_feasible', 'PreparedRun',
            'prepare_run', 'run_training']
 
-# %% ../../nbs/experiment/06_training_run.ipynb #57d89be9
+# %% ../../nbs/experiment/06_training_run.ipynb #05bbee3b
 import json
 import os
 import time
@@ -29,6 +29,7 @@ from .run_folder import RUN_CONFIG_NAME, check_run_folder, claim_run_folder
 from .spec import RunOptions, RunSpec, TokenConfig
 from qks.experiment.training_data import (
     TrainingData,
+    TrainingSplits,
     check_measurable,
     check_scores_fit,
     load_training_data,
@@ -51,7 +52,7 @@ from ..train.signals import Interrupted
 from ..vlp.frozen import VLP, fingerprint
 from ..vlp.loading import load_vlp
 
-# %% ../../nbs/experiment/06_training_run.ipynb #10bd51d3
+# %% ../../nbs/experiment/06_training_run.ipynb #a305c0ad
 def train_head(
     data: TrainingData,  # what to train on
     head_config: HeadConfig = HeadConfig(),  # sizes
@@ -67,7 +68,7 @@ def train_head(
     validation = data.pair("test" if config.selection == "official" else "validation")
     return head, fit(head, data.pair("train"), data.embeddings, validation, config, run)
 
-# %% ../../nbs/experiment/06_training_run.ipynb #23d68774
+# %% ../../nbs/experiment/06_training_run.ipynb #8acfd1de
 def train_and_score(
     data: TrainingData,  # what to train and test on
     head_config: HeadConfig,  # sizes
@@ -90,7 +91,7 @@ def train_and_score(
         results.append(SeedResult(seed, model, history, logits, token_index, metrics))
     return results
 
-# %% ../../nbs/experiment/06_training_run.ipynb #f846315d
+# %% ../../nbs/experiment/06_training_run.ipynb #b17a96ca
 def training_tokens(
     vlp: VLP,
     images,  # n training images: anything with a length and path(index)
@@ -104,7 +105,7 @@ def training_tokens(
     tokens = cache_tokens(vlp, images, workers=workers, folder=config.cache, dtype=dtype, views=config.views)
     return ViewSampler(tokens) if config.views > 1 else tokens
 
-# %% ../../nbs/experiment/06_training_run.ipynb #230fc450
+# %% ../../nbs/experiment/06_training_run.ipynb #a4a19dd9
 def load_initial_head(
     model: Path | str,  # the folder of a run or of its model, or the authors' checkpoint file
     vlp: VLP,  # the one that the head was trained with
@@ -114,11 +115,11 @@ def load_initial_head(
         return QKS(vlp, QKSHead.from_official(model)).head
     return QKS.from_pretrained(model, vlp).head
 
-# %% ../../nbs/experiment/06_training_run.ipynb #9a1ed0ad
+# %% ../../nbs/experiment/06_training_run.ipynb #001bcb5b
 def check_feasible(
     spec: RunSpec,  # with its cache folder settled and its topk
     vlp: VLP,
-    parts: dict,  # from `training_splits`
+    parts: TrainingSplits,
 ) -> None:
     "Raise `QKSError` for what would stop a run later: images, labels, disk and memory."
     tokens = spec.tokens
@@ -132,17 +133,17 @@ def check_feasible(
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     check_scores_fit(parts, spec.seeds, processes, need if tokens.cache is None else 0)
 
-# %% ../../nbs/experiment/06_training_run.ipynb #c716b0e3
+# %% ../../nbs/experiment/06_training_run.ipynb #c45a9cb6
 class PreparedRun(NamedTuple):
     "A run that may begin."
 
     spec: RunSpec  # complete
     vlp: VLP
-    parts: dict  # from `training_splits`
+    parts: TrainingSplits
     initial: dict[str, torch.Tensor] | None  # weights to begin with; None: new ones
     replaces: bool  # whether an earlier run is to be replaced
 
-# %% ../../nbs/experiment/06_training_run.ipynb #1e52ae1b
+# %% ../../nbs/experiment/06_training_run.ipynb #36fcbe1d
 def complete_spec(
     spec: RunSpec,  # as asked for
     test,  # the index of the test split
@@ -155,7 +156,7 @@ def complete_spec(
     tokens = spec.tokens.resolve(spec.run.folder, n_processes)
     return replace(spec, root=spec.root.resolve(), train=train, tokens=tokens)
 
-# %% ../../nbs/experiment/06_training_run.ipynb #45d8ccea
+# %% ../../nbs/experiment/06_training_run.ipynb #cd480dc6
 def prepare_run(
     spec: RunSpec,  # as asked for
     force: bool = False,  # replace an earlier run
@@ -185,7 +186,7 @@ def prepare_run(
     check_feasible(spec, vlp, parts)
     return PreparedRun(spec, vlp, parts, initial, replaces)
 
-# %% ../../nbs/experiment/06_training_run.ipynb #dfc545b6
+# %% ../../nbs/experiment/06_training_run.ipynb #f61762d5
 def load_run_data(
     prepared: PreparedRun,
     workers: int = 0,  # processes that read images
@@ -210,7 +211,7 @@ def load_run_data(
         again = "again" if prepared.replaces else "with --resume to continue"
         raise Interrupted(f"stopped while image tokens were computed, and {kept}: run the same {again}") from interrupt
 
-# %% ../../nbs/experiment/06_training_run.ipynb #c2bc98eb
+# %% ../../nbs/experiment/06_training_run.ipynb #61823033
 def train_in_folder(
     prepared: PreparedRun,
     data: TrainingData,
@@ -237,7 +238,7 @@ def train_in_folder(
             f"stopped, and {folder / 'training'} keeps what is trained: run the same with --resume to continue"
         ) from interrupt
 
-# %% ../../nbs/experiment/06_training_run.ipynb #58e2289e
+# %% ../../nbs/experiment/06_training_run.ipynb #619589c0
 def run_training(
     spec: RunSpec,  # what to run
     force: bool = False,  # replace an earlier run
@@ -264,7 +265,7 @@ def run_training(
             collective_call(claim)
         table = train_in_folder(prepared, data, started)
     state.wait_for_everyone()
-    if not state.is_main_process:
+    if table is None:  # another process has it
         return None
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     return [table, *closing_remarks(results, spec.train)]
