@@ -20,8 +20,8 @@ import torch
 from common import SeparateProcess, parser, serve, settings, speedups, time_in_turn, write
 from PIL import Image
 
-from qks.experiment.evaluation import token_batches
 from qks.core import arithmetic as linear, load_image
+from qks.experiment.evaluation import token_batches
 from qks.model.config import HeadConfig
 from qks.model.head import QKSHead, head_scores
 from qks.model.sharing import share

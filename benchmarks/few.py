@@ -17,8 +17,8 @@ from qks.data.pocket import PocketConfig, write_pocket
 from qks.evaluate.baselines import best_patch_scores, evaluate_head
 from qks.evaluate.metrics import evaluate_scores
 from qks.evaluate.tables import summarise
-from qks.experiment.training_run import train_head
 from qks.experiment.training_data import load_training_data
+from qks.experiment.training_run import train_head
 from qks.model.config import HeadConfig
 from qks.train.config import TrainConfig
 from qks.vlp.loading import load_vlp

@@ -19,8 +19,8 @@ from qks.data.pocket import PocketConfig, write_pocket
 from qks.evaluate.baselines import evaluate_head
 from qks.evaluate.tables import summarise
 from qks.experiment.reproduction import ReproduceConfig
-from qks.experiment.training_run import train_head
 from qks.experiment.training_data import load_training_data
+from qks.experiment.training_run import train_head
 from qks.tokens.augment import Augmentation, LiveTokens
 from qks.tokens.cache import cache_size, cache_tokens
 from qks.tokens.stream import ViewSampler

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from qks.core import QKSError
+from qks.data.check import missing_images
 from qks.data.drawings import (
     DRAWINGS_FOLDER,
     SHEET_CELL,
@@ -26,7 +27,6 @@ from qks.data.drawings import (
     place_object,
     read_concepts,
 )
-from qks.data.check import missing_images
 from qks.data.files import read_table
 from qks.data.nuswide import read_nuswide
 from qks.data.pocket import PocketConfig, draw_scene, observed_tags, write_pocket
