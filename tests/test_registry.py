@@ -13,7 +13,7 @@ from qks.core import QKSError
 from qks.data import DATASETS, Dataset, Index, check_dataset, open_split, open_splits, prepare
 from qks.data.files import read_label_list, text_lines
 from qks.data.index import index_pairs, source_digest, without_unseen
-from qks.data.registry import check_prepared_splits, detect_dataset, find_dataset
+from qks.data.registry import detect_dataset, find_dataset
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def test_entries_are_complete(entry):
 
 
 def test_the_default_check_needs_no_files(tmp_path):
-    report = check_prepared_splits(tmp_path / "nowhere", None)
+    report = check_dataset(tmp_path / "nowhere", "folder")
     assert not report.ok and "is no folder" in report.problems[0]
 
 

@@ -14,7 +14,7 @@ import tyro
 
 from .options import Command, Force, MessageOptions
 from ..data.pocket import PocketConfig
-from ..data.registry import DATASETS, check_prepared_splits, detect_dataset
+from ..data.registry import DATASETS, detect_dataset
 from ..fetch.datasets import FETCHERS
 from ..fetch.policy import FetchPolicy
 
@@ -61,7 +61,7 @@ def check_command(
 ) -> type:  # a dataclass
     "The options of `qks data DATASET check`."
     entry = DATASETS[name]
-    has_options = entry.check is not check_prepared_splits
+    has_options = entry.check is not None
 
     @dataclass(frozen=True)
     class CheckOptions:

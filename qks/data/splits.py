@@ -279,4 +279,7 @@ def check_dataset(
     "Check a data set's folder from end to end; raises `QKSError` for an unknown data set or option."
     entry = find_dataset(dataset)
     min_bytes = entry.min_bytes if min_bytes is None else check_count("min_bytes", min_bytes)
-    return entry.check(root, entry.make_options(**options), decode, workers, min_bytes)
+    values = entry.make_options(**options)
+    if entry.check is None:
+        return check_prepared(root, decode, workers, min_bytes)
+    return entry.check(root, values, decode, workers, min_bytes)
