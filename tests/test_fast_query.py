@@ -370,7 +370,8 @@ def test_operations_equal_those_that_torch_counts():
     cost = block_operations(33, 6, 128, 2, 512)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         extractor(tokens)
-    n_blocks, n_images = 4, 3
+    n_blocks = 4
+    n_images = 3
     # a multiplication counts as two operations
     assert counter.get_total_flops() == 2 * n_blocks * n_images * (cost["projected"] + cost["rest"])
 
