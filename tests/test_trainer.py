@@ -342,7 +342,7 @@ def test_a_gpu_gives_the_same(data, kind):
 def test_labels_lie_where_the_tokens_do(data, rows):
     targets = Targets(data[2])
     assert targets.to("cpu") is targets and torch.equal(targets[rows], data[2][rows].float())
-    assert Targets(data[2]).to("meta").matrix.device.type == "meta"  # stands for a GPU
+    assert Targets(data[2]).to("meta").labels.device.type == "meta"  # stands for a GPU
     assert Targets(index_of(data[2], -1)).to("meta").n_seen == S
 
 
