@@ -134,7 +134,7 @@ def main():
     args = parser.parse_args()
     if args.job:
         if not args.job.startswith("loadtxt"):
-            import qks.data.nuswide  # noqa: E401, F401 (loading PyTorch takes seconds and reads no data)
+            import qks.data.nuswide  # noqa: E401, F401 (importing takes time and reads no data)
         clock = time.perf_counter()
         found = dict(JOBS[args.job](args.root))
         seconds = time.perf_counter() - clock

@@ -47,12 +47,12 @@ def edit(path, change):
 def test_a_whole_folder(root, decode):
     report = check_dataset(root, "nuswide", decode, workers=2)
     assert report.ok and report.problems == [] and str(report).endswith("No problem found.")
-    for said in (
+    for message in (
         "1,000 tags, 925 of them seen labels; 81 unseen labels",
         "40 images listed, tag table agrees, 81 of 81",
         "70 of 70 images are there",
     ):
-        assert said in str(report)
+        assert message in str(report)
 
 
 def cut(root):
@@ -60,7 +60,7 @@ def cut(root):
 
 
 @pytest.mark.parametrize(
-    "damage, said",
+    "damage, message",
     [
         (lambda root: (root / "Concepts81.txt").unlink(), "Concepts81.txt is missing"),
         (lambda root: (root / "NUS_WID_Tags/Train_Tags1k.dat").unlink(), "Train_Tags1k.dat is missing"),
@@ -115,11 +115,11 @@ def cut(root):
         (cut, "1 of 70 images in .* are no images that can be decoded"),
     ],
 )
-def test_each_kind_of_damage(root, damage, said):
+def test_each_kind_of_damage(root, damage, message):
     damage(root)
     report = check_dataset(root, "nuswide", decode=True, workers=2)
     assert not report.ok
-    with pytest.raises(QKSError, match=said):
+    with pytest.raises(QKSError, match=message):
         raise QKSError("\n".join(report.problems))
 
 
@@ -145,14 +145,10 @@ def test__image_faults(tmp_path):
     picture(tmp_path / "a.jpg")
     (tmp_path / "folder.jpg").mkdir()
     (tmp_path / "text.jpg").write_bytes(b"no image" * 1000)
-    assert (
-        _image_fault(tmp_path / "a.jpg", 4001, True) is None
-        and _image_fault(tmp_path / "folder.jpg", 1, True) == "absent"
-    )
-    assert (
-        _image_fault(tmp_path / "text.jpg", 4001, False) is None
-        and _image_fault(tmp_path / "text.jpg", 4001, True) == "unreadable"
-    )
+    assert _image_fault(tmp_path / "a.jpg", 4001, True) is None
+    assert _image_fault(tmp_path / "folder.jpg", 1, True) == "absent"
+    assert _image_fault(tmp_path / "text.jpg", 4001, False) is None
+    assert _image_fault(tmp_path / "text.jpg", 4001, True) == "unreadable"
     assert _image_fault(tmp_path / ("x" * 300 + ".jpg"), 1, True) == "absent"
     with pytest.raises(QKSError, match="workers is 0"):
         check_images(Report("x"), tmp_path, ["a.jpg"], workers=0)
@@ -162,11 +158,9 @@ def test_more_images_than_a_batch(tmp_path):
     picture(tmp_path / "a.jpg")
     report = Report("x")
     check_images(report, tmp_path, ["a.jpg"] * 1500 + ["b.jpg", "c.jpg"], workers=2)
-    assert (
-        "1,500 of 1,502 images are there" in str(report)
-        and "2 of 1,502 images" in report.problems[0]
-        and "b.jpg, c.jpg" in report.problems[0]
-    )
+    assert "1,500 of 1,502 images are there" in str(report)
+    assert "2 of 1,502 images" in report.problems[0]
+    assert "b.jpg, c.jpg" in report.problems[0]
 
 
 def test_openimages(tmp_path):
@@ -185,12 +179,12 @@ def test_openimages(tmp_path):
             picture(tmp_path / split / f"{image(i)}.jpg")
     report = check_dataset(tmp_path, "openimages", decode=True, workers=2)
     assert report.ok and len(report.notes) == 1 and f"lines 3 and 4: image {image(3)}, label /m/01" in report.notes[0]
-    for said in (
+    for message in (
         "2 seen and 1 unseen of 3 classes; 1 seen names repeat, 1 unseen",
         "2 images, 1 labels present, 1 absent",
         "2 of 2 images are there and decode",
     ):
-        assert said in str(report)
+        assert message in str(report)
     (tmp_path / "train" / f"{image(1)}.jpg").unlink()
     (tmp_path / "unseen_400.txt").write_text("/m/02\n")
     report = check_dataset(tmp_path, "openimages")

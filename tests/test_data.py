@@ -102,7 +102,7 @@ def test_regular_table_is_strict():
 
 
 @pytest.mark.parametrize(
-    "name, change, said",
+    "name, change, message",
     [
         (TAGS, lambda lines: lines[:-1], r"Train_Tags1k.dat has 39 rows but .*TrainImagelist.txt lists 40 images"),
         (
@@ -163,14 +163,14 @@ def test_regular_table_is_strict():
         ("Concepts81.txt", lambda lines: [], r"Concepts81.txt is empty"),
     ],
 )
-def test_broken_train_files(raw, name, change, said):
+def test_broken_train_files(raw, name, change, message):
     edit(raw / name, change)
-    with pytest.raises(QKSError, match=said):
+    with pytest.raises(QKSError, match=message):
         read_nuswide(raw, "train")
 
 
 @pytest.mark.parametrize(
-    "name, change, said",
+    "name, change, message",
     [
         (
             f"{LABELS}/Labels_bear_Test.txt",
@@ -195,9 +195,9 @@ def test_broken_train_files(raw, name, change, said):
         ),
     ],
 )
-def test_broken_ground_truth(raw, name, change, said):
+def test_broken_ground_truth(raw, name, change, message):
     edit(raw / name, change)
-    with pytest.raises(QKSError, match=said):
+    with pytest.raises(QKSError, match=message):
         read_nuswide(raw, "test")
 
 

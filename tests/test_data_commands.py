@@ -250,7 +250,7 @@ def test_prepare_without_what_is_missing(complete, capsys):
     told = capsys.readouterr().out
     assert (
         "absent" in told
-        and "or go on without by preparing with --leave-out-missing\n" in told
+        and "or leave them out by preparing with --leave-out-missing\n" in told
         and "preparing with --leave-out-missing --min-bytes 600" in told
     )
     for options, left in (

@@ -58,19 +58,17 @@ def write_coco(root, content, name="val2017"):
 
 def test_coco_divisions():
     assert len(set(COCO_SEEN_48)) == 48 and len(set(COCO_UNSEEN_17)) == 17 and len(set(COCO_UNSEEN_15)) == 15
-    assert (
-        not set(COCO_SEEN_48) & set(COCO_UNSEEN_17) and len(set(CLASSES)) == 80 and set(COCO_UNSEEN_15) < set(CLASSES)
-    )
+    assert not set(COCO_SEEN_48) & set(COCO_UNSEEN_17)
+    assert len(set(CLASSES)) == 80
+    assert set(COCO_UNSEEN_15) < set(CLASSES)
 
 
 def test_coco_without_a_division(tmp_path):
     index = index_coco(write_coco(tmp_path, coco()), "val2017")
-    assert (
-        index.images == ("c.jpg", "a.jpg", "b.jpg")
-        and index.label_ids == tuple(CLASSES)
-        and index.n_seen == 80
-        and index.absent == -1
-    )
+    assert index.images == ("c.jpg", "a.jpg", "b.jpg")
+    assert index.label_ids == tuple(CLASSES)
+    assert index.n_seen == 80
+    assert index.absent == -1
     assert [[CLASSES[c] for c in np.flatnonzero(row == 1)] for row in index.labels()] == [
         [],
         ["person", "cat"],
@@ -99,7 +97,7 @@ def test_coco_zero_shot(tmp_path, division, split, images, S, C):
 
 
 @pytest.mark.parametrize(
-    "content, said",
+    "content, message",
     [
         (b'{"images": [\n{"id": 1,', "line 2 is not JSON"),
         (b"", "line 1 is not JSON"),
@@ -126,8 +124,8 @@ def test_coco_zero_shot(tmp_path, division, split, images, S, C):
         (coco(classes=[*CLASSES, ""]), r"categories\[80\] has the name ''"),
     ],
 )
-def test_coco_files_that_are_refused(tmp_path, content, said):
-    with pytest.raises(QKSError, match="instances_val2017.json.*" + said):
+def test_coco_files_that_are_refused(tmp_path, content, message):
+    with pytest.raises(QKSError, match="instances_val2017.json.*" + message):
         index_coco(write_coco(tmp_path, content), "val2017")
 
 
@@ -172,15 +170,11 @@ def test_voc(tmp_path, base):
         _000003=annotation(("cat", 0), ("cat", 0)),
     )
     index = index_voc(tmp_path, "test", unseen=["person", "cat"])
-    assert (
-        index.images == ("000002.jpg", "000001.jpg", "000003.jpg")
-        and index.path(0) == tmp_path / base / "JPEGImages/000002.jpg"
-    )
-    assert (
-        index.n_seen == 18
-        and index.label_names[18:] == ("cat", "person")
-        and set(index.label_names) == set(VOC_CLASSES)
-    )
+    assert index.images == ("000002.jpg", "000001.jpg", "000003.jpg")
+    assert index.path(0) == tmp_path / base / "JPEGImages/000002.jpg"
+    assert index.n_seen == 18
+    assert index.label_names[18:] == ("cat", "person")
+    assert set(index.label_names) == set(VOC_CLASSES)
     labels = {name: index.labels()[:, column].tolist() for column, name in enumerate(index.label_names)}
     assert labels.pop("dog") == [1, -1, -1] and labels.pop("person") == [0, -1, -1] and labels.pop("cat") == [-1, -1, 1]
     assert all(column == [-1] * 3 for column in labels.values()) and len(labels) == 17
@@ -190,7 +184,7 @@ def test_voc(tmp_path, base):
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    "text, message",
     [
         (annotation(("dog", 0))[:-40], "is not XML"),
         ("", "is not XML"),
@@ -221,8 +215,8 @@ def test_voc(tmp_path, base):
         (annotation(("dog", 0)).replace("dog", "&x;"), "is not XML"),
     ],
 )
-def test_voc_annotations_that_are_refused(tmp_path, text, said):
-    with pytest.raises(QKSError, match="000001.xml.*" + said):
+def test_voc_annotations_that_are_refused(tmp_path, text, message):
+    with pytest.raises(QKSError, match="000001.xml.*" + message):
         index_voc(write_voc(tmp_path, _000001=text), "test")
 
 
@@ -272,7 +266,7 @@ def test_a_folder_of_ones_own(tmp_path, end):
 
 
 @pytest.mark.parametrize(
-    "lines, said",
+    "lines, message",
     [
         (["picture,labels"], "line 1 is 'picture,labels': expected the header 'image,labels'"),
         (["image,image,labels"], "line 1 is"),
@@ -297,8 +291,8 @@ def test_a_folder_of_ones_own(tmp_path, end):
         (["image,labels", "1.jpg," + "x" * 200_000], "line 2 is not comma-separated values"),
     ],
 )
-def test_tables_that_are_refused(tmp_path, lines, said):
-    with pytest.raises(QKSError, match="labels.csv " + said.replace("|", r"\|")):
+def test_tables_that_are_refused(tmp_path, lines, message):
+    with pytest.raises(QKSError, match="labels.csv " + message.replace("|", r"\|")):
         index_folder(own(tmp_path, *lines))
 
 
@@ -317,11 +311,9 @@ def test_tables_that_are_refused(tmp_path, lines, said):
 )
 def test_tables_as_spreadsheets_save_them(tmp_path, lines):
     index = index_folder(own(tmp_path, *lines))
-    assert (
-        index.images == ("1.jpg", "2.jpg")
-        and index.label_names == ("a", "b")
-        and index.labels().tolist() == [[1, 1], [-1, -1]]
-    )
+    assert index.images == ("1.jpg", "2.jpg")
+    assert index.label_names == ("a", "b")
+    assert index.labels().tolist() == [[1, 1], [-1, -1]]
 
 
 def test_a_label_may_hold_a_comma(tmp_path):

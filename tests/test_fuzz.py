@@ -158,9 +158,9 @@ def inside(name):
     return "/".join(parts)
 
 
-def facts(images, said, labels, absent=-1):
-    "said: (image, label) -> value"
-    return images, {key: value for key, value in said.items() if value != absent and key[1] in labels}, labels
+def facts(images, verdicts, labels, absent=-1):
+    "verdicts: (image, label) -> value"
+    return images, {key: value for key, value in verdicts.items() if value != absent and key[1] in labels}, labels
 
 
 def plain_nuswide(files, side="Test"):
@@ -182,12 +182,12 @@ def plain_nuswide(files, side="Test"):
         else {}
     )
     labels = seen + (unseen if side == "Test" else [])
-    said = {}
+    verdicts = {}
     for label in labels:
         column = truth[label] if label in truth else columns[label]
         assert set(column) <= {"0", "1"} and len(column) == len(images)
-        said |= {(image, label): 1 for image, value in zip(images, column) if value == "1"}
-    return facts([image for image in images if any(key[0] == image for key in said)], said, labels)
+        verdicts |= {(image, label): 1 for image, value in zip(images, column) if value == "1"}
+    return facts([image for image in images if any(key[0] == image for key in verdicts)], verdicts, labels)
 
 
 def plain_csv(raw):
@@ -198,14 +198,16 @@ def plain_openimages(files):
     seen = words(files["classes-trainable.txt"])
     unseen = words(files["unseen_400.txt"])
     known = dict(plain_csv(files["class-descriptions.csv"]))
-    said = {}
+    verdicts = {}
     order = {}
     for image, _, mid, value in plain_csv(files["test/test-annotations-human-imagelabels.csv"])[1:]:
         assert mid in known and value in ("0", "1", "0.0", "1.0")
         order[f"{image}.jpg"] = None
-        said.setdefault((f"{image}.jpg", mid), set()).add(int(float(value)) * 2 - 1)
-    said = {key: min(values) for key, values in said.items() if len(values) == 1 and key[1] in seen + unseen}
-    return facts([image for image in order if any(key[0] == image for key in said)], said, seen + unseen, absent=0)
+        verdicts.setdefault((f"{image}.jpg", mid), set()).add(int(float(value)) * 2 - 1)
+    verdicts = {key: min(values) for key, values in verdicts.items() if len(values) == 1 and key[1] in seen + unseen}
+    return facts(
+        [image for image in order if any(key[0] == image for key in verdicts)], verdicts, seen + unseen, absent=0
+    )
 
 
 def plain_coco(files):
@@ -220,13 +222,13 @@ def plain_coco(files):
 
 
 def plain_voc(files):
-    said = {}
+    verdicts = {}
     ids = words(files["ImageSets/Main/test.txt"])
     for name in ids:
         for found in ElementTree.fromstring(files[f"Annotations/{name}.xml"]).findall("object"):
             key = f"{name}.jpg", found.findtext("name").strip()
-            said[key] = max(said.get(key, 0), 0 if found.findtext("difficult", "0").strip() == "1" else 1)
-    return facts([f"{name}.jpg" for name in ids], said, list(VOC_CLASSES))
+            verdicts[key] = max(verdicts.get(key, 0), 0 if found.findtext("difficult", "0").strip() == "1" else 1)
+    return facts([f"{name}.jpg" for name in ids], verdicts, list(VOC_CLASSES))
 
 
 def plain_folder(files):
@@ -497,7 +499,7 @@ def test_mutated_index_files(a, b, junk, kind):
 
 
 @pytest.mark.parametrize(
-    "reader, name, old, new, said",
+    "reader, name, old, new, message",
     [
         (
             "nuswide",
@@ -517,12 +519,12 @@ def test_mutated_index_files(a, b, junk, kind):
         ),
     ],
 )
-def test_duplicate_images_name_both_places(root, reader, name, old, new, said):
+def test_duplicate_images_name_both_places(root, reader, name, old, new, message):
     (root / name).write_bytes(FILES[name].replace(old, new, 1))
     try:
         with pytest.raises(QKSError) as error:
             READERS[reader][0](root)
-        assert said in str(error.value) and Path(name).name in str(error.value)
+        assert message in str(error.value) and Path(name).name in str(error.value)
     finally:
         (root / name).write_bytes(FILES[name])
 
@@ -532,9 +534,8 @@ def test_paths_that_leave_are_refused_and_links_are_not(root, tmp_path):
     expected = content(index_nuswide(root, "test"))
     shutil.move(tmp_path / "NUS_WID_Tags", tmp_path.parent / (tmp_path.name + "_tags"))
     (tmp_path / "NUS_WID_Tags").symlink_to(tmp_path.parent / (tmp_path.name + "_tags"))
-    assert content(index_nuswide(tmp_path, "test")) == expected and read_nuswide(tmp_path, "test").images == tuple(
-        expected[0]
-    )
+    assert content(index_nuswide(tmp_path, "test")) == expected
+    assert read_nuswide(tmp_path, "test").images == tuple(expected[0])
     for name in (
         b"/etc/passwd",
         b"../x.jpg",

@@ -66,11 +66,9 @@ def test_index_equals_a_plain_reader(split):
     data = read_nuswide(GOLDEN / "raw", split)
     images, labels = plain_nuswide(GOLDEN / "raw", split)
     assert list(index.images) == images == list(data.images)
-    assert (
-        np.array_equal(index.labels(), labels)
-        and np.array_equal(data.labels, labels)
-        and index.labels().dtype == np.int8
-    )
+    assert np.array_equal(index.labels(), labels)
+    assert np.array_equal(data.labels, labels)
+    assert index.labels().dtype == np.int8
     assert index.label_ids == index.label_names == data.label_names and index.n_seen == data.n_seen == 925
     assert np.array_equal(index.positives(), (labels == 1).sum(axis=0)) and (index.values == 1).all()
     assert index.path(0) == data.path(0)
@@ -105,7 +103,7 @@ def test_small_tables(tmp_path, monkeypatch, raw, expected, size):
 
 
 @pytest.mark.parametrize(
-    "raw, said",
+    "raw, message",
     [
         (b"0 1\n\n1 1\n", "line 2"),
         (b"0 1\n0 1\n0 1 1\n", "line 3 has 3 values: expected 2"),
@@ -121,10 +119,10 @@ def test_small_tables(tmp_path, monkeypatch, raw, expected, size):
     ],
 )  # one bit from a blank
 @pytest.mark.parametrize("size", [1, 5, 100])
-def test_broken_tables_name_the_line_whatever_the_block(tmp_path, monkeypatch, raw, said, size):
+def test_broken_tables_name_the_line_whatever_the_block(tmp_path, monkeypatch, raw, message, size):
     (tmp_path / "t.dat").write_bytes(raw)
     monkeypatch.setattr(files.table_blocks, "__defaults__", (size,))
-    with pytest.raises(QKSError, match=f"t.dat {said}"):
+    with pytest.raises(QKSError, match=f"t.dat {message}"):
         read_table(tmp_path / "t.dat", 2)
 
 
@@ -143,7 +141,7 @@ def test_a_line_without_end_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line, said",
+    "line, message",
     [
         (b"/etc/passwd", "leaves"),
         (b"..\\x.jpg", "leaves"),
@@ -160,11 +158,11 @@ def test_a_line_without_end_is_refused(tmp_path):
         (b"./a//1.jpg", "is already in line 1"),
     ],
 )
-def test_image_lists_that_are_refused(tmp_path, line, said):
+def test_image_lists_that_are_refused(tmp_path, line, message):
     (tmp_path / "list.txt").write_bytes(b"a/1.jpg\na/2.jpg\n" + line + b"\nb.jpg\n")
     with pytest.raises(QKSError, match="list.txt") as error:
         read_image_list(tmp_path / "list.txt")
-    assert said in str(error.value) and "line 3" in str(error.value)
+    assert message in str(error.value) and "line 3" in str(error.value)
 
 
 def test_concepts_cannot_name_files_elsewhere(raw):
@@ -179,16 +177,13 @@ def test_labels_subset_and_dense(small):
     for rows in ([2, 0], [1], [], np.array([2, 2, 1])):
         assert np.array_equal(small.labels(rows), expected[np.asarray(rows, int)])
         part = small.subset(rows)
-        assert np.array_equal(part.labels(), expected[np.asarray(rows, int)]) and part.images == tuple(
-            small.images[i] for i in rows
-        )
+        assert np.array_equal(part.labels(), expected[np.asarray(rows, int)])
+        assert part.images == tuple(small.images[i] for i in rows)
     assert small.positives().tolist() == [2, 0, 1] and small.path(1) == small.root / "test/é.jpg"
     data = small.dense()
-    assert (
-        isinstance(data, LabelledImages)
-        and np.array_equal(data.labels, expected)
-        and data.label_names == ("cat", "cat", "dög")
-    )
+    assert isinstance(data, LabelledImages)
+    assert np.array_equal(data.labels, expected)
+    assert data.label_names == ("cat", "cat", "dög")
     assert data.n_seen == 2 and data.image_folder == "test" and data.images == small.images
     with pytest.raises(QKSError, match="over the limit"):
         small.dense(max_bytes=8)
@@ -249,7 +244,8 @@ def same(a, b):
 
 def test_saved_and_loaded(small, tmp_path):
     small = replace(small, conflicts=2, first_conflict="a.csv lines 3 and 4")
-    assert small.save(tmp_path / "index.npz") == tmp_path / "index.npz" and sorted(os.listdir(tmp_path)) == [
+    assert small.save(tmp_path / "index.npz") == tmp_path / "index.npz"
+    assert sorted(os.listdir(tmp_path)) == [
         "index.npz",
         "raw.txt",
     ]
@@ -307,7 +303,7 @@ def test_a_damaged_index_is_refused(small, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, message",
     [
         (lambda a: a.update(numbers=np.append(2, a["numbers"][1:])), "format 2"),
         (lambda a: a.update(numbers=a["numbers"][:2]), "damaged"),
@@ -327,12 +323,12 @@ def test_a_damaged_index_is_refused(small, tmp_path):
         (lambda a: a.update(words=np.frombuffer(a["words"].tobytes().replace(b"test", b"/etc"), np.uint8)), "leaves"),
     ],
 )
-def test_a_forged_index_is_refused(small, tmp_path, change, said):
+def test_a_forged_index_is_refused(small, tmp_path, change, message):
     path = small.save(tmp_path / "index.npz")
     arrays = _read_arrays(path)
     change(arrays)
     np.savez(path, **arrays)
-    with pytest.raises(QKSError, match=said):
+    with pytest.raises(QKSError, match=message):
         Index.load(path)
 
 

@@ -74,11 +74,9 @@ def test_positive_negative_and_not_annotated(tmp_path, end):
         end=end,
     )
     index = index_openimages(root, "test")
-    assert (
-        index.images == (f"{image(9)}.jpg", f"{image(5)}.jpg")
-        and index.absent == 0
-        and index.path(0) == root / "test" / f"{image(9)}.jpg"
-    )
+    assert index.images == (f"{image(9)}.jpg", f"{image(5)}.jpg")
+    assert index.absent == 0
+    assert index.path(0) == root / "test" / f"{image(9)}.jpg"
     assert index.labels().tolist() == [[1, -1, 0, 1, -1], [0, 0, -1, 0, 1]]
     assert index.n_seen == 3 and index.conflicts == 0 and index.first_conflict == ""
 
@@ -95,11 +93,9 @@ def test_labels_are_keyed_by_mid(root):
 def test_training_sees_no_unseen_label(tmp_path):
     root = write_tree(tmp_path, [(1, "/m/04", 1), (2, "/m/03", 1), (2, "/m/04", 1), (3, "/m/06", 1)], split="train")
     index = index_openimages(root, "train")
-    assert (
-        index.label_ids == tuple(SEEN)
-        and index.images == (f"{image(2)}.jpg",)
-        and index.labels().tolist() == [[0, 0, 1]]
-    )
+    assert index.label_ids == tuple(SEEN)
+    assert index.images == (f"{image(2)}.jpg",)
+    assert index.labels().tolist() == [[0, 0, 1]]
 
 
 def test_contradictions_are_counted_and_located(tmp_path):
@@ -128,15 +124,15 @@ def test_against_a_plain_dictionary(tmp_path):
         for i, mid, value in zip(rng.integers(0, 40, 400), rng.choice(list(NAMES), 400), rng.integers(0, 2, 400))
     ]
     index = index_openimages(write_tree(tmp_path, rows), "test")
-    said = {}
+    verdicts = {}
     order = []
     for i, mid, value in rows:
         order += [i] if i not in order else []
         if mid in SEEN + UNSEEN:
-            said.setdefault((i, mid), set()).add(value)
-    agreed = {key: min(values) * 2 - 1 for key, values in said.items() if len(values) == 1}
+            verdicts.setdefault((i, mid), set()).add(value)
+    agreed = {key: min(values) * 2 - 1 for key, values in verdicts.items() if len(values) == 1}
     kept = [i for i in order if any(key[0] == i for key in agreed)]
-    assert index.images == tuple(f"{image(i)}.jpg" for i in kept) and index.conflicts == len(said) - len(agreed) > 0
+    assert index.images == tuple(f"{image(i)}.jpg" for i in kept) and index.conflicts == len(verdicts) - len(agreed) > 0
     assert index.labels().tolist() == [[agreed.get((i, mid), 0) for mid in SEEN + UNSEEN] for i in kept]
 
 
@@ -150,7 +146,7 @@ def test_lists_may_lie_in_the_version_folder(root):
 
 
 @pytest.mark.parametrize(
-    "name, old, new, said",
+    "name, old, new, message",
     [
         (TEST, b"ImageID,", b"Image,", "line 1 is 'Image,Source,LabelName,Confidence': expected the header"),
         (TEST, b"0001,verification,/m/02,0", b"0001,verification,/m/02", "line 3 has 3 values: expected 4"),
@@ -178,9 +174,9 @@ def test_lists_may_lie_in_the_version_folder(root):
         ("unseen_400.txt", b"/m/05", b"399", "line 2: '399' is not in class-descriptions.csv"),
     ],
 )
-def test_broken_files(root, name, old, new, said):
+def test_broken_files(root, name, old, new, message):
     edit(root / name, old, new)
-    with pytest.raises(QKSError, match=re.escape(Path(name).name) + ".*" + re.escape(said)):
+    with pytest.raises(QKSError, match=re.escape(Path(name).name) + ".*" + re.escape(message)):
         index_openimages(root, "test")
 
 

@@ -34,7 +34,7 @@ TINY = Path(__file__).parent / "data/nuswide_tiny/raw"
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
+def private_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("QKS_CACHE", str(tmp_path / "cache"))
 
 
@@ -103,7 +103,8 @@ def test_nuswide_needs_no_preparation(nuswide):
     for split in SPLITS:
         assert content(raw[split]) == content(index_nuswide(nuswide, split))
     prepared = prepare(str(nuswide), "nuswide")
-    assert prepared.files == {split: nuswide / f"qks-index-{split}.npz" for split in SPLITS} and files(nuswide) == [
+    assert prepared.files == {split: nuswide / f"qks-index-{split}.npz" for split in SPLITS}
+    assert files(nuswide) == [
         "qks-index-test.npz",
         "qks-index-train.npz",
     ]
@@ -124,16 +125,12 @@ def test_dense_is_what_the_raw_reader_gives(nuswide):
     for split in SPLITS:
         data = open_split(nuswide, split).dense()
         expected = read_nuswide(nuswide, split)
-        assert (
-            isinstance(data, LabelledImages)
-            and data.images == expected.images
-            and data.label_names == expected.label_names
-        )
-        assert (
-            np.array_equal(data.labels, expected.labels)
-            and data.labels.dtype == expected.labels.dtype
-            and data.n_seen == expected.n_seen
-        )
+        assert isinstance(data, LabelledImages)
+        assert data.images == expected.images
+        assert data.label_names == expected.label_names
+        assert np.array_equal(data.labels, expected.labels)
+        assert data.labels.dtype == expected.labels.dtype
+        assert data.n_seen == expected.n_seen
         assert data.path(0) == expected.path(0)
 
 
@@ -148,12 +145,10 @@ def test_training_sees_the_same_numbers_prepared_or_not(tmp_path, tiny_vlp):
         for benchmark in (saved, given):
             a = getattr(raw, split)
             b = getattr(benchmark, split)
-            assert (
-                a.images == b.images
-                and a.label_names == b.label_names
-                and np.array_equal(a.labels, b.labels)
-                and a.n_seen == b.n_seen
-            )
+            assert a.images == b.images
+            assert a.label_names == b.label_names
+            assert np.array_equal(a.labels, b.labels)
+            assert a.n_seen == b.n_seen
             assert raw.tokens[split].equal(benchmark.tokens[split])
     assert raw.embeddings.equal(saved.embeddings)
 
@@ -162,16 +157,12 @@ def test_openimages(openimages):
     prepared = prepare(openimages, "openimages")
     train, test = (open_split(openimages, split) for split in SPLITS)
     assert train.label_ids == ("/m/01", "/m/02", "/m/03") and test.label_ids == (*train.label_ids, "/m/04", "/m/05")
-    assert (
-        train.labels().tolist() == [[1, -1, 0], [0, 1, 0]]
-        and train.conflicts == 1
-        and "lines 4 and 5" in train.first_conflict
-    )
-    assert (
-        "1 conflicts" in str(prepared)
-        and train.first_conflict in str(prepared)
-        and "count as not annotated" in str(prepared)
-    )
+    assert train.labels().tolist() == [[1, -1, 0], [0, 1, 0]]
+    assert train.conflicts == 1
+    assert "lines 4 and 5" in train.first_conflict
+    assert "1 conflicts" in str(prepared)
+    assert train.first_conflict in str(prepared)
+    assert "count as not annotated" in str(prepared)
     (openimages / "fewer.txt").write_text("/m/04\n")
     prepare(openimages, "openimages", unseen="fewer.txt")
     assert len(open_split(openimages, "test").label_ids) == 4
@@ -208,41 +199,32 @@ def test_coco_divisions(tmp_path):
 def test_voc_with_unseen_classes(voc):
     assert "no label is unseen" not in str(prepare(voc, "voc", unseen="unseen.txt"))
     train, test = (open_split(voc, split) for split in SPLITS)
-    assert (
-        train.images == ("000001.jpg", "000002.jpg", "000004.jpg")
-        and len(train.label_ids) == 19
-        and "cat" not in train.label_ids
-    )
-    assert (
-        test.label_ids == (*train.label_ids, "cat")
-        and test.labels()[0, -1] == 1
-        and test.image_folder == "VOCdevkit/VOC2007/JPEGImages"
-    )
+    assert train.images == ("000001.jpg", "000002.jpg", "000004.jpg")
+    assert len(train.label_ids) == 19
+    assert "cat" not in train.label_ids
+    assert test.label_ids == (*train.label_ids, "cat")
+    assert test.labels()[0, -1] == 1
+    assert test.image_folder == "VOCdevkit/VOC2007/JPEGImages"
     assert "no label is unseen" in str(prepare(voc, "voc"))
-    assert [len(open_split(voc, split)) for split in SPLITS] == [4, 1] and open_split(
-        voc, "train"
-    ).label_ids == VOC_CLASSES
+    assert [len(open_split(voc, split)) for split in SPLITS] == [4, 1]
+    assert open_split(voc, "train").label_ids == VOC_CLASSES
     (voc / "unseen.txt").write_text("zebra\n")
     with pytest.raises(QKSError, match="'zebra' is no class"):
         prepare(voc, "voc", unseen="unseen.txt")
 
 
-def test_own_folder(own):
+def test_folder(own):
     prepare(own, "folder", unseen="unseen.txt")
     train, test = (open_split(own, split) for split in SPLITS)
-    assert (
-        train.images == ("a.jpg", "c.jpg", "d.jpg")
-        and train.label_ids == ("sea", "sand")
-        and train.labels().tolist() == [[1, -1], [-1, -1], [-1, 1]]
-    )
-    assert (
-        test.label_ids == ("sea", "sand", "dog")
-        and test.n_seen == 2
-        and test.labels().tolist() == [[-1, 1, 1], [1, -1, -1]]
-    )
+    assert train.images == ("a.jpg", "c.jpg", "d.jpg")
+    assert train.label_ids == ("sea", "sand")
+    assert train.labels().tolist() == [[1, -1], [-1, -1], [-1, 1]]
+    assert test.label_ids == ("sea", "sand", "dog")
+    assert test.n_seen == 2
+    assert test.labels().tolist() == [[-1, 1, 1], [1, -1, -1]]
 
 
-def test_own_folder_by_lists_and_other_names(own):
+def test_folder_by_lists_and_other_names(own):
     (own / "seen.txt").write_text("sand\nsea\nsky\n")
     (own / "lists").mkdir()
     (own / "train.csv").rename(own / "lists/train.csv")
@@ -251,7 +233,7 @@ def test_own_folder_by_lists_and_other_names(own):
     assert train.label_ids == ("sand", "sea", "sky") and train.path(0) == own / "pictures/a.jpg"
 
 
-def test_own_folder_to_test_only(own):
+def test_folder_to_test_only(own):
     (own / "train.csv").unlink()
     prepare(own, "folder", ["test"], unseen="unseen.txt")
     assert open_split(own, "test").label_ids == ("sand", "sea", "dog")
@@ -260,7 +242,7 @@ def test_own_folder_to_test_only(own):
 
 
 @pytest.mark.parametrize(
-    "name, text, said",
+    "name, text, message",
     [
         ("test.csv", "image,labels\ne.jpg,sky\n", "test.csv line 2: label 'sky' is neither in seen nor in unseen"),
         ("test.csv", "image,labels\na.jpg,sea\n", "are in both splits, 1 in all, such as a.jpg"),
@@ -268,9 +250,9 @@ def test_own_folder_to_test_only(own):
         ("test.csv", "picture,labels\ne.jpg,sky\n", "test.csv line 1 is .*expected the header"),
     ],
 )
-def test_a_mistake_in_the_second_split_saves_neither(own, name, text, said):
+def test_a_mistake_in_the_second_split_saves_neither(own, name, text, message):
     (own / name).write_text(text)
-    with pytest.raises(QKSError, match=said):
+    with pytest.raises(QKSError, match=message):
         prepare(own, "folder", unseen="unseen.txt")
     assert files(own) == []
 
@@ -284,11 +266,9 @@ def test_one_table_for_both_splits(tmp_path):
     (tmp_path / "unseen.txt").write_text("dog\n")
     one, again = (index_splits(tmp_path, "folder", test_part=0.2, unseen="unseen.txt") for _ in range(2))
     assert len(one["test"]) == 6 and len(one["train"]) == 24 and not set(one["train"].images) & set(one["test"].images)
-    assert (
-        one["test"].images == again["test"].images
-        and one["test"].label_ids == ("sand", "sea", "sky", "dog")
-        and one["train"].label_ids == ("sand", "sea", "sky")
-    )
+    assert one["test"].images == again["test"].images
+    assert one["test"].label_ids == ("sand", "sea", "sky", "dog")
+    assert one["train"].label_ids == ("sand", "sea", "sky")
     assert list(index_splits(tmp_path, "folder", ["test"], test_part=0.2)) == ["test"]
     for test in ("other.csv", "test.csv"):
         if test == "test.csv":
@@ -313,11 +293,9 @@ def test_no_option_leaves_the_folder(own, options):
 def test_without_unseen_leaves_every_seen_entry(openimages):
     index = index_splits(openimages, "openimages", ["test"])["test"]
     left = without_unseen(index)
-    assert (
-        left.label_ids == index.label_ids[:3]
-        and left.images == index.images[:1]
-        and left.labels().tolist() == index.labels()[:1, :3].tolist()
-    )
+    assert left.label_ids == index.label_ids[:3]
+    assert left.images == index.images[:1]
+    assert left.labels().tolist() == index.labels()[:1, :3].tolist()
 
 
 # --- what is refused ---
@@ -345,12 +323,10 @@ def test_a_folder_without_an_index_names_the_command(tmp_path, dataset, mark):
     path.parent.mkdir(parents=True)
     path.touch() if path.suffix else path.mkdir()
     assert detect_dataset(tmp_path / "a folder").name == dataset
-    said = (
-        "is missing: expected it at"
-        if dataset == "nuswide"
-        else re.escape(f"run `qks data {dataset} prepare '{tmp_path}/a folder'` first")
-    )
-    with pytest.raises(QKSError, match=said):
+    message = re.escape(f"run `qks data {dataset} prepare '{tmp_path}/a folder'` first")
+    if DATASETS[dataset].is_ready:
+        message = "is missing: expected it at"
+    with pytest.raises(QKSError, match=message):
         open_split(tmp_path / "a folder", "test")
 
 
@@ -477,9 +453,8 @@ def read_only(nuswide):
 
 def test_a_read_only_folder_is_prepared_in_the_cache(read_only, tmp_path):
     prepared = prepare(read_only, "nuswide")
-    assert files(read_only) == [] and set(prepared.files.values()) == set(
-        (tmp_path / "cache/indexes").glob("*/qks-index-*.npz")
-    )
+    assert files(read_only) == []
+    assert set(prepared.files.values()) == set((tmp_path / "cache/indexes").glob("*/qks-index-*.npz"))
     assert (
         content(open_split(read_only, "test"))
         == content(prepared.splits["test"])
@@ -511,17 +486,19 @@ def test_a_full_disk_is_no_reason_to_write_elsewhere(nuswide, tmp_path, monkeypa
 def test_missing_images_are_left_out_where_asked_for(nuswide):
     "They are counted, the others are the split; images that are fetched later come back with the next prepare."
     train, test = (index_nuswide(nuswide, split) for split in SPLITS)
-    for index, kept in ((train, 5), (test, 3)):
-        for number in range(kept):
+    for index, n_present in ((train, 5), (test, 3)):
+        for number in range(n_present):
             index.path(number).parent.mkdir(parents=True, exist_ok=True)
             index.path(number).write_bytes(b"x" * (10 + number))
     prepared = prepare(nuswide, "nuswide", min_bytes=1)
     assert prepared.left_out == {
         "train": len(train) - 5,
         "test": len(test) - 3,
-    } and f"{len(test) - 3:,} images are missing or too small, and left out" in str(prepared)
-    found = open_splits(nuswide)
-    assert found["train"].images == train.images[:5] and content(found["test"]) == content(test.subset(range(3)))
+    }
+    assert f"{len(test) - 3:,} images are missing or too small, and left out" in str(prepared)
+    splits = open_splits(nuswide)
+    assert splits["train"].images == train.images[:5]
+    assert content(splits["test"]) == content(test.subset(range(3)))
     assert prepare(nuswide, "nuswide", min_bytes=12).left_out == {"train": len(train) - 3, "test": len(test) - 1}
     assert prepare(nuswide, "nuswide").left_out == {} and len(open_split(nuswide, "test")) == len(test)
     with pytest.raises(QKSError, match="none of the .* train images is in .*: fetch them first"):
@@ -569,7 +546,7 @@ def test_a_list_named_with_dots_is_the_same_list(own, voc):
     assert open_splits(voc)["test"].label_ids[-1] == "cat"
 
 
-def test_a_size_that_is_none_is_told_before_anything_is_read(own, monkeypatch):
+def test_an_invalid_size_is_refused_before_anything_is_read(own, monkeypatch):
     monkeypatch.setattr("qks.data.splits.index_splits", lambda *args, **kwargs: pytest.fail("began to read"))
     with pytest.raises(QKSError, match="min_bytes is 0: give a whole number, 1 or more"):
         prepare(own, "folder", min_bytes=0)

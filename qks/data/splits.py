@@ -91,7 +91,7 @@ def _save_split(
     except QKSError as error:
         cause = getattr(error.__cause__, "errno", None)
         if cause not in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise  # a full disk, for one, has to be known
+            raise  # such as for a full disk, which the user has to know about
     try:
         cache_path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -195,7 +195,7 @@ def open_split(
     root: str | Path,  # the data set's folder
     split: str,  # "train" or "test"
 ) -> Index:
-    "The saved index of a split, or that of raw files that need no `prepare`; raises `QKSError` with the command to run."
+    "A split's saved index, or that of raw files that need no `prepare`; raises `QKSError` with the command to run."
     check_split_name(split)
     dataset = detect_dataset(root)
     saved = [path for path in index_paths(root, split) if path.exists()]
