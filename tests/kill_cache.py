@@ -5,7 +5,8 @@
 The parent imports everything once and forks a child per kill. The child ends itself with SIGKILL at the k-th step of
 writing (before a write, half-way through it, before and after each fsync and each rename), or is killed by the parent
 at a random moment; once it has a worker process that outlives it.
-After each kill the parent looks at what counts as finished, resumes, and compares all bytes with an uninterrupted cache.
+After each kill the parent looks at what counts as finished, resumes, and compares all bytes with an uninterrupted
+cache.
 """
 
 import builtins
@@ -190,10 +191,15 @@ class Kills:
         )
 
 
+def without_progress(items, description):
+    return items
+
+
 def main(root):
     torch.set_num_threads(1)
     # tqdm's lock is shared with a killed child, and would stay locked
-    cache.progress = batchfile.progress = lambda items, description: items
+    cache.progress = without_progress
+    batchfile.progress = without_progress
     kills = Kills(root)
     for k in range(kills.count_steps()):
         kills.steps.kill_at = k

@@ -174,7 +174,7 @@ def place_object(
     tries: int = 40,  # ours: after so many, the least overlapping place is taken
 ) -> Box:
     "Find a place for one more object."
-    best = None
+    best: Box = ()
     least = np.inf
     for attempt in range(tries):
         size = sizes[0]
@@ -184,7 +184,8 @@ def place_object(
         box = x, y, x + size, y + size
         shared = largest_overlap(box, boxes)
         if shared < least:
-            best, least = box, shared
+            best = box
+            least = shared
         if shared <= max_overlap:
             break
     return best
@@ -212,7 +213,7 @@ def compose_scene(
         canvas = background(rng, image_size)
     smallest, largest = sizes
     largest = max(smallest, largest - 3 * max(0, len(concepts) - 3))
-    boxes = []
+    boxes: list[Box] = []
     for concept, vendor in zip(concepts, vendors):
         x0, y0, x1, y1 = place_object(rng, boxes, image_size, (smallest, largest), max_overlap)
         drawing = drawings.get(int(concept), int(vendor), x1 - x0)  # [size, size, 4]

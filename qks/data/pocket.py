@@ -175,9 +175,10 @@ def write_split(
     drawings: Drawings,
 ) -> None:
     "Compose and write the scenes of one split, then its lists."
-    n_scenes, tag_drop, tag_add = config.n_test, 0.0, 0.0  # test tags are clean
-    if split == "train":
-        n_scenes, tag_drop, tag_add = config.n_train, config.tag_drop, config.tag_add
+    is_train = split == "train"
+    n_scenes = config.n_train if is_train else config.n_test
+    tag_drop = config.tag_drop if is_train else 0.0  # test tags are clean
+    tag_add = config.tag_add if is_train else 0.0
     seen, unseen = label_vocabulary(concepts)
     column = {label: position for position, label in enumerate(seen + unseen)}
     present = np.zeros((n_scenes, len(column)), bool)  # [n, C]

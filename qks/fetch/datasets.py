@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from ..core import check_fields
 from .policy import FetchPolicy
 
+# %% ../../nbs/fetch/04_datasets.ipynb #39f51b7f
 if TYPE_CHECKING:
     from qks.fetch.images import FetchReport
 

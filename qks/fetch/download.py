@@ -217,6 +217,42 @@ def check_image(
 USER_AGENT = f"qks/{__version__} (research on image classification; +https://github.com/qks-project/qks)"
 MAX_REDIRECTS = 5
 
+# %% ../../nbs/fetch/02_download.ipynb #cd8956de
+class HostGates:
+    "The gates of all hosts, made when a host is first asked."
+
+    def __init__(
+        self,
+        policy: FetchPolicy,  # how hard to ask
+        stop: threading.Event,  # set when everything shall end
+    ):
+        self.policy = policy
+        self.stop = stop
+        self.gates: dict[bytes, HostGate] = {}
+        self.lock = threading.Lock()
+
+    def gate(self, url: httpx.URL) -> HostGate:
+        with self.lock:
+            return self.gates.setdefault(url.netloc, HostGate(url.host, self.policy, self.stop))
+
+# %% ../../nbs/fetch/02_download.ipynb #0ae5cf7b
+def request_image(
+    client: httpx.Client,  # asks
+    gates: HostGates,  # say when
+    url: httpx.URL,  # the address
+    part: Path,  # the file to write
+) -> SavedFile:
+    "Ask for one image, follow its redirects and write the body; raises `NoImage` for an answer that is no image."
+    for _ in range(MAX_REDIRECTS + 1):
+        with gates.gate(url), client.stream("GET", url) as response:
+            if not response.has_redirect_location:
+                check_answer(response, gates.policy.max_bytes)
+                return write_body(response, part, gates.policy, gates.stop)
+            url = response.next_request.url
+        if "photo_unavailable" in url.path:
+            raise NoImage("placeholder", f"redirect to {url.path}")
+    raise NoImage("refused", f"more than {MAX_REDIRECTS} redirects")
+
 # %% ../../nbs/fetch/02_download.ipynb #b46d1c82
 class Downloader:
     "Turns addresses into verified files, from any number of threads at once; close it, or use it in `with`."
@@ -229,8 +265,7 @@ class Downloader:
         self.policy = policy
         self.placeholders = set(placeholders)
         self.stop = threading.Event()
-        self.gates: dict[bytes, HostGate] = {}
-        self.lock = threading.Lock()
+        self.gates = HostGates(policy, self.stop)
         self.client = httpx.Client(
             headers={"User-Agent": USER_AGENT, "Accept": "image/*", "Accept-Encoding": "identity"},
             timeout=httpx.Timeout(policy.timeout, pool=None),
@@ -264,28 +299,13 @@ class Downloader:
         finally:
             part.unlink(missing_ok=True)
 
-    def _attempt(self, url: str, part: Path, name: str) -> SavedFile:
+    def _attempt(self, url, part, name):
         "One request for one image, into the file `part`; `name` is what messages call it."
         try:
-            saved = self._follow_redirects(httpx.URL(url), part)
+            saved = request_image(self.client, self.gates, httpx.URL(url), part)
         except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError) as error:
             raise NoImage("dead", f"no usable address ({error})") from error
         except httpx.RequestError as error:
             raise NoImage("failed", f"{type(error).__name__}: {error}", retry=True) from error
         check_image(part, saved.sha256, self.placeholders, name)
         return saved
-
-    def _follow_redirects(self, url: httpx.URL, part: Path) -> SavedFile:
-        for _ in range(MAX_REDIRECTS + 1):
-            with self._gate(url), self.client.stream("GET", url) as response:
-                if not response.has_redirect_location:
-                    check_answer(response, self.policy.max_bytes)
-                    return write_body(response, part, self.policy, self.stop)
-                url = response.next_request.url
-            if "photo_unavailable" in url.path:
-                raise NoImage("placeholder", f"redirect to {url.path}")
-        raise NoImage("refused", f"more than {MAX_REDIRECTS} redirects")
-
-    def _gate(self, url: httpx.URL) -> HostGate:
-        with self.lock:
-            return self.gates.setdefault(url.netloc, HostGate(url.host, self.policy, self.stop))

@@ -16,7 +16,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -62,24 +62,27 @@ class ReportRow(NamedTuple):
     sha256: str = ""  # of the file, in hexadecimal
     detail: str = ""  # what happened, where the outcome does not say it all
 
-    def line(self) -> bytes:
-        "The row as one line of CSV."
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerow(map(_printable, self))
-        return text.getvalue().encode()
-
 
 REPORT_HEADER = (",".join(ReportRow._fields) + "\n").encode()
+
+# %% ../../nbs/fetch/03_images.ipynb #f4f00fdf
+def format_row(
+    row: ReportRow,  # what happened to one target
+) -> bytes:  # one line of CSV
+    "The row as a line of the report."
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(map(_printable, row))
+    return text.getvalue().encode()
 
 # %% ../../nbs/fetch/03_images.ipynb #79fc42df
 def parse_row(
     line: bytes,  # a whole line of a report
 ) -> ReportRow:
-    "Read one line of a report; raises ValueError or TypeError where it is none."
-    row = ReportRow(*next(csv.reader([line.decode()])))
-    if row.outcome not in OUTCOMES:
+    "Read one line of a report; raises ValueError where it is none."
+    target, url, outcome, size, sha256, detail = next(csv.reader([line.decode()]))
+    if outcome not in OUTCOMES:
         raise ValueError("unknown outcome")
-    return row._replace(bytes=int(row.bytes))
+    return ReportRow(target, url, outcome, int(size), sha256, detail)
 
 # %% ../../nbs/fetch/03_images.ipynb #e6833de9
 def read_report(
@@ -99,7 +102,7 @@ def read_report(
                 elif is_whole:
                     row = parse_row(line)
                     rows[row.target] = row
-            except (ValueError, TypeError, StopIteration, csv.Error) as error:
+            except (ValueError, StopIteration, csv.Error) as error:
                 raise QKSError(
                     f"{path} line {number} is no line of a fetch report: move the file away; "
                     "images that are there will be verified again"
@@ -124,7 +127,7 @@ class ReportFile:
             self.file.write(REPORT_HEADER)
 
     def write(self, row: ReportRow) -> None:
-        line = row.line()
+        line = format_row(row)
         if self.file.write(line) < len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.file.name)
 
@@ -286,7 +289,7 @@ def map_in_threads(
     items: Iterable[Item],  # what to work on
     workers: int,  # threads
     stop: threading.Event,  # set at the end; makes `function` return early
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     "Yield `function(item)` for every item, in the order of completion."
     pool = ThreadPoolExecutor(workers)
     running: set[Future] = set()
@@ -330,7 +333,7 @@ PROBLEM_MEANINGS = {
 
 @dataclass(frozen=True)
 class FetchReport:
-    "What a run has fetched, and where each listed image stands now; `print` shows it."
+    "What a run has fetched, and the outcome of each listed image; `print` shows it."
 
     root: Path  # the image folder
     file: Path  # the report on disk, one line for all that ever happened

@@ -139,8 +139,7 @@ class ImageViews(torch.utils.data.Dataset):
         self.views = views
         self.augmentation = augmentation
         self.first_view = first_view
-        self._last_index = None  # views of an image are read one after the other: its file is decoded once
-        self._last_image = None
+        self._last: tuple[int, Image.Image] | None = None  # views are read one after the other: decode a file once
 
     def __len__(self):
         return len(self.data) * self.views
@@ -148,14 +147,17 @@ class ImageViews(torch.utils.data.Dataset):
     def __getitem__(self, item: int) -> torch.Tensor | QKSError:  # [3, H, W]
         index, view = divmod(int(item), self.views)
         try:
-            if self._last_index != index:
-                self._last_image = load_image(self.data.path(index))
-                self._last_index = index
+            image = self._image(index)
             if self.augmentation is None:
-                return self.preprocess(self._last_image)
-            return self.augmentation(self._last_image, index, self.first_view + view)
+                return self.preprocess(image)
+            return self.augmentation(image, index, self.first_view + view)
         except QKSError as error:
             return error
+
+    def _image(self, index):
+        if self._last is None or self._last[0] != index:
+            self._last = index, load_image(self.data.path(index))
+        return self._last[1]
 
 # %% ../../nbs/tokens/01_augment.ipynb #d72b3dd9
 def stack_images(

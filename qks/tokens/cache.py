@@ -14,23 +14,25 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from filelock import FileLock, Timeout
 
 from ..core import QKSError, available_memory, check_count, progress, write_atomic
-from qks.tokens.augment import (
-    Augmentation,
-    ImageFiles,
-    ImageViews,
-    load_batches,
-    preprocess_digest,
-    worker_errors,
+from .augment import Augmentation, ImageFiles, ImageViews, load_batches, preprocess_digest, worker_errors
+from qks.tokens.store import (
+    BatchFile,
+    DiskTokens,
+    is_untouched,
+    mark_complete,
+    missing_batches,
+    read_record,
+    valid_batches,
 )
-from .store import BatchFile, DiskTokens, missing_batches, read_record, valid_batches
 from ..vlp.frozen import fingerprint
 
 # %% ../../nbs/tokens/03_cache.ipynb #2dac2c6f
@@ -311,10 +313,28 @@ def drop_invalid_batches(
         )
     file.rewrite_record(valid)
 
-# %% ../../nbs/tokens/03_cache.ipynb #ab448cf7
+# %% ../../nbs/tokens/03_cache.ipynb #d162819b
 LOCK_SECONDS = 10  # how long to wait for a lock; a killed process's workers leave within about 5 s
 
 
+@contextmanager
+def cache_errors(
+    place: Path,  # a cache's own folder
+):
+    "Raise one `QKSError` where the folder cannot be used, or another process has the lock."
+    try:
+        yield
+    except Timeout as error:
+        raise QKSError(
+            f"another process is writing the token cache {place}: wait until it is done, or name another folder"
+        ) from error
+    except OSError as error:
+        raise QKSError(
+            f"{error.filename or place} cannot be used as a token cache ({error.strerror or error}): "
+            "check the path, its permissions and free space"
+        ) from error
+
+# %% ../../nbs/tokens/03_cache.ipynb #ab448cf7
 class TokenCache:
     "The cache of one list of images on the disk."
 
@@ -335,7 +355,7 @@ class TokenCache:
 
     def _is_ready(self, verify):
         "Whether it is complete and valid; needs no lock."
-        if not (self.place / "meta.json").exists() or not self.file.is_untouched():
+        if not (self.place / "meta.json").exists() or not is_untouched(self.file):
             return False
         check_meta(self.place, self.ingredients, self.shape)
         n_items = len(self.images)
@@ -351,7 +371,7 @@ class TokenCache:
         fill_cache(file, self.vlp, self.images, batch_size, workers)
         if file.size > file.n_bytes:
             os.truncate(file.numbers, file.n_bytes)
-        file.mark_complete()
+        mark_complete(file)
 
     def complete(
         self,
@@ -360,21 +380,11 @@ class TokenCache:
         verify: bool,  # read every batch and compare its digest
     ) -> BatchFile:
         "Compute what the cache lacks; raises `QKSError` where that is not possible."
-        try:
+        with cache_errors(self.place):
             self.place.mkdir(parents=True, exist_ok=True)
             if not self._is_ready(verify):
                 with FileLock(self.place / "lock", timeout=LOCK_SECONDS):
                     self._write(batch_size, workers)
-        except Timeout as error:
-            raise QKSError(
-                f"another process is writing the token cache {self.place}: "
-                "wait until it is done, or name another folder"
-            ) from error
-        except OSError as error:
-            raise QKSError(
-                f"{error.filename or self.place} cannot be used as a token cache ({error.strerror or error}): "
-                "check the path, its permissions and free space"
-            ) from error
         return self.file
 
 # %% ../../nbs/tokens/03_cache.ipynb #3c78da18
@@ -386,12 +396,12 @@ def tokens_in_memory(
 ) -> torch.Tensor:  # fp32 [items, N, D]
     "Compute all tokens into one tensor."
     batches = missing_batches([], len(images), batch_size)
-    cached = None
+    all_tokens = torch.empty(0)
     for items, tokens in compute_batches(vlp, images, batches, workers, "Caching image tokens"):
-        if cached is None:
-            cached = torch.empty(len(images), *tokens.shape[1:])
-        cached[items.start : items.stop] = tokens.cpu()
-    return cached
+        if items.start == 0:  # now the shape is known
+            all_tokens = torch.empty(len(images), *tokens.shape[1:])
+        all_tokens[items.start : items.stop] = tokens.cpu()
+    return all_tokens
 
 # %% ../../nbs/tokens/03_cache.ipynb #622fabd2
 @worker_errors()
@@ -424,7 +434,7 @@ def cache_tokens(
 # %% ../../nbs/tokens/03_cache.ipynb #d5f47d85
 def list_caches(
     folder: str | Path,  # where caches are kept
-) -> list[dict]:  # name, images, views, dtype, vlp, GB, finished (a fraction) of each
+) -> list[dict[str, Any]]:  # name, images, views, dtype, vlp, GB, finished (a fraction) of each
     "What the token caches in a folder hold, so that you can see which to delete."
     rows = []
     for path in sorted(Path(folder).glob("tokens-*/meta.json")):
@@ -432,7 +442,7 @@ def list_caches(
         numbers = path.with_name("tokens.bin")
         n_items = (meta.get("images") or 0) * (meta.get("views") or 1)
         n_finished = sum(batch.stop - batch.start for batch in read_record(path.with_name("finished.txt")))
-        row = {"name": path.parent.name}
+        row: dict[str, Any] = {"name": path.parent.name}
         row |= {name: meta.get(name) for name in ("images", "views", "dtype", "vlp")}
         row["GB"] = numbers.stat().st_size / 1e9 if numbers.exists() else 0.0
         row["finished"] = n_finished / max(1, n_items)

@@ -10,7 +10,7 @@ __all__ = ['BATCHES_AHEAD', 'TokenSource', 'StoredTokens', 'ViewSampler', 'token
 import hashlib
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -139,7 +139,7 @@ def read_batches(
     def read(rows):
         return tokens[rows].pin_memory() if pin else tokens[rows]
 
-    waiting = deque()
+    waiting: deque[Future[torch.Tensor]] = deque()
     with ThreadPoolExecutor(1) as reader:
         for rows in batches:
             waiting.append(reader.submit(read, rows))
