@@ -10,6 +10,7 @@ from qks.core import QKSError
 from qks.evaluate.bootstrap import (
     bootstrap_intervals,
     bootstrap_intervals_from_stream,
+    percentile_intervals,
     resample_weights,
     resampled_precision,
 )
@@ -130,6 +131,22 @@ def test_a_stream_has_the_same_intervals():
     assert bootstrap_intervals_from_stream(stream, 25, 4) == bootstrap_intervals(
         scores, labels, 5, (1, 3), resamples=25, seed=4
     )
+
+
+def test_zeros_that_a_stream_lists_do_not_count():
+    scores, labels = sample()
+    columns = np.tile(np.arange(9), 120)
+    every_entry = SimpleNamespace(offsets=np.arange(121) * 9, columns=columns, values=labels.ravel())
+    stream = StreamingScores(every_entry, 5, (1, 3))
+    stream.update(scores)
+    expected = bootstrap_intervals(scores, labels, 5, (1, 3), resamples=25)
+    assert bootstrap_intervals_from_stream(stream, 25) == expected
+
+
+def test_intervals_stay_between_0_and_1():
+    resampled = {"zsl": {"mAP": np.linspace(0.2, 0.8, 101)}}
+    assert percentile_intervals(resampled, {"zsl": {"mAP": 0.1}})["zsl"]["mAP"]["low"] == 0
+    assert percentile_intervals(resampled, {"zsl": {"mAP": 0.9}})["zsl"]["mAP"]["high"] == 1
 
 
 def test_seeds_and_order():

@@ -1,4 +1,4 @@
-"""The instrument of 14_explore, its controls turned by hand."""
+"""The explorer's widget, with its controls set by code."""
 
 import io
 from datetime import datetime, timezone
@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from qks.core import QKSError
-from qks.explore.explorer import Explorer, plot_answer, plot_token, read_uploads
+from qks.explore.explorer import Explorer, plot_image_tags, plot_token_blocks, read_uploads
 from qks.model.tagger import QKS
 
 PICTURES = {
@@ -18,7 +18,7 @@ PICTURES = {
 LABELS = ["cat", "dog", "bus"]
 
 
-def brought(name, content):  # as ipywidgets hands it over
+def uploaded(name, content):  # as ipywidgets hands it over
     return {
         "name": name,
         "type": "image/png",
@@ -30,7 +30,7 @@ def brought(name, content):  # as ipywidgets hands it over
 
 def png(name="mine.png"):
     PICTURES["one"].save(file := io.BytesIO(), "PNG")
-    return brought(name, file.getvalue())
+    return uploaded(name, file.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -44,15 +44,16 @@ def explorer(model):
 
 
 def figures(explorer):
-    return explorer.answer.value, explorer.look.value
+    return explorer.tags_figure.value, explorer.token_figure.value
 
 
-def test_it_begins_with_an_answer(explorer, model):
-    assert [tag[:1] + tag[2:] for tag in explorer.tags] == [
-        tag[:1] + tag[2:] for tag in model.tag(PICTURES["one"], LABELS)[0]
-    ]
-    assert explorer.token.value == explorer.tags[0][2] and explorer.token.max == model.head.config.n_queries - 1
-    assert all(Image.open(io.BytesIO(figure)).width > 300 for figure in figures(explorer)) and explorer.told.value == ""
+def test_it_begins_with_tags_and_figures(explorer, model):
+    expected = model.tag(PICTURES["one"], LABELS)[0]
+    assert [(label, token) for label, _, token in explorer.tags] == [(label, token) for label, _, token in expected]
+    assert explorer.token.value == explorer.tags[0][2]
+    assert explorer.token.max == model.head.config.n_queries - 1
+    assert all(Image.open(io.BytesIO(figure)).width > 300 for figure in figures(explorer))
+    assert explorer.message.value == ""
 
 
 def test_every_control_draws_what_depends_on_it(explorer):
@@ -67,60 +68,58 @@ def test_every_control_draws_what_depends_on_it(explorer):
 
 
 @pytest.mark.parametrize(
-    "words, told",
-    [("cat, cat", "appears twice"), ("", "label list is empty"), ("cat,,dog", "blank"), ("<i>,<i>", "&lt;i&gt;")],
+    "words, message",
+    [("cat, cat", "twice"), ("", "label list is empty"), ("cat,,dog", "blank"), ("<i>,<i>", "&lt;i&gt;")],
 )
-def test_a_mistake_is_told_and_the_figures_stay(explorer, words, told):
+def test_a_mistake_shows_a_message_and_the_figures_stay(explorer, words, message):
     before = figures(explorer)
     explorer.labels.value = words
-    assert told in explorer.told.value and figures(explorer) == before
+    assert message in explorer.message.value and figures(explorer) == before
     explorer.labels.value = "cat"
-    assert explorer.told.value == "" and figures(explorer) != before
+    assert explorer.message.value == "" and figures(explorer) != before
 
 
-def test_pictures_of_ones_own(explorer):
+def test_uploaded_pictures(explorer):
     explorer.upload.value = (png(), png("folder/other.png"))
-    assert (
-        list(explorer.picture.options) == ["one", "two", "mine.png", "other.png"]
-        and explorer.picture.value == "other.png"
-    )
+    assert list(explorer.picture.options) == ["one", "two", "mine.png", "other.png"]
+    assert explorer.picture.value == "other.png"
     before = figures(explorer)
-    explorer.upload.value = (brought("text.png", b"no picture"),)
-    assert "image text.png is not an image" in explorer.told.value and figures(explorer) == before
+    explorer.upload.value = (uploaded("text.png", b"no picture"),)
+    assert "image text.png is not an image" in explorer.message.value and figures(explorer) == before
     assert read_uploads([]) == {}
 
 
 def test_the_token_shown_is_of_the_picture_shown(explorer):
-    "With a mistake in the labels another picture is chosen: the figures stay with the old one, and so do the token's looks."
+    "With a mistake in the labels another picture is chosen: both figures stay with the old one."
     explorer.token.value = 0
-    looks = {}
+    token_figures = {}
     for token in (0, 1):
         explorer.token.value = token
-        looks[token] = explorer.look.value
+        token_figures[token] = explorer.token_figure.value
     explorer.labels.value = "cat, cat"
     explorer.picture.value = "two"
     explorer.token.value = 0
-    assert explorer.look.value == looks[0]
+    assert explorer.token_figure.value == token_figures[0]
 
 
 def test_the_same_name_again_is_another_picture(explorer):
     explorer.upload.value = (png(),)
     before = figures(explorer)
     PICTURES["two"].save(file := io.BytesIO(), "PNG")
-    explorer.upload.value = (brought("mine.png", file.getvalue()),)
+    explorer.upload.value = (uploaded("mine.png", file.getvalue()),)
     assert figures(explorer) != before
 
 
 @pytest.mark.parametrize(
-    "pictures, labels, told",
+    "pictures, labels, message",
     [
         ({}, LABELS, "no picture to begin with"),
-        (PICTURES, ["cat", "cat"], "appears twice"),
+        (PICTURES, ["cat", "cat"], "twice"),
         (PICTURES, [], "label list is empty"),
     ],
 )
-def test_nothing_to_begin_with(model, pictures, labels, told):
-    with pytest.raises(QKSError, match=told):
+def test_bad_pictures_or_labels_are_refused(model, pictures, labels, message):
+    with pytest.raises(QKSError, match=message):
         Explorer(model, pictures, labels)
 
 
@@ -130,13 +129,14 @@ def test_labels_with_a_comma(model):
 
 def test_figures_refuse_what_does_not_fit(model):
     attention = model.predict([PICTURES["one"]], model.pool.embed(model.vlp, LABELS), return_attention=True).attention
-    plot_answer(PICTURES["one"], [], attention, model.vlp.grid).canvas.draw()
-    assert len(plot_token(PICTURES["one"], attention, 0, model.vlp.grid, ["$5", "$6"]).axes) == 1 + len(attention)
+    plot_image_tags(PICTURES["one"], [], attention, model.vlp.grid).canvas.draw()
+    figure = plot_token_blocks(PICTURES["one"], attention, 0, model.vlp.grid, ["$5", "$6"])
+    assert len(figure.axes) == 1 + len(attention)
     with pytest.raises(QKSError, match="token 99"):
-        plot_token(PICTURES["one"], attention, 99, model.vlp.grid)
+        plot_token_blocks(PICTURES["one"], attention, 99, model.vlp.grid)
 
 
-def test_a_label_that_is_too_long_is_told(explorer):
+def test_a_label_that_is_too_long_shows_a_message(explorer):
     before = figures(explorer)
     explorer.labels.value = "word " * 100
-    assert "shorten the label" in explorer.told.value and figures(explorer) == before
+    assert "shorten the label" in explorer.message.value and figures(explorer) == before

@@ -214,8 +214,13 @@ def test_tensors_and_lists_give_the_same(sample, convert):
 
 
 def test_bf16_scores(sample):
-    rounded = torch.tensor(sample[0]).bfloat16()
+    rounded = torch.tensor(sample[0] * 1e6).bfloat16()  # beyond the range of fp16
     assert evaluate_scores(rounded, sample[1], 9) == evaluate_scores(rounded.float().numpy(), sample[1], 9)
+
+
+def test_whole_numbers_as_scores(sample):
+    scores = 10_000 + np.random.default_rng(0).permutation(60 * 14).reshape(60, 14)  # in fp16 many would be equal
+    assert evaluate_scores(scores, sample[1], 9) == evaluate_scores(scores.astype(np.float64), sample[1], 9)
 
 
 def test_inputs_are_left_as_they_were(sample):
@@ -232,6 +237,14 @@ def test_scores_that_are_not_finite(sample, bad):
     for function in (lambda: evaluate_scores(scores, labels, 9), lambda: average_precision_per_label(scores, labels)):
         with pytest.raises(QKSError, match=f"2 values.*{bad} at image 4, label 7"):
             function()
+
+
+def test_the_first_bad_value_may_lie_in_a_later_block(sample, monkeypatch):
+    scores, labels = sample
+    scores[40, 7] = scores[50, 1] = np.nan
+    monkeypatch.setattr(qks.evaluate.protocols, "VALUES_PER_BLOCK", 28)  # two images
+    with pytest.raises(QKSError, match="2 values.*nan at image 40, label 7"):
+        evaluate_scores(scores, labels, 9)
 
 
 @pytest.mark.parametrize(

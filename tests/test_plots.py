@@ -12,7 +12,7 @@ from PIL import Image
 
 from qks.core import QKSError
 from qks.explore.plots import (
-    RIGHT,
+    CORRECT_TEXT,
     best_and_worst,
     draw_attention,
     draw_tags,
@@ -155,7 +155,7 @@ def test_right_labels_carry_tick_bold_and_colour(axis):
     written = texts(axis)
     assert set(written) == {"✓ dog", "cat*", "✓ bus", "0.90", "0.60", "0.30"}
     assert written["✓ dog"].get_weight() == "bold" and written["cat*"].get_weight() == "normal"
-    assert written["✓ dog"].get_color() == RIGHT[1] != written["cat*"].get_color()
+    assert written["✓ dog"].get_color() == CORRECT_TEXT != written["cat*"].get_color()
     assert [bar.get_width() for bar in axis.patches] == [0.9, 0.6, 0.3]
     assert axis.get_xlabel() == "probability"
     heights = [axis.transData.transform((0, bar.get_y()))[1] for bar in axis.patches]
@@ -208,7 +208,7 @@ def test_a_scene_where_nothing_was_found():
     ],
 )
 def test_scenes_that_do_not_fit_are_refused(arguments):
-    with pytest.raises(QKSError, match="one of each an image"):
+    with pytest.raises(QKSError, match="one of each per image"):
         plot_tags(*arguments)
 
 
@@ -316,10 +316,10 @@ NAMES = list("abcdefgh")
 
 
 def test_best_and_worst_never_share_a_label():
-    assert best_and_worst(AP[3:], top=1) == ([1], [0])
-    assert best_and_worst(AP[3:], top=3) == ([1, 4, 3], [0])
-    assert best_and_worst(AP[3:], top=9) == ([1, 4, 3, 0], [])
-    assert best_and_worst(np.array([np.nan]), top=2) == ([], [])
+    assert best_and_worst(AP[3:], n_each=1) == ([1], [0])
+    assert best_and_worst(AP[3:], n_each=3) == ([1, 4, 3], [0])
+    assert best_and_worst(AP[3:], n_each=9) == ([1, 4, 3, 0], [])
+    assert best_and_worst(np.array([np.nan]), n_each=2) == ([], [])
 
 
 def test_curves_hold_the_sorted_values_and_the_means():
@@ -344,18 +344,18 @@ def bars(figure):
 
 
 def test_best_and_worst_are_named_with_a_gap_between():
-    drawn, rows, title = bars(plot_label_ap(AP, NAMES, n_seen=3, top=1))
+    drawn, rows, title = bars(plot_label_ap(AP, NAMES, n_seen=3, n_each=1))
     assert drawn == {"e": 0.8, "d": 0.2} and rows == [0, 2] and title == "Best and worst unseen labels"
 
 
 def test_few_unseen_labels_are_all_named_without_a_gap():
-    drawn, rows, title = bars(plot_label_ap(AP, NAMES, n_seen=3, top=2))
+    drawn, rows, title = bars(plot_label_ap(AP, NAMES, n_seen=3, n_each=2))
     assert drawn == {"e": 0.8, "h": 0.6, "g": 0.4, "d": 0.2} and list(drawn) == ["e", "h", "g", "d"]
     assert rows == [0, 1, 2, 3] and title == "Unseen labels, best first"
 
 
 def test_without_an_unseen_label_the_seen_ones_are_named():
-    figure = plot_label_ap(AP, NAMES, n_seen=8, top=1)
+    figure = plot_label_ap(AP, NAMES, n_seen=8, n_each=1)
     drawn, rows, title = bars(figure)
     assert drawn == {"a": 0.9, "d": 0.2} and rows == [0, 2] and title == "Best and worst seen labels"
     assert figure.axes[0].get_title() == "All labels" and len(figure.axes[0].get_lines()) == 2
@@ -367,5 +367,5 @@ def test_labels_without_any_annotation():
 
 @pytest.mark.parametrize("names, n_seen", [(NAMES[:5], 3), (NAMES, 9), (NAMES, -1)])
 def test_average_precision_refuses_what_does_not_fit(names, n_seen):
-    with pytest.raises(QKSError, match="one value a name"):
+    with pytest.raises(QKSError, match="one value per name"):
         plot_label_ap(AP, names, n_seen)

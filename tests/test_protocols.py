@@ -1,5 +1,7 @@
 """Who takes part under each protocol: by hand, against plain references, and what is refused."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,16 @@ from sklearn.metrics import average_precision_score
 from qks.core import QKSError
 from qks.data.nuswide import read_nuswide
 from qks.evaluate.metrics import evaluate_scores
-from qks.evaluate.protocols import PROTOCOLS, DenseLabels, Protocol, find_protocol, find_twins, part_columns, plan_parts
+from qks.evaluate.protocols import (
+    PROTOCOLS,
+    DenseLabels,
+    Protocol,
+    default_topk,
+    find_protocol,
+    find_twins,
+    part_columns,
+    plan_parts,
+)
 
 NAMES = ["sky", "bird", "harbour", "dog", "car", "birds", "harbor", "castle", "zebra", "lake"]
 PARTS = {"seen": slice(5), "zsl": slice(5, None), "gzsl": slice(None)}
@@ -135,3 +146,20 @@ def test_leaks():
     assert find_twins(["sunflower", "snowman", "plane"], ["sun", "flower", "snow", "airplane"]) == {}
     data = read_nuswide(Path(__file__).parent / "data/nuswide_tiny/raw", "test")
     assert len(find_twins(data.label_names[:925], data.label_names[925:])) == 31
+
+
+def test_twins_by_colour_but_not_by_two_letters():
+    assert find_twins(["grey", "gas"], ["gray", "ga"]) == {"gray": ["grey"]}
+
+
+@pytest.mark.parametrize(
+    "n_labels, n_seen, topk",
+    [(1006, 925, (3, 5)), (12, 8, (3,)), (10, 5, (3, 5)), (6, 3, (3,)), (8, 8, (3, 5)), (8, 6, (1,)), (5, 0, (3, 5))],
+)
+def test_default_topk_fits_the_smaller_part(n_labels, n_seen, topk):
+    assert default_topk(n_labels, n_seen) == topk
+
+
+def test_protocols_do_without_torch():
+    code = "import sys, qks.evaluate.protocols; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

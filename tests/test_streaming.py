@@ -100,6 +100,7 @@ def test_sparse_labels_unfold(labels):
     [
         ([0, 2], [1, 1], [1, -1], "image 0 has two entries for label 1"),
         ([0, 1, 3], [1, 4, 4], [1, -1, 1], "image 1 has two entries for label 4"),
+        ([0, 3], [4, 1, 4], [1, -1, 1], "image 0 has two entries for label 4"),
         ([0, 1, 2], [1, 1], [1, 3], r"entry 1 of sparse labels \(image 1\) has label 1 and value 3"),
         ([0, 1, 2], [1, -1], [1, 1], r"entry 1 of sparse labels \(image 1\) has label -1"),
         ([0, 0, 0, 1], [1], [5], r"entry 0 of sparse labels \(image 2\)"),
@@ -126,7 +127,7 @@ def test_bad_batches(labels):
     streaming.update(scores[:100])
     with pytest.raises(QKSError, match=r"expected \[images, 40\]"):
         streaming.update(np.ones((2, 41)))
-    with pytest.raises(QKSError, match="160 images have come, but the labels are for 150"):
+    with pytest.raises(QKSError, match="got 160 images, but the labels are for 150"):
         streaming.update(scores[:60])
     with pytest.raises(QKSError, match="only 100 of 150 images"):
         streaming.result()

@@ -31,15 +31,16 @@ class SparseAnnotations(TypingProtocol):
     "Any object that lists annotations image after image."
 
     @property
-    def offsets(
-        self,
-    ) -> ArrayLike: ...  # whole numbers [B + 1]: image i has the entries offsets[i] … offsets[i + 1] - 1
+    def offsets(self) -> ArrayLike:
+        "Whole numbers [B + 1]: image i has the entries offsets[i] … offsets[i + 1] - 1."
 
     @property
-    def columns(self) -> ArrayLike: ...  # whole numbers [M]: the label of each entry
+    def columns(self) -> ArrayLike:
+        "Whole numbers [M]: the label of each entry."
 
     @property
-    def values(self) -> ArrayLike: ...  # [M]: +1 (present), -1 (absent) or 0 (not annotated)
+    def values(self) -> ArrayLike:
+        "Whole numbers [M]: +1 (present), -1 (absent) or 0 (not annotated)."
 
 # %% ../../nbs/evaluate/03_streaming.ipynb #2f0f79a5
 class SparseArrays(NamedTuple):
@@ -232,9 +233,7 @@ def check_batch(
         expected_labels = n_labels or f"{least_labels} labels or more"
         raise QKSError(f"a batch of scores has shape {list(scores.shape)}: expected [images, {expected_labels}].")
     if n_done + len(scores) > n_images:
-        raise QKSError(
-            f"{n_done + len(scores)} images have come, but the labels are for {n_images}: give every image once."
-        )
+        raise QKSError(f"got {n_done + len(scores)} images, but the labels are for {n_images}: give every image once.")
     return check_finite(scores, n_done)
 
 # %% ../../nbs/evaluate/03_streaming.ipynb #5e2aa449
@@ -254,7 +253,7 @@ class StreamingScores:
         self.topk = check_topk(topk)
         self.protocol = find_protocol(protocol)
         self.parts = plan_parts(self.labels, n_seen, self.topk, self.protocol, label_names)
-        self.n_done = 0  # images that have come
+        self.n_done = 0  # images so far
         self.n_score_columns: int | None = None  # labels per batch, known with the first batch
         self._entry_scores: list[np.ndarray] = []  # per block: the scores of its annotated entries
         self._hits: dict[str, list[np.ndarray]] = {name: [] for name in self.parts}  # part -> per block [kept b, k]
@@ -284,16 +283,14 @@ class StreamingScores:
     def entries(self) -> LabelEntries:
         "The annotated entries of all images; raises `QKSError` while images are missing."
         if self.n_done < self.labels.n_images:
-            raise QKSError(
-                f"only {self.n_done} of {self.labels.n_images} images have come: update with the others first."
-            )
+            raise QKSError(f"got only {self.n_done} of {self.labels.n_images} images: update with the others first.")
         return LabelEntries(self.labels, np.concatenate(self._entry_scores))
 
     def hits(
         self,
         part_name: str,  # "seen", "zsl" or "gzsl"
     ) -> np.ndarray:  # bool [kept B, k], as `topk_hits` returns them
-        "Which of the best labels of each image are right, for the images that have come."
+        "Which of the best labels of each image are right, for the images so far."
         return np.concatenate(self._hits[part_name])
 
     def result(self) -> Metrics:  # "seen", "zsl", "gzsl" -> "mAP", "P@k", "R@k", "F1@k", as fractions
