@@ -2,11 +2,11 @@
 
     python kill_training.py FOLDER    # prints one line of JSON: kill points, and what was found after each
 
-The parent imports everything once and forks a child per kill. The child ends itself with SIGKILL at the k-th event (before and
-after a step of the optimiser, before and after the judge, before, half-way through and after the writing of a checkpoint, around each
-fsync, rename and deletion), or is killed by the parent at a random moment. After each kill every file that bears a checkpoint's
-name must be whole; then the run goes on, some are killed again, and its weights, history and logs are compared with those of an
-uninterrupted one, bit by bit.
+The parent imports everything once and forks a child per kill. The child ends itself with SIGKILL at the k-th event
+(before and after a step of the optimiser, before and after an epoch is scored, before, half-way through and after the
+writing of a checkpoint, around each fsync, rename and deletion), or is killed by the parent at a random moment. After
+each kill, every file with a checkpoint's name must be complete. Then the run resumes, some are killed again, and its
+weights, history and logs are compared with those of an uninterrupted one, bit by bit.
 """
 
 import json
@@ -67,7 +67,7 @@ def write_half(tensors, path, header):
 
 
 def watch(events):
-    "Make every step, judgement, write, fsync, rename and deletion an event."
+    "Make every step, scoring, write, fsync, rename and deletion an event."
     import safetensors.torch
 
     checkpoint.safetensors_save = safetensors.torch.save
@@ -76,11 +76,11 @@ def watch(events):
     os.replace = events.around(os.replace, "rename")
     Path.unlink = events.around(Path.unlink, "deletion")
     engine.train_step = events.around(engine.train_step, "step")
-    training.selection_score = events.around(training.selection_score, "judge")
+    training.selection_score = events.around(training.selection_score, "scoring")
 
 
 def train(folder):
-    "A small run with dropout, averaged weights, clipping, a checkpoint every second step; returns its weights and history."
+    "A small run with dropout, averaged weights, clipping, a checkpoint every second step: its weights and history."
     torch.manual_seed(0)
     tokens = torch.randn(N, 4, D)
     names = torch.randn(S, E)
@@ -133,10 +133,10 @@ def main(root):
     names = json.loads((root / "events.json").read_text())
 
     def examine(folder, kind):
-        "What a killed process left; then go on and compare."
+        "What a killed process left; then resume and compare."
         found = list_checkpoints(folder)
         for path in found.values():
-            read_checkpoint(path)  # raises for one that is not whole
+            read_checkpoint(path)  # raises for one that is not complete
         hidden = len(list(folder.glob(".*.part")))
         runs.append(
             {

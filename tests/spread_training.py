@@ -2,10 +2,10 @@
 
     python -m torch.distributed.run --standalone --nproc-per-node 2 spread_training.py FOLDER
 
-Each process notes which images it was asked for; the first one notes losses, metrics, scores and weights. There is no dropout: its
-noise would differ between the processes. The same is trained again: with every share in two parts; with plain gradient steps, which show the
-gradient's length; and stopped in the middle by a signal that only the last process receives, without dropout and with it. At last the first
-process cannot write its checkpoint.
+Each process notes which images it was asked for; the first one writes losses, metrics, scores and weights. There is no
+dropout: its noise would differ between the processes. The same is trained again in other ways: with every share in two
+parts; with plain gradient steps, which show the gradient's length; and stopped in the middle by a signal that only the
+last process receives, without dropout and with it. At last the first process cannot write its checkpoint.
 """
 
 import json
@@ -51,7 +51,7 @@ class Watched:
 
 
 def stopped(train, process):
-    "Train until a signal comes in the eighth step of one process, and go on."
+    "Train until a signal comes in the eighth step of one process, and resume."
     step = engine.train_step
     calls = []
 
@@ -71,7 +71,7 @@ def stopped(train, process):
 
 
 def failed(train):
-    "What each process says when the first one's disk is full."
+    "The error of each process when the first one's disk is full."
     save = run_folder.save_checkpoint
 
     def full(*args):
@@ -136,10 +136,10 @@ def main(folder):
     engine.make_optimizer = make
     engine.Trainer(head, tokens[:N], Targets(labels[:N, :S]), names[:S], config, make_accelerator(torch.device("cpu")))
     drawn = torch.rand(4).tolist()
-    told = failed(lambda: again("failed"))
+    failure = failed(lambda: again("failed"))
     state = process_state()
     (folder / f"asked{state.process_index}.json").write_text(json.dumps(watched.asked))
-    (folder / f"of{state.process_index}.json").write_text(json.dumps({"drawn": drawn, "told": told}))
+    (folder / f"of{state.process_index}.json").write_text(json.dumps({"drawn": drawn, "failure": failure}))
     rank_by_rank(lambda: (folder / "turns.txt").open("a").write(f"{state.process_index}\n"))
     print(f"process {state.process_index} is done")
     if state.is_main_process:

@@ -1,4 +1,4 @@
-"""A run that says each step and takes its time, to be stopped by Ctrl-C; run by test_engine.py.
+"""A run that says each step and takes its time, to be stopped by Ctrl-C; run by test_trainer.py.
 
 python stop_training.py FOLDER
 """

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, never taken when damaged, and a run killed at any moment goes on to the same bits."""
+"""Checkpoints: complete or absent, never used when damaged; a run killed at any moment resumes to the same bits."""
 
 import errno
 import json
@@ -92,7 +92,7 @@ def test_killed_at_any_moment(tmp_path):
     for run in runs:
         assert run["same"] and not run["left_over"], run  # weights, history and logs, bit for bit; no half-written file
     halves = [run for run in runs if run["half_written"]]
-    assert len(halves) >= 5 and min(run["checkpoints"] for run in runs) == 0  # some had nothing yet to go on from
+    assert len(halves) >= 5 and min(run["checkpoints"] for run in runs) == 0  # some had nothing yet to resume from
 
 
 # ---- one file
@@ -192,7 +192,8 @@ def test_a_checkpoint_that_cannot_be_opened_is_not_damaged(tmp_path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "open", refuse, raising=False)
         refused(
-            f"step-000000000002.safetensors cannot be read .{os.strerror(number)}.: solve that, and run again; nothing was changed",
+            f"step-000000000002.safetensors cannot be read .{os.strerror(number)}.: solve that, and run again; "
+            "nothing was changed",
             read_last_checkpoint,
             tmp_path,
         )

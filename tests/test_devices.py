@@ -1,4 +1,4 @@
-"""Two processes do what one does: the same images in the same order, the same losses, the same metrics, the same files."""
+"""Two processes do what one does: the same images in the same order, the same losses, metrics and files."""
 
 import csv
 import json
@@ -136,14 +136,14 @@ def near(one, two):
 
 
 def test_shares_in_parts(spread):
-    "Two processes with two parts each: gradients are averaged with the last part only, and are those of the whole batch."
+    "Two processes, two parts each: gradients are averaged with the last part only, and are those of the whole batch."
     alone, pair = map(results, spread)
     for run in (alone["parts"], pair["parts"], pair):
         near(alone, run)
 
 
 def test_stopped_in_two_processes(spread):
-    "A signal that one process received stops both after the same step, and they go on to the same bits."
+    "A signal that one process received stops both after the same step, and they resume to the same bits."
     for found in map(results, spread):
         for name, value in found["stopped"]["weights"].items():
             assert value == found["weights"][name], name
@@ -184,8 +184,8 @@ def test_the_gradient_is_as_long_as_in_one_process(spread):
 
 def test_where_one_process_fails_all_stop_and_one_tells(spread):
     alone, pair = spread
-    assert of(alone, 0)["told"] == of(pair, 0)["told"] == ["QKSError", "the disk is full"]
-    assert of(pair, 1)["told"] == ["OtherProcessFailed", "the disk is full"]
+    assert of(alone, 0)["failure"] == of(pair, 0)["failure"] == ["QKSError", "the disk is full"]
+    assert of(pair, 1)["failure"] == ["OtherProcessFailed", "the disk is full"]
 
 
 def test_another_number_of_processes(spread):
@@ -235,7 +235,10 @@ torch.nn.Dropout.__init__ = lambda module, p=0.5, inplace=False: make(module, 0.
 
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory):
-    "`qks train` in one process and, by accelerate's launcher, in two: their folders, and what the two printed. No dropout: its noise would differ."
+    """`qks train` in one process and, by accelerate's launcher, in two: their folders, and what the two printed.
+
+    There is no dropout: its noise would differ.
+    """
     folder = tmp_path_factory.mktemp("command")
     options = [
         "--epochs",
@@ -338,7 +341,8 @@ def test_the_other_commands_are_not_for_many(monkeypatch, capsys, words, rank):
     assert told == (
         ""
         if rank
-        else "qks: only qks train shares its work out, and a launcher started 2 processes: start this command without a launcher\n"
+        else "qks: only qks train shares its work out, and a launcher started 2 processes: "
+        "start this command without a launcher\n"
     )
 
 
@@ -366,7 +370,7 @@ def test_pieces_cover_a_batch_once(images, processes, parts):
     pieces = [piece for process in range(processes) for piece in batch_pieces(rows, process, processes, parts)]
     assert len(pieces) == processes * parts and sum(weight for _, weight in pieces) == pytest.approx(1)
     assert torch.equal(torch.cat([piece for piece, weight in pieces if weight]), rows)
-    assert all(len(piece) for piece, _ in pieces)  # nobody stands idle: gradients are awaited from all
+    assert all(len(piece) for piece, _ in pieces)  # each process has one: gradients are awaited from all
     errors = torch.rand(images)
     assert sum(weight * errors[piece].mean().item() for piece, weight in pieces) == pytest.approx(
         errors[rows].mean().item()
@@ -376,7 +380,7 @@ def test_pieces_cover_a_batch_once(images, processes, parts):
 @pytest.mark.parametrize("error", [QKSError("wrong"), OSError(28, "No space left on device")], ids=["mistake", "disk"])
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_what_fails_in_one_of_three(monkeypatch, error, index):
-    "The second fails: it raises its own error, the others that of another process; where none fails all get their answers."
+    "The second fails: it raises its own error, the others that of another process; where none fails, all get results."
     monkeypatch.setattr(devices, "process_state", lambda: Meeting(index))
     monkeypatch.setattr(devices, "gather_object", lambda mine: [None, str(error), None])
 
@@ -397,7 +401,8 @@ def test_a_process_without_a_place(monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     with pytest.raises(
         QKSError,
-        match="WORLD_SIZE is 4, but LOCAL_RANK does not say .*start through accelerate launch or torchrun, or unset WORLD_SIZE",
+        match="WORLD_SIZE is 4, but LOCAL_RANK does not say .*start through accelerate launch or torchrun, "
+        "or unset WORLD_SIZE",
     ):
         process_state()
 

@@ -1,6 +1,6 @@
 """What a GPU would meet, on tensors without numbers that say they lie on one.
 
-Every tensor must be where the others are, and no value may be asked for: an answer would make the processor wait for the device.
+Every tensor must be where the others are, and no value may be read: that would make the CPU wait for the device.
 """
 
 from contextlib import contextmanager, nullcontext

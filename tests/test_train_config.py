@@ -33,7 +33,7 @@ def rates(recipe, steps_per_epoch, scores=None):
 
 
 @pytest.mark.parametrize(
-    "wrong, told",
+    "wrong, message",
     [
         ({"precision": "fp64"}, "precision is 'fp64': give one of fp32, bf16, fp16"),
         ({"accumulate": 0}, "accumulate"),
@@ -46,8 +46,8 @@ def rates(recipe, steps_per_epoch, scores=None):
     ],
     ids=str,
 )
-def test_bad_settings(wrong, told):
-    with pytest.raises(QKSError, match=told) as caught:
+def test_bad_settings(wrong, message):
+    with pytest.raises(QKSError, match=message) as caught:
         TrainConfig(**wrong)
     assert "\n" not in str(caught.value)
 
@@ -101,7 +101,9 @@ def test_no_fused_optimiser_here(monkeypatch):
         raise RuntimeError("`fused=True` requires something else\nlong story")
 
     monkeypatch.setattr(torch.optim, "AdamW", refuse)
-    with pytest.raises(QKSError, match="a fused AdamW is not possible on this device .*something else.: leave fused out$"):
+    with pytest.raises(
+        QKSError, match="a fused AdamW is not possible on this device .*something else.: leave fused out$"
+    ):
         make_optimizer([weight()], TrainConfig(fused=True))
 
 

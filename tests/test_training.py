@@ -59,15 +59,15 @@ def toy():
 
 
 def scripted(monkeypatch, scores, states=None):
-    "Let the judge say these scores, epoch after epoch; keeps the weights it was shown."
+    "Let the epochs have these scores, one after the other; collects the weights that were scored."
     remaining = iter(scores)
 
-    def judge(head, *args):
+    def next_score(head, *args):
         if states is not None:
             states.append({name: tensor.clone() for name, tensor in head.state_dict().items()})
         return {"mAP": 0.0, "score": next(remaining)}
 
-    monkeypatch.setattr(training, "selection_score", judge)
+    monkeypatch.setattr(training, "selection_score", next_score)
     monkeypatch.setattr(training, "validation_labels", lambda *args: None)  # what it judges by is looked at elsewhere
 
 
@@ -298,7 +298,7 @@ def test_validation_labels_of_zero_and_one_are_refused(toy):
 
 
 @pytest.mark.parametrize(
-    "selection, change, told",
+    "selection, change, message",
     [
         ("seen", lambda tokens, labels: (tokens, (labels > 0).int()), "hold no -1"),
         ("official", lambda tokens, labels: (tokens, (labels > 0).int()), "hold no -1"),
@@ -318,10 +318,10 @@ def test_validation_labels_of_zero_and_one_are_refused(toy):
     ],
     ids=str,
 )
-def test_validation_is_looked_at_before_the_first_step(toy, monkeypatch, selection, change, told):
+def test_validation_is_looked_at_before_the_first_step(toy, monkeypatch, selection, change, message):
     train, names, validation = toy
     monkeypatch.setattr(training, "epoch_steps", lambda trainer: pytest.fail("a step was taken"))
-    refused(told, fit, new_head(), train, names, change(*validation), config(selection=selection))
+    refused(message, fit, new_head(), train, names, change(*validation), config(selection=selection))
 
 
 def test_too_many_labels_an_image_are_told_before_the_first_step(toy, monkeypatch):

@@ -1,2 +1,3 @@
 from .config import RunConfig as RunConfig, TrainConfig as TrainConfig
 from .loop import fit as fit
+from .signals import Interrupted as Interrupted

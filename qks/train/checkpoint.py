@@ -128,7 +128,7 @@ def save_checkpoint(
     best: int | None = None,  # the step whose checkpoint holds the best weights, where there is one
 ) -> Path:  # the file
     "Write a checkpoint; raises `QKSError` for numbers that are not finite and for a file that cannot be written."
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     text = json.dumps(pack_state(state, tensors))
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise QKSError(

@@ -57,7 +57,7 @@ class TrainConfig:
     asl_gamma_pos: float = 0.0  # focusing exponent of present labels in loss asl; the authors' for NUS-WIDE
     asl_margin: float = 0.0  # probability margin of absent labels in loss asl; the authors' for NUS-WIDE
     schedule: ScheduleName = "plateau"  # plateau (the authors': lower lr when the score stalls) or cosine (ours: to 0)
-    plateau_patience: int = 1  # epochs without a better score before schedule plateau lowers lr; the authors'
+    plateau_patience: int = 1  # epochs without a better score that schedule plateau tolerates; the authors'
     plateau_factor: float = 0.1  # what schedule plateau multiplies lr with; the authors'
     warmup: int | None = None  # steps in which schedule cosine rises to lr; None: one epoch, at most 100
     selection: SelectionRule = "seen"  # best epoch by held-out seen labels (ours) or official: by unseen test labels

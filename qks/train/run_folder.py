@@ -9,7 +9,7 @@ __all__ = ['LOCK_SECONDS', 'run_identity', 'check_identity', 'resume_training', 
 import hashlib
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -213,18 +213,22 @@ class Checkpointing:
     def __exit__(self, kind, error, traceback):
         if self.run is None:
             return
-        if error is None:
+        first_error = error
+        try:
             self.log.close()
-            return
-        with suppress(QKSError):
-            self.log.close()
-        if isinstance(error, QKSError) and list_checkpoints(self.folder):
-            raise self.with_saved_step(error) from error
+        except QKSError as close_error:
+            first_error = error or close_error
+        if isinstance(first_error, QKSError):
+            described = self.with_saved_step(first_error)
+            if described is not error:
+                raise described from error
 
     def with_saved_step(self, error: QKSError) -> QKSError:
-        "The same error, with the last step that the folder holds."
-        last_step = max(list_checkpoints(self.folder))
-        return type(error)(f"{error}; {self.folder} keeps the run up to step {last_step}")
+        "The same error, with the last step that the folder holds, where it holds any."
+        checkpoints = list_checkpoints(self.folder)
+        if not checkpoints:
+            return error
+        return type(error)(f"{error}; {self.folder} keeps the run up to step {max(checkpoints)}")
 
     def save(self) -> None:
         "Write a checkpoint, and delete old ones; every process takes part."

@@ -8,6 +8,7 @@ __all__ = ['Interrupted', 'StopSignals']
 # %% ../../nbs/train/08_signals.ipynb #d2995097
 import signal
 import threading
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -26,7 +27,7 @@ class StopSignals:
     ):
         self.active = active
         self.received = None  # the number of the last signal
-        self.previous_handlers = {}
+        self.previous_handlers: dict[int, Any] = {}
 
     def __enter__(self):
         is_main_thread = threading.current_thread() is threading.main_thread()

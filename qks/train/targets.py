@@ -23,42 +23,41 @@ class Targets:
         self,
         labels: torch.Tensor | np.ndarray | Index,  # [n, S] in {-1, 0, +1}, or an index, whose seen labels are taken
     ):
-        self.index = None
-        self.matrix = None
         if isinstance(labels, Index):
-            self.index = labels
+            self.labels = labels
             self.n_seen = labels.n_seen
             return
-        self.matrix = torch.as_tensor(labels)  # [n, S]
-        if self.matrix.ndim != 2:
-            raise QKSError(f"training labels have shape {list(self.matrix.shape)}: expected [images, labels]")
-        check_values(self.matrix)
-        self.n_seen = self.matrix.shape[1]
+        self.labels = torch.as_tensor(labels)  # [n, S]
+        if self.labels.ndim != 2:
+            raise QKSError(f"training labels have shape {list(self.labels.shape)}: expected [images, labels]")
+        check_values(self.labels)
+        self.n_seen = self.labels.shape[1]
 
     def __len__(self) -> int:
-        return len(self.matrix if self.index is None else self.index)
+        return len(self.labels)
 
     def __getitem__(
         self,
         rows: torch.Tensor,  # image numbers [B]
     ) -> torch.Tensor:  # [B, S], fp32
-        if self.index is None:
-            return self.matrix[rows.to(self.matrix.device)].float()
-        return torch.from_numpy(self.index.labels(rows.cpu().numpy())[:, : self.n_seen]).float()
+        if isinstance(self.labels, Index):
+            labels = self.labels.labels(rows.cpu().numpy())  # [B, C]
+            return torch.from_numpy(labels[:, : self.n_seen]).float()
+        return self.labels[rows.to(self.labels.device)].float()
 
     def to(
         self,
         device: torch.device | str,  # where the tokens are
     ) -> "Targets":  # itself
         "Move a matrix to a device; an index stays in main memory."
-        if self.matrix is not None:
-            self.matrix = self.matrix.to(device)
+        if not isinstance(self.labels, Index):
+            self.labels = self.labels.to(device)
         return self
 
     def digest(self) -> str:  # 16 hexadecimal digits
         "A digest of all labels."
-        if self.index is None:
-            arrays = [self.matrix.to("cpu", torch.int8).numpy()]
+        if isinstance(self.labels, Index):
+            arrays = [self.labels.offsets, self.labels.columns, self.labels.values]
         else:
-            arrays = [self.index.offsets, self.index.columns, self.index.values]
+            arrays = [self.labels.to("cpu", torch.int8).numpy()]
         return hashlib.blake2b(b"".join(array.tobytes() for array in arrays), digest_size=8).hexdigest()

@@ -94,9 +94,9 @@ class Trainer:
         self.model, self.optimizer = accelerator.prepare(HeadLoss(head, make_loss(config)), optimizer)
         if config.compile:
             self.model = compile_module(self.model, self.device)
-        self.history = []  # one dictionary per finished epoch
-        self.best_weights = None  # of the best epoch so far
-        self.best_step = None  # steps done when it ended
+        self.history: list[dict[str, Any]] = []  # one dictionary per finished epoch
+        self.best_weights: dict[str, torch.Tensor] | None = None  # of the best epoch so far
+        self.best_step: int | None = None  # steps done when it ended
         self.start_epoch(1)
 
     def start_epoch(self, epoch: int) -> None:  # counted from 1
@@ -265,7 +265,6 @@ def restore_trainer(
         trainer.accelerator.scaler.load_state_dict(state["scaler"])
     for name in _PROGRESS:
         setattr(trainer, name, state[name])
-    trainer.generator.set_state(state["order_state"])
     set_random_states(state["random"][trainer.accelerator.process_index])
     if best is not None:
         weights = _eval_weights(best)

@@ -1,8 +1,9 @@
-"""The engine of training: parts, clipping, averages, precisions, sparse labels, and what happens when something goes wrong on the way."""
+"""The trainer: parts, clipping, averages, precisions, sparse labels, resuming, and what happens when a part fails."""
 
 import copy
 import csv
 import errno
+import math
 import os
 import re
 import signal
@@ -32,7 +33,7 @@ from qks.train.loop import fit
 from qks.train.signals import Interrupted, StopSignals
 from qks.train.steps import check_finite, check_loss
 from qks.train.targets import Targets
-from qks.train.trainer import Trainer, compile_module, epoch_steps, restore_trainer, trainer_state
+from qks.train.trainer import Trainer, compile_module, epoch_steps, restore_trainer, step_bytes, trainer_state
 
 ROOT = Path(__file__).resolve().parent.parent
 N = 30
@@ -105,11 +106,13 @@ class Noted:
     def __init__(self, inner):
         self.inner = inner
         self.gradients = []
+        self.rates = []
 
     def __getattr__(self, name):
         return getattr(self.inner, name)
 
     def step(self):
+        self.rates.append(self.inner.param_groups[0]["lr"])
         self.gradients.append([weight.grad.clone() for group in self.inner.param_groups for weight in group["params"]])
         self.inner.step()
 
@@ -124,7 +127,7 @@ def gradients(data, recipe):
 
 
 def close(found, expected):
-    "Compare gradients; those of the keys' biases are zero but for rounding, so the largest gradient of all is the measure."
+    "Compare gradients relative to the largest one, because those of the keys' biases are zero up to rounding."
     largest = max(gradient.abs().max().item() for gradient in expected)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6 * largest)
@@ -133,7 +136,7 @@ def close(found, expected):
 @pytest.mark.parametrize("parts", [2, 3, 16])
 @pytest.mark.parametrize("batch_size", [15, 13])  # 13: the last batch holds 4 images
 def test_parts_give_the_gradients_of_the_whole(data, parts, batch_size):
-    "Scaled and decayed by AdamW, rounding would grow, so the gradients themselves are compared, at a rate that changes nothing."
+    "AdamW would amplify rounding, so the gradients themselves are compared, at a learning rate that changes nothing."
     whole, pieces = (gradients(data, config(batch_size=batch_size, accumulate=n, lr=1e-12)) for n in (1, parts))
     assert len(whole) == len(pieces) == -(-N // batch_size)
     for one, two in zip(whole, pieces):
@@ -158,6 +161,58 @@ def test_clipping(data, parts):
     for one, two, norm in zip(free, clipped, norms):
         for a, b in zip(one, two):
             torch.testing.assert_close(b, a * min(1, limit / norm), rtol=1e-4, atol=1e-7)
+
+
+def test_the_loss_of_a_step_holds_no_graph(data):
+    "Losses wait on a GPU until they are read: with their graphs, each would keep a step's activations in memory."
+    found = trainer(data, config(accumulate=2))
+    losses = []
+    add = engine._add_losses
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            engine, "_add_losses", lambda trainer, unchecked: (losses.extend(unchecked), add(trainer, unchecked))
+        )
+        list(epoch_steps(found))
+    assert len(losses) == 3 and not any(loss.requires_grad for loss, _ in losses)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_loss_of_an_epoch_is_the_mean_over_its_images(data, tmp_path, parts):
+    "The last batch holds 4 of 30 images, and counts for 4. The last line of the log says the same."
+    images, names, labels = data
+    history, head = run(data, config(epochs=1, batch_size=13, lr=1e-12, accumulate=parts), tmp_path, log_steps=1)
+    expected = AsymmetricLoss()(head(images[:N], names).logits, labels[:N].float()).item()
+    assert history[0]["loss"] == pytest.approx(expected, rel=1e-5)
+    lines = list(csv.DictReader((tmp_path / "steps.csv").open()))
+    assert [int(line["step"]) for line in lines] == [1, 2, 3]
+    assert float(lines[-1]["loss"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_each_step_has_its_learning_rate(data):
+    "The cosine schedule moves after a step, not before."
+    found = trainer(data, config(schedule="cosine", lr=0.5, warmup=2))
+    found.optimizer = Noted(found.optimizer)
+    list(epoch_steps(found))
+    fall = [(1 + math.cos(math.pi * step / 6)) / 2 for step in range(3)]  # 2 epochs of 3 steps
+    assert found.optimizer.rates == pytest.approx([0.5 * 0.5 * fall[0], 0.5 * fall[1], 0.5 * fall[2]])
+
+
+def test_the_memory_of_a_step(data, monkeypatch):
+    "Seven numbers of four bytes per weight, fifty per block, query, channel and image of this process and part."
+    head = new_head()
+    weights = 28 * sum(weight.numel() for weight in head.parameters())
+    activations = 50 * 1 * 3 * D  # of an image: one block, three queries
+    for changes, processes, images, size in [
+        ({}, 1, 10, 4),
+        ({"precision": "bf16"}, 1, 10, 2),
+        ({"accumulate": 3}, 1, 4, 4),
+        ({}, 4, 3, 4),
+    ]:
+        assert step_bytes(head, config(**changes), processes) == weights + images * activations * size
+    asked = []
+    monkeypatch.setattr(engine, "to_device_if_it_fits", lambda tokens, device, needed: asked.append(needed) or tokens)
+    trainer(data, config(), head)
+    assert asked == [weights + 10 * activations * 4]
 
 
 def test_averaged_weights(data):
@@ -291,7 +346,7 @@ def test_labels_lie_where_the_tokens_do(data, rows):
     assert Targets(index_of(data[2], -1)).to("meta").n_seen == S
 
 
-# ---- going on
+# ---- resuming
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4, 6])
@@ -332,21 +387,21 @@ def test_a_smaller_batch_makes_no_graph_general(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "wrong, told",
+    "wrong, message",
     [(2, r"targets\[3, 1\] is 2.0: use \+1"), (float("nan"), r"targets\[3, 1\] is nan"), (None, "targets are boolean")],
 )
-def test_labels_are_looked_at_once_when_training_begins(wrong, told):
+def test_labels_are_looked_at_once_when_training_begins(wrong, message):
     matrix = torch.ones(5, 2)
     if wrong is None:
         matrix = matrix > 0
     else:
         matrix[3, 1] = wrong
-    with pytest.raises(QKSError, match=told):
+    with pytest.raises(QKSError, match=message):
         Targets(matrix)
 
 
 def test_compiled(data, monkeypatch):
-    "The whole recipe through torch.compile, with a backend that needs no compiler: the same losses and weights but for rounding."
+    "The same losses and weights through torch.compile, up to rounding, with a backend that needs no compiler."
     plain = run(data, config())
     compiles = torch.compile
     made = []
@@ -387,16 +442,16 @@ def test_the_best_outlives_the_last(data, tmp_path, monkeypatch):
 @pytest.mark.parametrize("damage", ["one bit", "gone"])
 @pytest.mark.parametrize("left, kept", [([3, 12, 15], 12), ([3, 14], None)], ids=str)
 def test_the_best_checkpoint_is_damaged(data, tmp_path, monkeypatch, caplog, damage, left, kept):
-    "The run goes on with one sentence, trains as if nothing had happened, and keeps the best of what is left, or of what comes."
+    "The run resumes with a warning, trains on as before, and keeps the best of what is left, or of what comes."
     given = [9.0, 1.0, 2.0, 1.0, 3.0, 2.0, 4.0, 1.0]  # after the damage, 4 is the best that can be had
 
-    def judge(scores):
+    def script_scores(scores):
         remaining = iter(scores)
         monkeypatch.setattr(training, "selection_score", lambda *args: {"mAP": 0.0, "score": next(remaining)})
 
-    judge(given)
+    script_scores(given)
     expected = run(data, config(epochs=8, seed=4), tmp_path / "whole", keep=9)
-    judge(given)
+    script_scores(given)
     begun = engine.train_step
     step = []
     stopped_after = max(left)
@@ -419,7 +474,7 @@ def test_the_best_checkpoint_is_damaged(data, tmp_path, monkeypatch, caplog, dam
         best.unlink()
     else:
         best.write_bytes(best.read_bytes()[:-3] + bytes([best.read_bytes()[-3] ^ 1]) + best.read_bytes()[-2:])
-    judge(given[4:])  # four epochs are judged, of the fifth the steps are done at most
+    script_scores(given[4:])  # four epochs are scored, of the fifth the steps are done at most
     found = run(data, config(epochs=8, seed=4), tmp_path / "run", keep=2)
     replacement = f"the one of step {kept}" if kept else "the next epoch"
     warned = [message for message in caplog.messages if "best epoch (step 3)" in message]
@@ -428,7 +483,7 @@ def test_the_best_checkpoint_is_damaged(data, tmp_path, monkeypatch, caplog, dam
     good = read_checkpoint(list_checkpoints(tmp_path / "whole")[21])["trainer"]["head"]  # the epoch of 4
     assert all(torch.equal(value, good[name]) for name, value in found[1].state_dict().items())
     assert best.with_suffix(".damaged").exists() == (damage == "one bit")
-    again = run(data, config(epochs=8, seed=4), tmp_path / "run", keep=2)  # finished, and told again
+    again = run(data, config(epochs=8, seed=4), tmp_path / "run", keep=2)  # finished: the same history
     assert again[0] == found[0] and same(again[1], found[1])
 
 
@@ -442,7 +497,7 @@ def test_a_damaged_checkpoint_that_cannot_be_renamed(tmp_path, monkeypatch, capl
 
 
 def test_machines_without_a_common_disk(data, tmp_path, monkeypatch):
-    "One process finds a checkpoint and another none: all stop with one sentence, where they would wait for one another for ever."
+    "One process finds a checkpoint and another none: all stop with one sentence, instead of waiting for one another."
     run(data, config(), tmp_path)
     monkeypatch.setattr(run_folder, "gather_object", lambda mine: [*mine, None])
     refused(
@@ -455,7 +510,7 @@ def test_machines_without_a_common_disk(data, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "change, told",
+    "change, message",
     [
         ({"lr": 2e-3}, "lr 0.001 there, 0.002 here"),
         ({"seed": 1}, "seed 0 there, 1 here"),
@@ -463,11 +518,12 @@ def test_machines_without_a_common_disk(data, tmp_path, monkeypatch):
     ],
     ids=str,
 )
-def test_another_recipe(data, tmp_path, change, told):
+def test_another_recipe(data, tmp_path, change, message):
     run(data, config(), tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     refused(
-        f"{tmp_path.name} holds a run of another configuration .{told}.: use the same one to resume it, or name another folder",
+        f"{tmp_path.name} holds a run of another configuration .{message}.: "
+        "use the same one to resume it, or name another folder",
         run,
         data,
         config(**change),
@@ -486,7 +542,7 @@ def test_other_labels_and_another_head(data, tmp_path):
 
 @pytest.mark.parametrize("kind", ["tensor", "mapped", "views"])
 def test_other_tokens(data, tmp_path, kind):
-    "The same folder with other tokens is refused; the same numbers in another type, or in another place, are the same tokens."
+    "The same folder with other tokens is refused; the same numbers in another type or place are the same tokens."
     half = data[0][:N].half()
     if kind == "mapped":
         (tmp_path / "tokens.bin").write_bytes(half.numpy().tobytes())
@@ -571,7 +627,7 @@ def test_a_loss_that_is_nan(data, tmp_path, monkeypatch, step):
     assert max(list_checkpoints(tmp_path), default=0) == step - 1
 
 
-@pytest.mark.parametrize("step", [1, 5, 6])  # 6: the last of an epoch, after which only the judge would notice
+@pytest.mark.parametrize("step", [1, 5, 6])  # 6: the last of an epoch, after which only the scores would show it
 @pytest.mark.parametrize("clip", [0.0, 1.0])
 def test_a_gradient_that_is_nan(data, tmp_path, monkeypatch, step, clip):
     "The loss is finite and its gradient is not: the step is named, and the weights are those before it."
@@ -590,7 +646,8 @@ def test_a_gradient_that_is_nan(data, tmp_path, monkeypatch, step, clip):
         lambda found, hurry: (kept.append(copy.deepcopy(head.state_dict())) or done for done in epoch_steps(found)),
     )
     refused(
-        f"the gradient is not finite at step {(step - 1) % 3 + 1} of epoch {(step - 1) // 3 + 1}: lower the learning rate",
+        f"the gradient is not finite at step {(step - 1) % 3 + 1} of epoch {(step - 1) // 3 + 1}: "
+        "lower the learning rate",
         run,
         data,
         config(clip=clip),
@@ -604,7 +661,7 @@ def test_a_gradient_that_is_nan(data, tmp_path, monkeypatch, step, clip):
 
 
 def test_weights_that_are_not_finite_after_an_epoch(data, monkeypatch):
-    "On a GPU gradients are not looked at; the weights are, before the judge. A GPU is played by a device of another name."
+    "On a GPU the weights are checked before they are scored, not the gradients. A mock device plays the GPU."
 
     class OtherProcessFailed:
         type = "cuda"
@@ -652,7 +709,7 @@ def overflowing(monkeypatch):
     "options", [{"schedule": "cosine", "clip": 5.0, "accumulate": 2, "ema": 0.8}, {}], ids=["all", "plain"]
 )
 def test_the_scale_goes_on_where_it_was(data, overflowing, options):
-    "From a scale at which gradients overflow: the first steps are left out, and the scale comes down; stopped in between, to the same bits."
+    "The scale begins where gradients overflow: steps are skipped until it has come down; resuming gives the same bits."
     whole, again = (scaled(data, 2.0**120, **options) for _ in range(2))
     skipped = [whole.optimizer.step_was_skipped for _ in epoch_steps(whole)]
     assert skipped[0] and 1 < whole.accelerator.scaler.get_scale() < 2.0**120
@@ -691,7 +748,7 @@ def test_gradients_that_are_never_finite_are_told(data, overflowing, monkeypatch
     )
 
 
-# ---- somebody waits
+# ---- losses on a GPU
 
 
 def test_on_a_device_losses_are_looked_at_when_somebody_waits(data, monkeypatch):
@@ -714,7 +771,8 @@ def test_two_trainings_do_not_share_a_folder(data, tmp_path, monkeypatch):
         [
             sys.executable,
             "-c",
-            f"from filelock import FileLock; lock = FileLock({str(tmp_path / '.lock')!r}); lock.acquire(); print('held', flush=True); input()",
+            f"from filelock import FileLock; lock = FileLock({str(tmp_path / '.lock')!r}); lock.acquire(); "
+            "print('held', flush=True); input()",
         ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -797,7 +855,7 @@ def full(*args, **kwargs):
 
 
 def test_a_disk_that_fills_up(data, tmp_path, monkeypatch):
-    "The run stops with one sentence, keeps what it had, and goes on to the same weights when there is room."
+    "The run stops with one sentence, keeps what it had, and resumes to the same weights when there is room."
     expected = run(data, config(), tmp_path / "whole", save_steps=1)
     written = []
     save = checkpoint.save_file
@@ -870,15 +928,15 @@ def test_the_line_of_an_epoch_that_a_kill_left_out(data, tmp_path):
 
 @pytest.mark.parametrize("where", ["init_trackers", "log"])
 @pytest.mark.parametrize(
-    "trouble, told",
+    "trouble, message",
     [
         (full, "the log in .* cannot be written .No space left on device."),
         (lambda *args, **kwargs: 1 / 0, "a tracker cannot be written .ZeroDivisionError.*leave it out of log_with"),
     ],
     ids=["disk", "else"],
 )
-def test_a_tracker_that_fails(data, tmp_path, monkeypatch, where, trouble, told):
-    "Whatever a tracker cannot do is told as its own, not as that of the training data; no error hides behind another."
+def test_a_tracker_that_fails(data, tmp_path, monkeypatch, where, trouble, message):
+    "A tracker's failure is reported as its own, not as that of the training data; no error hides another."
     monkeypatch.setattr("accelerate.Accelerator." + where, trouble)
     monkeypatch.setattr(training, "check_trackers", lambda names: None)
     if where == "log":
@@ -886,7 +944,7 @@ def test_a_tracker_that_fails(data, tmp_path, monkeypatch, where, trouble, told)
     monkeypatch.setattr(
         training, "make_accelerator", lambda device, precision, **kwargs: make_accelerator(device, precision)
     )
-    refused(told, run, data, config(), tmp_path, log_with=("tensorboard",))
+    refused(message, run, data, config(), tmp_path, log_with=("tensorboard",))
 
 
 def test_a_folder_that_is_a_file(data, tmp_path):
@@ -964,7 +1022,8 @@ def test_a_file_cut_short_in_the_middle_of_an_epoch(data, on_disk, tmp_path, mon
 
     monkeypatch.setattr(run_folder.Checkpointing, "after_step", cut)
     refused(
-        r"the training data cannot be read \(.*tokens.bin: the file ends at byte .*\): check the disk they are on; .* keeps the run up to step",
+        r"the training data cannot be read \(.*tokens.bin: the file ends at byte .*\): check the disk they are on; "
+        ".* keeps the run up to step",
         run,
         data,
         config(batch_size=1),
@@ -976,7 +1035,7 @@ def test_a_file_cut_short_in_the_middle_of_an_epoch(data, on_disk, tmp_path, mon
     assert kept and max(kept) >= 3
     monkeypatch.undo()
     expected = run(data, config(batch_size=1))
-    on_disk.write(0, data[0][:N])  # the disk is mended: the run goes on to the same bits
+    on_disk.write(0, data[0][:N])  # the disk is repaired: the run resumes to the same bits
     found = run(data, config(batch_size=1), tmp_path / "run", tokens=on_disk.tensor(), save_steps=1)
     assert found[0] == expected[0] and same(found[1], expected[1])
 
@@ -1018,7 +1077,7 @@ def test_tokens_that_cannot_be_brought_to_the_device(data, on_disk, monkeypatch)
 
 
 def test_ctrl_c(tmp_path):
-    "A real process, a real signal: status 130, a checkpoint, one sentence that says how to go on; the same run again ends with the same weights."
+    "A real process and signal: status 130, a checkpoint, a sentence on how to resume; resumed, the same weights."
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     child = subprocess.Popen(
         [sys.executable, str(ROOT / "tests" / "stop_training.py"), str(tmp_path / "run")],
@@ -1113,7 +1172,7 @@ def test_lines_a_kill_left(tmp_path):
     ids=repr,
 )
 def test_a_log_after_a_power_cut(data, tmp_path, left, stays):
-    "A torn header, a stretch of zeros, two rows in one: a run goes on, and its log is whole."
+    "A torn header, a stretch of zeros, two rows in one: a run resumes, and its log is complete."
     rows = csv_lines([{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}])
     path = tmp_path / "steps.csv"
     path.write_bytes(left.replace("{rows}", rows).encode("utf-8", "surrogateescape"))
@@ -1175,7 +1234,7 @@ def test_events_of_tensorboard(data, tmp_path, monkeypatch, stopped):
 
 
 def test_events_of_a_killed_run_are_not_shown_twice(data, tmp_path, monkeypatch):
-    "Killed behind its last checkpoint and gone on: TensorBoard shows every step once, as the CSV file does."
+    "Killed after its last checkpoint and resumed: TensorBoard shows every step once, as the CSV file does."
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -1206,3 +1265,18 @@ def test_events_of_a_killed_run_are_not_shown_twice(data, tmp_path, monkeypatch)
 @pytest.mark.parametrize("wrong", [{"keep": 0}, {"save_steps": 0}, {"log_steps": 0}], ids=str)
 def test_bad_numbers(tmp_path, wrong):
     refused(next(iter(wrong)), RunConfig, tmp_path, **wrong)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_tracker_that_cannot_be_closed(data, tmp_path, monkeypatch, fails):
+    "Its error is reported at the end of training; after another error, that one is."
+    monkeypatch.setattr(run_folder.RunLog, "close", lambda log: refuse("a tracker cannot be written"))
+    if fails:
+        monkeypatch.setattr(training, "selection_score", lambda *args: refuse("the scores are lost"))
+        refused("^the scores are lost$", run, data, config(), tmp_path)
+    else:
+        refused("a tracker cannot be written; .* keeps the run up to step 6", run, data, config(), tmp_path)
+
+
+def refuse(message):
+    raise QKSError(message)
