@@ -128,7 +128,7 @@ def test_without_labels_the_models_own(picture, run, monkeypatch, capsys):
     assert (
         len(tags) == 276 and "pizza" in {tag["label"] for tag in tags} and "dog" not in {tag["label"] for tag in tags}
     )  # dog is an unseen one
-    monkeypatch.setattr("qks.experiment.evaluation.load_model", lambda *args, **kwargs: SimpleNamespace(labels=()))
+    monkeypatch.setattr("qks.experiment.loading.load_model", lambda *args, **kwargs: SimpleNamespace(labels=()))
     assert (
         main(["tag", str(picture)]) == 2
         and "qks: pocket does not say which labels it was trained on: pass --labels or --labels-file\n"
@@ -170,7 +170,7 @@ def test_weights_of_other_activations_and_in_other_places(words, picture, pocket
         asked.append((name, pretrained, quick_gelu))
         raise QKSError("enough")
 
-    for module in ("training_run", "evaluation"):
+    for module in ("training_run", "loading"):
         monkeypatch.setattr(f"qks.experiment.{module}.load_vlp", load)
     for place, path in {"PICTURE": picture, "POCKET": pocket, "RUN": run, "NEW": tmp_path / "new"}.items():
         words = [word.replace(place, str(path)) for word in words]

@@ -27,7 +27,7 @@ def print_answer(
     print(report)
     return 0 if is_well else 1
 
-# %% ../../nbs/commands/06_data.ipynb #a8a4bea5
+# %% ../../nbs/commands/06_data.ipynb #b50bc332
 Root = Annotated[
     Path,
     tyro.conf.Positional,
@@ -55,7 +55,7 @@ def fetch_command(
 
     return FetchCommand
 
-# %% ../../nbs/commands/06_data.ipynb #a90b2514
+# %% ../../nbs/commands/06_data.ipynb #4eb20ae3
 def check_command(
     name: str,  # a key of DATASETS
 ) -> type:  # a dataclass
@@ -85,7 +85,7 @@ def check_command(
 
     return CheckCommand
 
-# %% ../../nbs/commands/06_data.ipynb #8075f0c2
+# %% ../../nbs/commands/06_data.ipynb #f800d675
 def prepare_command(
     name: str,  # a key of DATASETS
 ) -> type:  # a dataclass
@@ -99,7 +99,7 @@ def prepare_command(
         splits: tuple[Literal["train", "test"], ...] = ("train", "test")  # which splits
         leave_out_missing: bool = False  # leave out images whose files are missing; else training asks for them
 
-        # leave out smaller files as well; 4001 finds NUS-WIDE's placeholders; None: 1 with --leave-out-missing
+        # leave out smaller files as well; 4001 finds NUS-WIDE's placeholders; None: 1 where missing images are left out
         min_bytes: int | None = None
 
         messages: MessageOptions = MessageOptions()
@@ -158,7 +158,7 @@ def dataset_commands(
     )
     return commands
 
-# %% ../../nbs/commands/06_data.ipynb #492cfa48
+# %% ../../nbs/commands/06_data.ipynb #afd39baa
 COMMANDS: dict[str, Command] = {}
 for dataset in DATASETS:
     COMMANDS |= dataset_commands(dataset)
