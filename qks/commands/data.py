@@ -142,19 +142,22 @@ def dataset_commands(
     commands = {}
     if dataset in FETCHERS:
         commands[f"{prefix} fetch"] = Command(
-            f"Fetch missing images of {title}; exit status 1 where some cannot be fetched. Run it again to continue.",
+            "Fetch missing images; exit status 1 where some cannot be fetched. Run it again to continue.",
             f"{root} {FETCHERS[dataset].example}",
             fetch_command(dataset),
+            title,
         )
     commands[f"{prefix} check"] = Command(
-        f"Report what is there, missing or contradictory in {title}; exit status 1 where something must be repaired.",
+        "Report what is there, missing or contradictory; exit status 1 where something must be repaired.",
         f"{root} --decode",
         check_command(dataset),
+        title,
     )
     commands[f"{prefix} prepare"] = Command(
-        f"Write the index of {title} that training and evaluation read.",
+        "Write the index that training and evaluation read.",
         f"{root} {DATASETS[dataset].example}".strip(),
         prepare_command(dataset),
+        title,
     )
     return commands
 
