@@ -120,16 +120,17 @@ class PocketCommand:
     "Options of `qks data pocket`."
 
     root: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]  # new folder
-    config: PocketConfig = PocketConfig()
+    scenes: PocketConfig = PocketConfig()
     force: Force = False
     messages: MessageOptions = MessageOptions()
 
     def execute(self) -> int:  # 0
         from qks.data.pocket import write_pocket
 
-        root = write_pocket(self.root, self.config, self.force)
-        n_train, n_test = self.config.n_train, self.config.n_test
-        return print_answer(f"{root}: {n_train} training and {n_test} test scenes in NUS-WIDE's layout")
+        root = write_pocket(self.root, self.scenes, self.force)
+        return print_answer(
+            f"{root}: {self.scenes.n_train} training and {self.scenes.n_test} test scenes in NUS-WIDE's layout"
+        )
 
 # %% ../../nbs/commands/06_data.ipynb #898df507
 def dataset_commands(

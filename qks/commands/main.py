@@ -58,7 +58,7 @@ class Request(NamedTuple):
     command: Command
     words: list[str]
 
-
+# %% ../../nbs/commands/07_main.ipynb #3b21d997
 def next_words(
     prefix: str,  # the words so far
     commands: dict[str, Command],

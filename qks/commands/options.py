@@ -73,7 +73,7 @@ class CommandOptions(Protocol):
 
     def execute(self) -> int: ...  # 0; 1 where something was found wrong
 
-
+# %% ../../nbs/commands/01_options.ipynb #d2e5ded9
 class Command(NamedTuple):
     "One command of `qks`."
 

@@ -85,7 +85,7 @@ class ForwardCost(NamedTuple):
     head: int  # of one image's tokens through the head
     prompt: int  # of one sentence through the text tower
 
-
+# %% ../../nbs/experiment/10_estimate.ipynb #afe69b67
 def forward_cost(
     vlp: VLP,
     head: QKSHead,  # a head for it
