@@ -194,7 +194,7 @@ PEAKS = {
     "H200 (141 GB)": Peak(989e12, 141e9, 16),
 }
 
-
+# %% ../../nbs/experiment/10_estimate.ipynb #fade403b
 def machine_from_peak(
     name: str,  # a name in PEAKS
     cost: ForwardCost,  # from `forward_cost`
