@@ -67,9 +67,11 @@ def main():
         for way, options in {PLAIN: {}, **FAST}.items():
             if args.quick and options.get("compile"):  # compiling alone takes a minute
                 continue
-            make, tokens = QKSHead, cached
+            make = QKSHead
+            tokens = cached
             if way == PLAIN:
-                make, tokens = PlainHead, LiveTokens(benchmark.vlp, benchmark.train)
+                make = PlainHead
+                tokens = LiveTokens(benchmark.vlp, benchmark.train)
             recipes = [replace(config.train, epochs=args.epochs, seed=seed, **options) for seed in range(args.seeds)]
             metrics = summarise([run(make, tokens, benchmark, config, recipe) for recipe in progress(recipes, way)])
             rows.append({"way": way, **{part: metrics[part]["mAP"] for part in ("seen", "zsl", "gzsl")}})

@@ -114,7 +114,8 @@ def main():
             f"peak memory {done[way]['above']:7,.0f} MB above the scores",
             flush=True,
         )
-    expected, result = done["textbook"]["result"], done["ours"]["result"]
+    expected = done["textbook"]["result"]
+    result = done["ours"]["result"]
     differences = [abs(expected[part][name] - result[part][name]) for part in expected for name in expected[part]]
     furthest = max(differences)
     clock, cpu = (done["textbook"][name] / done["ours"][name] for name in ("seconds", "cpu"))

@@ -61,7 +61,8 @@ def main():
             runs = []
             for seed in progress(range(args.seeds), kind):
                 head, _ = train_head(trained, config.head, replace(config.train, epochs=args.epochs, seed=seed))
-                tokens, test = benchmark.tokens["test"], benchmark.test
+                tokens = benchmark.tokens["test"]
+                test = benchmark.test
                 runs.append(
                     evaluate_head(head, tokens, test.labels, benchmark.embeddings, test.n_seen, config.train.topk)
                 )

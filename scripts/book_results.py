@@ -35,8 +35,11 @@ from qks.vlp.loading import load_vlp
 
 RESULTS = Path(__file__).resolve().parent.parent / "nbs" / "results" / "book.json"
 LOSSES = {"ranking": ranking_loss, "bce": bce_loss, "asl": AsymmetricLoss()}
-SHORT, FULL = 5, 14  # epochs of the rows of chapters 4 to 8, and of the others
-BATCH, LEARNING_RATE, WARMUP = 64, 2e-3, 100  # images, at its peak, steps: the recipe of `qks reproduce`
+SHORT = 5
+FULL = 14  # epochs of the rows of chapters 4 to 8, and of the others
+BATCH = 64
+LEARNING_RATE = 2e-3
+WARMUP = 100  # images, at its peak, steps: the recipe of `qks reproduce`
 
 # name -> chapter and what the row trains with; each differs from the one before it in one thing
 TRAINED = {

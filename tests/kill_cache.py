@@ -191,10 +191,15 @@ class Kills:
         )
 
 
+def without_progress(items, description):
+    return items
+
+
 def main(root):
     torch.set_num_threads(1)
     # tqdm's lock is shared with a killed child, and would stay locked
-    cache.progress = batchfile.progress = lambda items, description: items
+    cache.progress = without_progress
+    batchfile.progress = without_progress
     kills = Kills(root)
     for k in range(kills.count_steps()):
         kills.steps.kill_at = k

@@ -131,7 +131,11 @@ def main(folder):
         stopped(lambda: again("noise", 0.3), process == processes - 1),
     )
     make = engine.make_optimizer
-    engine.make_optimizer = lambda weights, config: torch.optim.SGD(weights, config.lr)
+
+    def make_sgd(weights, config):
+        return torch.optim.SGD(weights, config.lr)
+
+    engine.make_optimizer = make_sgd
     results["plain"] = again(clip=0.0, ema=0.0)
     engine.make_optimizer = make
     engine.Trainer(head, tokens[:N], Targets(labels[:N, :S]), names[:S], config, make_accelerator(torch.device("cpu")))

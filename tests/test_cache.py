@@ -61,7 +61,7 @@ def pictures(tmp_path):
 
 
 @pytest.fixture
-def kept(tmp_path):
+def cache_folder(tmp_path):
     return tmp_path / "caches"
 
 
@@ -94,8 +94,8 @@ def quietly(function, *args, **kwargs):
         return function(*args, **kwargs)
 
 
-def only(kept):
-    return next(path for path in kept.iterdir() if path.is_dir())
+def only_cache(cache_folder):
+    return next(path for path in cache_folder.iterdir() if path.is_dir())
 
 
 def flip(path, place):
@@ -122,9 +122,9 @@ def test_tokens_in_memory_to_the_bit(tiny_vlp, pictures, batch_size, workers):
     assert torch.equal(tokens, expected)
 
 
-def test_caching_leaves_the_random_numbers_alone(tiny_vlp, pictures, kept):
+def test_caching_leaves_the_random_numbers_alone(tiny_vlp, pictures, cache_folder):
     "A run that finds its tokens trains with the same dropout as one that has to make them."
-    for arguments in ({}, {"folder": kept}, {"folder": kept}, {"folder": kept, "views": 2}):
+    for arguments in ({}, {"folder": cache_folder}, {"folder": cache_folder}, {"folder": cache_folder, "views": 2}):
         torch.manual_seed(3)
         cache_tokens(tiny_vlp, pictures, **arguments)
         assert torch.equal(torch.get_rng_state(), torch.manual_seed(3).get_state())
@@ -153,8 +153,8 @@ def test_an_empty_split_has_no_tokens(tmp_path):
     ],
     ids=str,
 )
-def test_bad_arguments(tiny_vlp, pictures, kept, wrong):
-    refused("give", cache_tokens, tiny_vlp, pictures, folder=kept, **wrong)
+def test_bad_arguments(tiny_vlp, pictures, cache_folder, wrong):
+    refused("give", cache_tokens, tiny_vlp, pictures, folder=cache_folder, **wrong)
 
 
 # ---- on disk
@@ -162,46 +162,51 @@ def test_bad_arguments(tiny_vlp, pictures, kept, wrong):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("batch_size", [2, 64])
-def test_disk_holds_the_rounded_tokens(tiny_vlp, pictures, kept, dtype, batch_size):
+def test_disk_holds_the_rounded_tokens(tiny_vlp, pictures, cache_folder, dtype, batch_size):
     expected = cache_tokens(tiny_vlp, pictures, batch_size).to(dtype)
-    tokens = cache_tokens(tiny_vlp, pictures, batch_size, folder=kept, dtype=dtype)
+    tokens = cache_tokens(tiny_vlp, pictures, batch_size, folder=cache_folder, dtype=dtype)
     assert tokens.dtype == dtype and torch.equal(tokens, expected)
     assert torch.equal(tokens[torch.tensor([4, 0])], expected[[4, 0]])
     assert [len(part) for part in tokens.split(4)] == [4, 4, 1]
     size = cache_size(tiny_vlp, N_IMAGES, dtype)
-    assert (only(kept) / "tokens.bin").stat().st_size == size == expected.nbytes
+    assert (only_cache(cache_folder) / "tokens.bin").stat().st_size == size == expected.nbytes
 
 
-def test_the_second_time_nothing_is_computed(counted, pictures, kept):
+def test_the_second_time_nothing_is_computed(counted, pictures, cache_folder):
     vlp, calls = counted
-    first = cache_tokens(vlp, pictures, 4, folder=kept)
+    first = cache_tokens(vlp, pictures, 4, folder=cache_folder)
     assert calls == [4, 4, 1]
     for arguments in ({}, {"verify": True}, {"batch_size": 64}):
-        assert torch.equal(quietly(cache_tokens, vlp, pictures, folder=kept, **arguments), first)
+        assert torch.equal(quietly(cache_tokens, vlp, pictures, folder=cache_folder, **arguments), first)
     assert calls == [4, 4, 1]
 
 
-def test_an_equal_vlp_finds_it_too(make_vlp, pictures, kept):
-    first = cache_tokens(make_vlp(), pictures, folder=kept)
+def test_an_equal_vlp_finds_it_too(make_vlp, pictures, cache_folder):
+    first = cache_tokens(make_vlp(), pictures, folder=cache_folder)
     again = make_vlp()
     tower = again.image_tokens
-    again.image_tokens = lambda images: tower(images) if not images.any() else pytest.fail("computed again")
-    assert torch.equal(cache_tokens(again, pictures, folder=kept), first)
+
+    def only_the_shape(images):
+        assert not images.any(), "computed again"
+        return tower(images)
+
+    again.image_tokens = only_the_shape
+    assert torch.equal(cache_tokens(again, pictures, folder=cache_folder), first)
 
 
-def test_writing_to_the_tokens_never_reaches_the_file(tiny_vlp, pictures, kept):
-    first = cache_tokens(tiny_vlp, pictures, folder=kept)
-    before = (only(kept) / "tokens.bin").read_bytes()
+def test_writing_to_the_tokens_never_reaches_the_file(tiny_vlp, pictures, cache_folder):
+    first = cache_tokens(tiny_vlp, pictures, folder=cache_folder)
+    before = (only_cache(cache_folder) / "tokens.bin").read_bytes()
     first.zero_()
-    assert (only(kept) / "tokens.bin").read_bytes() == before
-    assert cache_tokens(tiny_vlp, pictures, folder=kept).any()
+    assert (only_cache(cache_folder) / "tokens.bin").read_bytes() == before
+    assert cache_tokens(tiny_vlp, pictures, folder=cache_folder).any()
 
 
-def test_meta_says_what_it_is(tiny_vlp, pictures, kept):
-    cache_tokens(tiny_vlp, pictures, folder=kept)
-    meta = json.loads((only(kept) / "meta.json").read_text())
+def test_meta_says_what_it_is(tiny_vlp, pictures, cache_folder):
+    cache_tokens(tiny_vlp, pictures, folder=cache_folder)
+    meta = json.loads((only_cache(cache_folder) / "meta.json").read_text())
     assert meta["shape"] == [N_IMAGES, 17, 64] and meta["dtype"] == "float16" and "bicubic" in meta["preprocess"]
-    (row,) = list_caches(kept)
+    (row,) = list_caches(cache_folder)
     assert (
         row["images"] == N_IMAGES and row["finished"] == 1 and row["GB"] == pytest.approx(N_IMAGES * 17 * 64 * 2 / 1e9)
     )
@@ -266,13 +271,13 @@ class Silent:
         return torch.from_numpy(np.asarray(image.resize((32, 32)), np.float32).transpose(2, 0, 1) * self.scale)
 
 
-def test_preprocessings_that_look_alike(make_vlp, pictures, kept):
+def test_preprocessings_that_look_alike(make_vlp, pictures, cache_folder):
     "Lambdas and objects without a repr differ in what they do; the same again has the same key."
 
     def keyed(preprocess):
         vlp = make_vlp()
         vlp.preprocess = preprocess
-        return key(vlp, pictures), cache_tokens(vlp, pictures, folder=kept, dtype=torch.float32)
+        return key(vlp, pictures), cache_tokens(vlp, pictures, folder=cache_folder, dtype=torch.float32)
 
     half = Silent(0.5 / 255)
     whole = Silent(1 / 255)
@@ -283,77 +288,82 @@ def test_preprocessings_that_look_alike(make_vlp, pictures, kept):
         and torch.equal(found[1][1], found[3][1])
         and not torch.equal(found[0][1], found[1][1])
     )
-    assert keyed(Silent(0.5 / 255))[0] == found[0][0] and len(list(kept.glob("tokens-*"))) == 4
+    assert keyed(Silent(0.5 / 255))[0] == found[0][0] and len(list(cache_folder.glob("tokens-*"))) == 4
 
 
-def test_a_changed_image_costs_its_batch(counted, pictures, kept):
+def test_a_changed_image_costs_its_batch(counted, pictures, cache_folder):
     vlp, calls = counted
-    cache_tokens(vlp, pictures, 3, folder=kept)
+    cache_tokens(vlp, pictures, 3, folder=cache_folder)
     Image.new("RGB", (40, 40), (255, 0, 0)).save(pictures.path(4))
     calls.clear()
     with pytest.warns(UserWarning, match="1 of 3 batches .* of images that changed"):
-        tokens = cache_tokens(vlp, pictures, 3, folder=kept)
+        tokens = cache_tokens(vlp, pictures, 3, folder=cache_folder)
     assert calls == [3]
     assert torch.equal(tokens, cache_tokens(vlp, pictures, 3).half())
-    quietly(cache_tokens, vlp, pictures, 3, folder=kept)
+    quietly(cache_tokens, vlp, pictures, 3, folder=cache_folder)
 
 
-def test_a_copy_elsewhere_is_known_by_its_content(counted, pictures, kept, tmp_path):
+def test_a_copy_elsewhere_is_known_by_its_content(counted, pictures, cache_folder, tmp_path):
     vlp, calls = counted
-    first = cache_tokens(vlp, pictures, 3, folder=kept, identify="content")
+    first = cache_tokens(vlp, pictures, 3, folder=cache_folder, identify="content")
     shutil.copytree(pictures.root, tmp_path / "copy", copy_function=shutil.copyfile)
     moved = LabelledImages(tmp_path / "copy", pictures.images, pictures.labels, pictures.label_names, 1)
     calls.clear()
-    assert torch.equal(quietly(cache_tokens, vlp, moved, 3, folder=kept, identify="content"), first) and calls == []
+    assert (
+        torch.equal(quietly(cache_tokens, vlp, moved, 3, folder=cache_folder, identify="content"), first)
+        and calls == []
+    )
     Image.new("RGB", (40, 40), (255, 0, 0)).save(moved.path(8))
     with pytest.warns(UserWarning, match="1 of 3"):
-        cache_tokens(vlp, moved, 3, folder=kept, identify="content")
+        cache_tokens(vlp, moved, 3, folder=cache_folder, identify="content")
 
 
-def test_a_missing_image_is_named_before_anything_is_computed(counted, pictures, kept):
+def test_a_missing_image_is_named_before_anything_is_computed(counted, pictures, cache_folder):
     vlp, calls = counted
     pictures.path(7).unlink()
-    refused("7.png cannot be read .No such file", cache_tokens, vlp, pictures, folder=kept)
+    refused("7.png cannot be read .No such file", cache_tokens, vlp, pictures, folder=cache_folder)
     assert calls == []
 
 
-def test_meta_of_another_cache_is_refused(tiny_vlp, pictures, kept):
-    cache_tokens(tiny_vlp, pictures, folder=kept)
-    path = only(kept) / "meta.json"
+def test_meta_of_another_cache_is_refused(tiny_vlp, pictures, cache_folder):
+    cache_tokens(tiny_vlp, pictures, folder=cache_folder)
+    path = only_cache(cache_folder) / "meta.json"
     good = path.read_text()
     path.write_text(good.replace('"views": 1', '"views": 2'))
-    refused("not that of the token cache wanted here .views.: delete", cache_tokens, tiny_vlp, pictures, folder=kept)
+    refused(
+        "not that of the token cache wanted here .views.: delete", cache_tokens, tiny_vlp, pictures, folder=cache_folder
+    )
     path.write_text(good[:30])
-    refused("it cannot be read", cache_tokens, tiny_vlp, pictures, folder=kept)
+    refused("it cannot be read", cache_tokens, tiny_vlp, pictures, folder=cache_folder)
 
 
-def test_numbers_without_meta_do_not_count(counted, pictures, kept):
+def test_numbers_without_meta_do_not_count(counted, pictures, cache_folder):
     vlp, calls = counted
-    cache_tokens(vlp, pictures, 3, folder=kept)
-    (only(kept) / "meta.json").unlink()
+    cache_tokens(vlp, pictures, 3, folder=cache_folder)
+    (only_cache(cache_folder) / "meta.json").unlink()
     calls.clear()
-    cache_tokens(vlp, pictures, 3, folder=kept)
+    cache_tokens(vlp, pictures, 3, folder=cache_folder)
     assert calls == [3, 3, 3]
 
 
 # ---- damage
 
 
-def damaged(counted, pictures, kept, damage, again, **arguments):
+def damaged(counted, pictures, cache_folder, damage, again, **arguments):
     "Damage a cache of nine batches; expect a warning, so many batches computed again, and right tokens."
     vlp, calls = counted
-    expected = cache_tokens(vlp, pictures, 1, folder=kept).clone()
-    damage(only(kept))
+    expected = cache_tokens(vlp, pictures, 1, folder=cache_folder).clone()
+    damage(only_cache(cache_folder))
     calls.clear()
     if again:
         with pytest.warns(UserWarning, match="computed again"):
-            tokens = cache_tokens(vlp, pictures, 1, folder=kept, **arguments)
+            tokens = cache_tokens(vlp, pictures, 1, folder=cache_folder, **arguments)
     else:
-        tokens = quietly(cache_tokens, vlp, pictures, 1, folder=kept, **arguments)
+        tokens = quietly(cache_tokens, vlp, pictures, 1, folder=cache_folder, **arguments)
     assert calls == [1] * again
     assert torch.equal(tokens, expected)
     calls.clear()
-    quietly(cache_tokens, vlp, pictures, 1, folder=kept, verify=True)
+    quietly(cache_tokens, vlp, pictures, 1, folder=cache_folder, verify=True)
     assert calls == []
 
 
@@ -361,70 +371,70 @@ ITEM = 17 * 64 * 2  # bytes
 
 
 @pytest.mark.parametrize("size, again", [(9 * ITEM - 1, 1), (5 * ITEM, 4), (5 * ITEM - 1, 5), (1, 9), (0, 9)])
-def test_a_truncated_cache(counted, pictures, kept, size, again):
-    damaged(counted, pictures, kept, lambda folder: os.truncate(folder / "tokens.bin", size), again)
+def test_a_truncated_cache(counted, pictures, cache_folder, size, again):
+    damaged(counted, pictures, cache_folder, lambda folder: os.truncate(folder / "tokens.bin", size), again)
 
 
-def test_a_lost_file(counted, pictures, kept):
-    damaged(counted, pictures, kept, lambda folder: (folder / "tokens.bin").unlink(), 9)
+def test_a_lost_file(counted, pictures, cache_folder):
+    damaged(counted, pictures, cache_folder, lambda folder: (folder / "tokens.bin").unlink(), 9)
 
 
-def test_a_longer_file_is_cut(counted, pictures, kept):
+def test_a_longer_file_is_cut(counted, pictures, cache_folder):
     def longer(folder):
         with open(folder / "tokens.bin", "ab") as file:
             file.write(b"x" * 100)
 
-    damaged(counted, pictures, kept, longer, 0)
-    assert (only(kept) / "tokens.bin").stat().st_size == 9 * ITEM
+    damaged(counted, pictures, cache_folder, longer, 0)
+    assert (only_cache(cache_folder) / "tokens.bin").stat().st_size == 9 * ITEM
 
 
 @pytest.mark.parametrize("batch", [0, 8])
-def test_a_changed_byte_where_a_sample_is_read(counted, pictures, kept, batch):
-    damaged(counted, pictures, kept, lambda folder: flip(folder / "tokens.bin", batch * ITEM + 5), 1)
+def test_a_changed_byte_where_a_sample_is_read(counted, pictures, cache_folder, batch):
+    damaged(counted, pictures, cache_folder, lambda folder: flip(folder / "tokens.bin", batch * ITEM + 5), 1)
 
 
-def test_changed_bytes_anywhere_with_verify(counted, pictures, kept):
+def test_changed_bytes_anywhere_with_verify(counted, pictures, cache_folder):
     def two(folder):
         for batch in (3, 4):
             flip(folder / "tokens.bin", batch * ITEM)
 
-    damaged(counted, pictures, kept, two, 2, verify=True)
+    damaged(counted, pictures, cache_folder, two, 2, verify=True)
 
 
-def test_where_the_sample_finds_damage_all_is_read(counted, pictures, kept):
+def test_where_the_sample_finds_damage_all_is_read(counted, pictures, cache_folder):
     def everywhere(folder):
         for batch in range(9):
             flip(folder / "tokens.bin", batch * ITEM + batch)
 
-    damaged(counted, pictures, kept, everywhere, 9)
+    damaged(counted, pictures, cache_folder, everywhere, 9)
 
 
-def test_a_touched_file_is_read_in_full(counted, pictures, kept):
+def test_a_touched_file_is_read_in_full(counted, pictures, cache_folder):
     unread = next(batch for batch in range(9) if batch not in np.linspace(0, 8, 8).astype(int))
 
     def touched(folder):
         flip(folder / "tokens.bin", unread * ITEM)
         os.utime(folder / "tokens.bin")
 
-    damaged(counted, pictures, kept, touched, 1)
+    damaged(counted, pictures, cache_folder, touched, 1)
 
 
 @pytest.mark.parametrize("place", [0, 2, 4, 40, 68, 75, 78], ids=str)
-def test_a_changed_byte_in_the_record(counted, pictures, kept, place):
+def test_a_changed_byte_in_the_record(counted, pictures, cache_folder, place):
     vlp, calls = counted
-    expected = cache_tokens(vlp, pictures, 1, folder=kept).clone()
-    flip(only(kept) / "finished.txt", place)
+    expected = cache_tokens(vlp, pictures, 1, folder=cache_folder).clone()
+    flip(only_cache(cache_folder) / "finished.txt", place)
     calls.clear()
-    assert torch.equal(cache_tokens(vlp, pictures, 1, folder=kept), expected)
+    assert torch.equal(cache_tokens(vlp, pictures, 1, folder=cache_folder), expected)
     assert 1 <= len(calls) <= 2  # a lost line end costs the next line too
 
 
-def test_a_lost_record(counted, pictures, kept):
+def test_a_lost_record(counted, pictures, cache_folder):
     vlp, calls = counted
-    cache_tokens(vlp, pictures, 1, folder=kept)
-    (only(kept) / "finished.txt").unlink()
+    cache_tokens(vlp, pictures, 1, folder=cache_folder)
+    (only_cache(cache_folder) / "finished.txt").unlink()
     calls.clear()
-    cache_tokens(vlp, pictures, 1, folder=kept)
+    cache_tokens(vlp, pictures, 1, folder=cache_folder)
     assert len(calls) == 9
 
 
@@ -451,27 +461,29 @@ def test_missing_batches_cover_exactly_what_is_missing(finished, batch_size):
     )
 
 
-def test_going_on_with_another_batch_size(counted, pictures, kept):
+def test_going_on_with_another_batch_size(counted, pictures, cache_folder):
     vlp, calls = counted
     expected = cache_tokens(vlp, pictures, 9).half()
     bad = pictures.path(6).read_bytes()
     pictures.path(6).write_bytes(bad[:50])
-    refused("6.png", cache_tokens, vlp, pictures, 4, folder=kept)
+    refused("6.png", cache_tokens, vlp, pictures, 4, folder=cache_folder)
     pictures.path(6).write_bytes(bad)
     calls.clear()
-    torch.testing.assert_close(cache_tokens(vlp, pictures, 3, folder=kept).read(), expected, rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(
+        cache_tokens(vlp, pictures, 3, folder=cache_folder).read(), expected, rtol=1e-2, atol=1e-3
+    )
     assert calls == [3, 2]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_unreadable_image_in_the_middle(counted, pictures, kept, workers):
+def test_an_unreadable_image_in_the_middle(counted, pictures, cache_folder, workers):
     vlp, calls = counted
     whole = pictures.path(5).read_bytes()
     pictures.path(5).write_bytes(whole[: len(whole) // 2])
-    refused("5.png is damaged or truncated", cache_tokens, vlp, pictures, 2, workers, folder=kept)
-    assert calls == [2, 2] and list_caches(kept)[0]["finished"] == pytest.approx(4 / 9)
+    refused("5.png is damaged or truncated", cache_tokens, vlp, pictures, 2, workers, folder=cache_folder)
+    assert calls == [2, 2] and list_caches(cache_folder)[0]["finished"] == pytest.approx(4 / 9)
     pictures.path(5).write_bytes(whole)
-    tokens = quietly(cache_tokens, vlp, pictures, 2, folder=kept)
+    tokens = quietly(cache_tokens, vlp, pictures, 2, folder=cache_folder)
     assert calls == [2, 2, 2, 2, 1]
     assert torch.equal(tokens, cache_tokens(vlp, pictures, 2).half())
 
@@ -497,43 +509,45 @@ def test_too_little_memory_is_reported_beforehand(counted, pictures, monkeypatch
 
 
 @pytest.mark.parametrize("arguments", [{}, {"views": 3}, {"dtype": torch.float32}, {"identify": "content"}], ids=str)
-def test_room_that_is_still_needed(tiny_vlp, pictures, kept, arguments):
+def test_room_that_is_still_needed(tiny_vlp, pictures, cache_folder, arguments):
     whole = cache_size(tiny_vlp, N_IMAGES, arguments.get("dtype", torch.float16), arguments.get("views", 1))
-    assert missing_bytes(tiny_vlp, pictures, kept, **arguments) == whole
-    cache_tokens(tiny_vlp, pictures, folder=kept, **arguments)
-    assert missing_bytes(tiny_vlp, pictures, kept, **arguments) == 0
-    os.truncate(only(kept) / "tokens.bin", ITEM)
-    assert missing_bytes(tiny_vlp, pictures, kept, **arguments) == whole - ITEM
+    assert missing_bytes(tiny_vlp, pictures, cache_folder, **arguments) == whole
+    cache_tokens(tiny_vlp, pictures, folder=cache_folder, **arguments)
+    assert missing_bytes(tiny_vlp, pictures, cache_folder, **arguments) == 0
+    os.truncate(only_cache(cache_folder) / "tokens.bin", ITEM)
+    assert missing_bytes(tiny_vlp, pictures, cache_folder, **arguments) == whole - ITEM
     assert (
         missing_bytes(tiny_vlp, pictures) == cache_size(tiny_vlp, N_IMAGES, torch.float32)
-        and missing_bytes(tiny_vlp, pictures.subset([]), kept) == 0
+        and missing_bytes(tiny_vlp, pictures.subset([]), cache_folder) == 0
     )
 
 
-def test_too_little_room_is_reported_beforehand(counted, pictures, kept, monkeypatch):
+def test_too_little_room_is_reported_beforehand(counted, pictures, cache_folder, monkeypatch):
     vlp, calls = counted
     need = cache_size(vlp, N_IMAGES)
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: SimpleNamespace(free=need - 1))
     monkeypatch.setattr(cache, "progress", lambda *args: pytest.fail("began to write"))
-    refused(r"needs 0.00 GB more in .* but 0.00 GB are free: make room", cache_tokens, vlp, pictures, folder=kept)
+    refused(
+        r"needs 0.00 GB more in .* but 0.00 GB are free: make room", cache_tokens, vlp, pictures, folder=cache_folder
+    )
     assert calls == []
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: SimpleNamespace(free=3e9))
-    refused("needs 12.50 GB more in .* but 3.00 GB are free", cache.check_room, kept, 12_500_000_000)
+    refused("needs 12.50 GB more in .* but 3.00 GB are free", cache.check_room, cache_folder, 12_500_000_000)
 
 
-def test_room_is_asked_for_what_is_missing_only(counted, pictures, kept, monkeypatch):
+def test_room_is_asked_for_what_is_missing_only(counted, pictures, cache_folder, monkeypatch):
     vlp, calls = counted
-    cache_tokens(vlp, pictures, 1, folder=kept)
-    os.truncate(only(kept) / "tokens.bin", 8 * ITEM)
+    cache_tokens(vlp, pictures, 1, folder=cache_folder)
+    os.truncate(only_cache(cache_folder) / "tokens.bin", 8 * ITEM)
     asked = []
     monkeypatch.setattr(cache, "check_room", lambda folder, n_bytes: asked.append(n_bytes))
     with pytest.warns(UserWarning):
-        cache_tokens(vlp, pictures, 1, folder=kept)
+        cache_tokens(vlp, pictures, 1, folder=cache_folder)
     assert asked == [ITEM]
 
 
 @pytest.mark.parametrize("call", range(1, 7))
-def test_a_full_disk_in_the_middle(counted, pictures, kept, monkeypatch, call):
+def test_a_full_disk_in_the_middle(counted, pictures, cache_folder, monkeypatch, call):
     "The disk is full at one of the flushes to it: what was finished before stays."
     vlp, calls = counted
     fsync = os.fsync
@@ -547,16 +561,18 @@ def test_a_full_disk_in_the_middle(counted, pictures, kept, monkeypatch, call):
             fsync(number)
 
         patch.setattr(batchfile.os, "fsync", full)
-        refused("No space left on device.*items are finished and kept", cache_tokens, vlp, pictures, 1, folder=kept)
+        refused(
+            "No space left on device.*items are finished and kept", cache_tokens, vlp, pictures, 1, folder=cache_folder
+        )
     assert len(calls) == call // 2 + 1
     calls.clear()
-    tokens = quietly(cache_tokens, vlp, pictures, 1, folder=kept)
+    tokens = quietly(cache_tokens, vlp, pictures, 1, folder=cache_folder)
     assert len(calls) == 9 - (call + 1) // 2  # two flushes a batch: its numbers, its line
     assert torch.equal(tokens, cache_tokens(vlp, pictures, 1).half())
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a limit of file sizes")
-def test_a_file_that_may_not_grow(counted, pictures, kept):
+def test_a_file_that_may_not_grow(counted, pictures, cache_folder):
     "A real refusal by the system in the middle of a batch: a part of its bytes is written, then no more."
     import resource
 
@@ -570,12 +586,14 @@ def test_a_file_that_may_not_grow(counted, pictures, kept):
             vlp,
             pictures,
             2,
-            folder=kept,
+            folder=cache_folder,
         )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert calls == [2] * 4
-    assert torch.equal(quietly(cache_tokens, vlp, pictures, 2, folder=kept), cache_tokens(vlp, pictures, 2).half())
+    assert torch.equal(
+        quietly(cache_tokens, vlp, pictures, 2, folder=cache_folder), cache_tokens(vlp, pictures, 2).half()
+    )
     assert calls[4:6] == [2, 1]
 
 
@@ -584,37 +602,43 @@ def test_a_place_that_is_no_folder(tiny_vlp, pictures, tmp_path):
     refused("cannot be used as a token cache", cache_tokens, tiny_vlp, pictures, folder=tmp_path / "file")
 
 
-def test_numbers_beyond_half_precision(tiny_vlp, pictures, kept, monkeypatch):
+def test_numbers_beyond_half_precision(tiny_vlp, pictures, cache_folder, monkeypatch):
     tower = tiny_vlp.image_tokens
     monkeypatch.setattr(tiny_vlp, "image_tokens", lambda images: tower(images) + 70_000.0)
-    refused("0.png .* not finite in float16: use dtype=torch.bfloat16", cache_tokens, tiny_vlp, pictures, folder=kept)
-    assert cache_tokens(tiny_vlp, pictures, folder=kept, dtype=torch.bfloat16).isfinite().all()
+    refused(
+        "0.png .* not finite in float16: use dtype=torch.bfloat16",
+        cache_tokens,
+        tiny_vlp,
+        pictures,
+        folder=cache_folder,
+    )
+    assert cache_tokens(tiny_vlp, pictures, folder=cache_folder, dtype=torch.bfloat16).isfinite().all()
 
 
 # ---- two processes
 
 
-def test_a_second_writer_is_refused(counted, pictures, kept, monkeypatch):
+def test_a_second_writer_is_refused(counted, pictures, cache_folder, monkeypatch):
     vlp, calls = counted
     monkeypatch.setattr(cache, "LOCK_SECONDS", 0.05)
-    cache_tokens(vlp, pictures, 3, folder=kept)
-    with FileLock(only(kept) / "lock"):
-        quietly(cache_tokens, vlp, pictures, 3, folder=kept)  # a complete cache is read without the lock
-        os.truncate(only(kept) / "tokens.bin", ITEM)
-        refused("another process is writing the token cache", cache_tokens, vlp, pictures, 3, folder=kept)
+    cache_tokens(vlp, pictures, 3, folder=cache_folder)
+    with FileLock(only_cache(cache_folder) / "lock"):
+        quietly(cache_tokens, vlp, pictures, 3, folder=cache_folder)  # a complete cache is read without the lock
+        os.truncate(only_cache(cache_folder) / "tokens.bin", ITEM)
+        refused("another process is writing the token cache", cache_tokens, vlp, pictures, 3, folder=cache_folder)
     with pytest.warns(UserWarning):
-        cache_tokens(vlp, pictures, 3, folder=kept)
+        cache_tokens(vlp, pictures, 3, folder=cache_folder)
 
 
-def test_the_lock_of_a_cache_is_its_own(tiny_vlp, pictures, kept):
+def test_the_lock_of_a_cache_is_its_own(tiny_vlp, pictures, cache_folder):
     "An image that cannot be read, a refusal: the lock is free afterwards."
     good = pictures.path(8).read_bytes()
     pictures.path(8).write_bytes(b"no image")
-    refused("8.png", cache_tokens, tiny_vlp, pictures, 2, folder=kept)
-    with FileLock(only(kept) / "lock", timeout=0):
+    refused("8.png", cache_tokens, tiny_vlp, pictures, 2, folder=cache_folder)
+    with FileLock(only_cache(cache_folder) / "lock", timeout=0):
         pass
     pictures.path(8).write_bytes(good)
-    cache_tokens(tiny_vlp, pictures, 2, folder=kept)
+    cache_tokens(tiny_vlp, pictures, 2, folder=cache_folder)
 
 
 # ---- killed
@@ -638,18 +662,17 @@ def test_killed_at_any_moment(tmp_path):
         assert run["finished_are_right"] and run["same"] and not run["warnings"] and not run["computed_again"], run
         assert run["computed"] == found["batches"] - run["finished"], run  # what was finished is not computed again
     finished = [run["finished"] for run in at_steps]
-    assert finished == sorted(finished) and set(finished) == set(
-        range(found["batches"] + 1)
-    )  # a kill costs one batch, never two
+    assert finished == sorted(finished)
+    assert set(finished) == set(range(found["batches"] + 1))  # a kill costs one batch, never two
 
 
 # ---- views
 
 
-def test_views_are_the_same_whatever_the_order(tiny_vlp, pictures, kept, tmp_path):
+def test_views_are_the_same_whatever_the_order(tiny_vlp, pictures, cache_folder, tmp_path):
     expected = cache_tokens(tiny_vlp, pictures, 4, views=3)  # in memory
     assert expected.shape == (N_IMAGES, 3, 17, 64)
-    assert torch.equal(cache_tokens(tiny_vlp, pictures, 4, folder=kept, views=3), expected.half())
+    assert torch.equal(cache_tokens(tiny_vlp, pictures, 4, folder=cache_folder, views=3), expected.half())
     for arguments in ({"workers": 2}, {"batch_size": 5}):
         again = cache_tokens(
             tiny_vlp, pictures, **{"batch_size": 4, "views": 3, "folder": tmp_path / "-".join(arguments)} | arguments
@@ -660,24 +683,26 @@ def test_views_are_the_same_whatever_the_order(tiny_vlp, pictures, kept, tmp_pat
     assert not torch.equal(cache_tokens(tiny_vlp, pictures, 4, views=3, seed=1), expected)
 
 
-def test_a_view_is_the_augmentation_of_its_image(tiny_vlp, pictures, kept):
-    views = cache_tokens(tiny_vlp, pictures, folder=kept, views=2, dtype=torch.float32)
+def test_a_view_is_the_augmentation_of_its_image(tiny_vlp, pictures, cache_folder):
+    views = cache_tokens(tiny_vlp, pictures, folder=cache_folder, views=2, dtype=torch.float32)
     image = Augmentation(tiny_vlp.preprocess, 0)(Image.open(pictures.path(3)).convert("RGB"), 3, 1)
     torch.testing.assert_close(views[3, 1], tiny_vlp.image_tokens(image[None])[0], rtol=1e-4, atol=1e-5)
 
 
-def test_views_go_on_in_the_middle_of_an_image(counted, pictures, kept):
+def test_views_go_on_in_the_middle_of_an_image(counted, pictures, cache_folder):
     vlp, calls = counted
-    expected = cache_tokens(vlp, pictures, 2, folder=kept, views=3).clone()
-    os.truncate(only(kept) / "tokens.bin", 14 * ITEM)  # 14 of 27 items: image 4 has two of its three views
+    expected = cache_tokens(vlp, pictures, 2, folder=cache_folder, views=3).clone()
+    os.truncate(
+        only_cache(cache_folder) / "tokens.bin", 14 * ITEM
+    )  # 14 of 27 items: image 4 has two of its three views
     calls.clear()
     with pytest.warns(UserWarning, match="7 of 14"):
-        tokens = cache_tokens(vlp, pictures, 2, folder=kept, views=3)
+        tokens = cache_tokens(vlp, pictures, 2, folder=cache_folder, views=3)
     assert torch.equal(tokens, expected) and calls == [2] * 6 + [1]
     Image.new("RGB", (40, 40), (255, 0, 0)).save(pictures.path(8))  # items 24 to 26, in the last two batches
     calls.clear()
     with pytest.warns(UserWarning, match="2 of 14"):
-        cache_tokens(vlp, pictures, 2, folder=kept, views=3)
+        cache_tokens(vlp, pictures, 2, folder=cache_folder, views=3)
     assert calls == [2, 1]
 
 
@@ -685,8 +710,8 @@ def test_views_go_on_in_the_middle_of_an_image(counted, pictures, kept):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_precision_is_widened_by_everyone(tiny_vlp, pictures, kept, dtype):
-    half = cache_tokens(tiny_vlp, pictures, folder=kept, dtype=dtype)
+def test_half_precision_is_widened_by_everyone(tiny_vlp, pictures, cache_folder, dtype):
+    half = cache_tokens(tiny_vlp, pictures, folder=cache_folder, dtype=dtype)
     names = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
     results = []
     for tokens in (half, half.float()):
@@ -763,22 +788,15 @@ def test_rows_of_a_file(stored, rows):
 def test_what_else_a_tensor_can_do(stored, monkeypatch):
     tokens, values = stored
     monkeypatch.setattr(batchfile, "ITEMS_AT_ONCE", 4)
-    assert (len(tokens), tokens.shape, tokens.ndim, tokens.nbytes, tokens.device) == (
-        10,
-        values.shape,
-        3,
-        values.nbytes,
-        values.device,
-    )
-    assert (
-        torch.equal(tokens.float(), values.float())
-        and torch.equal(tokens.to("cpu", torch.float64), values.double())
-        and torch.equal(tokens.to("cpu"), values)
-    )
-    assert [len(part) for part in tokens.split(4)] == [4, 4, 2] and torch.equal(torch.cat(tokens.split(4)), values)
-    assert torch.equal(tokens.flatten(1), values.flatten(1)) and torch.equal(
-        torch.stack([tokens, values]), torch.stack([values, values])
-    )
+    assert (len(tokens), tokens.ndim, tokens.shape) == (10, 3, values.shape)
+    assert (tokens.nbytes, tokens.device) == (values.nbytes, values.device)
+    assert torch.equal(tokens.float(), values.float())
+    assert torch.equal(tokens.to("cpu", torch.float64), values.double())
+    assert torch.equal(tokens.to("cpu"), values)
+    assert [len(part) for part in tokens.split(4)] == [4, 4, 2]
+    assert torch.equal(torch.cat(tokens.split(4)), values)
+    assert torch.equal(tokens.flatten(1), values.flatten(1))
+    assert torch.equal(torch.stack([tokens, values]), torch.stack([values, values]))
     for wrong in (10, -11, [0, 10]):
         with pytest.raises(IndexError):
             tokens[wrong]

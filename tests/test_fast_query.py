@@ -185,7 +185,7 @@ def test_gradients_of_products_with_frozen_tokens():
     tokens = torch.randn(2, 5, 4, dtype=torch.double)
     for matrix, other in ((tokens.transpose(1, 2), tokens), (transpose_tokens(tokens), tokens)):
         close(FrozenProduct.apply(x, matrix, other), x @ matrix)
-        assert torch.autograd.gradcheck(lambda x: FrozenProduct.apply(x, matrix, other), (x,))  # noqa: B023 used at once
+        assert torch.autograd.gradcheck(lambda x: FrozenProduct.apply(x, matrix, other), (x,))
 
 
 @pytest.mark.parametrize("grad, autocast, laid_out", [(True, False, True), (False, False, False), (True, True, False)])
@@ -370,7 +370,8 @@ def test_operations_equal_those_that_torch_counts():
     cost = block_operations(33, 6, 128, 2, 512)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         extractor(tokens)
-    n_blocks, n_images = 4, 3
+    n_blocks = 4
+    n_images = 3
     # a multiplication counts as two operations
     assert counter.get_total_flops() == 2 * n_blocks * n_images * (cost["projected"] + cost["rest"])
 

@@ -227,18 +227,16 @@ def test_averaged_weights(data):
     assert found.eval_head is not found.head and not same(found.eval_head, found.head)
 
 
-def test_averaged_weights_are_judged_and_kept(data, monkeypatch):
-    judged = []
-    monkeypatch.setattr(
-        training,
-        "selection_score",
-        lambda head, *args: (
-            judged.append(copy.deepcopy(head.state_dict())),
-            {"mAP": 0.0, "score": float(len(judged))},
-        )[1],
-    )
+def test_averaged_weights_are_scored_and_kept(data, monkeypatch):
+    scored = []
+
+    def rising_score(head, *args):
+        scored.append(copy.deepcopy(head.state_dict()))
+        return {"mAP": 0.0, "score": float(len(scored))}
+
+    monkeypatch.setattr(training, "selection_score", rising_score)
     _, head = run(data, config(ema=0.9))
-    assert all(torch.equal(value, judged[-1][name]) for name, value in head.state_dict().items())
+    assert all(torch.equal(value, scored[-1][name]) for name, value in head.state_dict().items())
 
 
 # ---- precision
@@ -342,7 +340,7 @@ def test_a_gpu_gives_the_same(data, kind):
 def test_labels_lie_where_the_tokens_do(data, rows):
     targets = Targets(data[2])
     assert targets.to("cpu") is targets and torch.equal(targets[rows], data[2][rows].float())
-    assert Targets(data[2]).to("meta").matrix.device.type == "meta"  # stands for a GPU
+    assert Targets(data[2]).to("meta").labels.device.type == "meta"  # stands for a GPU
     assert Targets(index_of(data[2], -1)).to("meta").n_seen == S
 
 
@@ -713,18 +711,18 @@ def test_the_scale_goes_on_where_it_was(data, overflowing, options):
     whole, again = (scaled(data, 2.0**120, **options) for _ in range(2))
     skipped = [whole.optimizer.step_was_skipped for _ in epoch_steps(whole)]
     assert skipped[0] and 1 < whole.accelerator.scaler.get_scale() < 2.0**120
-    for _ in epoch_steps(stopped := scaled(data, 2.0**120, **options)):
+    stopped = scaled(data, 2.0**120, **options)
+    for _ in epoch_steps(stopped):
         if stopped.step == 2:
             break
-    state = unpack_state(pack_state(trainer_state(stopped), tensors := {}), tensors)
-    restore_trainer(again, state)
+    tensors = {}
+    state = pack_state(trainer_state(stopped), tensors)
+    restore_trainer(again, unpack_state(state, tensors))
     assert again.accelerator.scaler.get_scale() == stopped.accelerator.scaler.get_scale() != 2.0**120
     for _ in epoch_steps(again):
         pass
-    assert (
-        same(whole.eval_head, again.eval_head)
-        and whole.accelerator.scaler.get_scale() == again.accelerator.scaler.get_scale()
-    )
+    assert same(whole.eval_head, again.eval_head)
+    assert whole.accelerator.scaler.get_scale() == again.accelerator.scaler.get_scale()
 
 
 def test_the_rate_waits_while_steps_are_left_out(data, overflowing):

@@ -108,7 +108,8 @@ def test_fit_takes_the_golden_steps_too(monkeypatch):
     "`fit` computes in fp32, so it is compared with the same steps in fp32: to the bit."
     scripted(monkeypatch, range(20))  # always better: the plateau never lowers the learning rate
     image_tokens, labels, label_embeddings = GOLDEN_BATCH
-    head, expected_head = golden_head(), golden_head()
+    head = golden_head()
+    expected_head = golden_head()
     history = fit(
         head, (image_tokens, labels), label_embeddings, (None, None), TrainConfig(epochs=20, lr=1e-3, batch_size=64)
     )

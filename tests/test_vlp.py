@@ -410,7 +410,8 @@ def test_a_weight_file_has_the_heads_of_its_model(name):
             open_clip.CLIPTextCfg(**config["text_cfg"]),
         )
     state = model.state_dict()
-    vision, text = _vision_config(state), _text_config(state)
+    vision = _vision_config(state)
+    text = _text_config(state)
     with torch.device("meta"):
         again = open_clip.CLIP(config["embed_dim"], vision, text)
     assert {key: value.shape for key, value in again.state_dict().items()} == {

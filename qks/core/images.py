@@ -98,7 +98,8 @@ def _grey_to_8_bits(
     if image.mode not in ("I", "F"):
         return image
     grey = np.asarray(image, np.float64)  # [H, W]
-    darkest, brightest = grey.min(), grey.max()
+    darkest = grey.min()
+    brightest = grey.max()
     is_known_range = darkest >= 0 and brightest < 2**16  # False for NaN as well
     if not is_known_range:
         raise QKSError(

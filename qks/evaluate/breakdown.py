@@ -38,7 +38,8 @@ def precision_within_parts(
     precision = np.full(n_labels, np.nan)  # [C]
     positives = np.zeros(n_labels, dtype=np.int64)  # [C]
     for name in by_part.keys() & {"seen", "zsl"}:
-        part, kept = by_part[name], parts[name].labels
+        part = by_part[name]
+        kept = parts[name].labels
         in_mean = (part.positives > 0) | protocol.count_absent_labels
         precision[kept] = np.where(in_mean, part.precision, np.nan)
         positives[kept] = part.positives
@@ -109,7 +110,8 @@ def label_kinds(
                 f"{len(label_names)} label names for {len(positives)} labels: "
                 "give one name per label, seen labels first."
             )
-        seen_names, unseen_names = label_names[:n_seen], label_names[n_seen:]
+        seen_names = label_names[:n_seen]
+        unseen_names = label_names[n_seen:]
         twins = find_twins(seen_names, unseen_names)
         splits["zsl"]["twin"] = ["with a twin" if name in twins else "without a twin" for name in unseen_names]
         if len(SCENE_LABELS.intersection(label_names)) > len(SCENE_LABELS) / 2:  # NUS-WIDE's labels, or most of them

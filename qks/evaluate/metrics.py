@@ -271,7 +271,8 @@ def select_columns(
     columns: np.ndarray,  # column numbers, rising
 ) -> np.ndarray:  # [rows, columns]
     "Some rows and columns of a matrix."
-    first, last = columns[0], columns[-1]
+    first = columns[0]
+    last = columns[-1]
     if last - first == len(columns) - 1:  # no gap: a slice is faster
         return matrix[rows, first : last + 1]
     return matrix[rows[:, None], columns]

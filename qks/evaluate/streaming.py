@@ -271,7 +271,8 @@ class StreamingScores:
             self._add(batch[block])
 
     def _add(self, scores: np.ndarray) -> None:  # [block, C]
-        start, stop = self.n_done, self.n_done + len(scores)
+        start = self.n_done
+        stop = self.n_done + len(scores)
         entries = slice(*self.labels.offsets[[start, stop]])
         self._entry_scores.append(scores[self.labels.image[entries] - start, self.labels.columns[entries]])
         dense_labels = self.labels.dense(start, stop, scores.shape[1])  # [block, C]

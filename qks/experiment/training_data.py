@@ -109,9 +109,13 @@ def check_scores_fit(
     test_need = score_bytes(len(test), len(test.label_names), seeds, processes)
     validation_need = earlier_runs + validation.labels.size * (processes * (4 + 4) + 1)
     if test_need >= validation_need:
-        name, images, need = "test", test, test_need
+        name = "test"
+        images = test
+        need = test_need
     else:
-        name, images, need = "held-out", validation, validation_need
+        name = "held-out"
+        images = validation
+        need = validation_need
     need += other_bytes
     free = available_memory()
     if need <= free:

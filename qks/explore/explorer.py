@@ -149,7 +149,8 @@ class Explorer:
         image = self.pictures[self.picture.value]
         output = self.qks.predict([image], embeddings, return_attention=True)
         self.tags = rank_labels(labels, output.logits[0], output.token_index[0])
-        self.image, self.attention = image, output.attention  # what both figures show
+        self.image = image
+        self.attention = output.attention  # what both figures show
         figure = plot_image_tags(image, self.tags[: self.top_k], self.attention, self.qks.vlp.grid, unseen=self.unseen)
         self.tags_figure.value = figure_to_png(figure)
         self.show_message("")

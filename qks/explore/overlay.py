@@ -14,7 +14,9 @@ from PIL import Image
 from ..core import QKSError
 
 # %% ../../nbs/explore/05_overlay.ipynb #21bcf347
-CLEAR, ORANGE, RED = (1.0, 0.7, 0.0, 0.0), (1.0, 0.55, 0.0, 0.35), (0.85, 0.05, 0.1, 0.65)
+CLEAR = (1.0, 0.7, 0.0, 0.0)
+ORANGE = (1.0, 0.55, 0.0, 0.35)
+RED = (0.85, 0.05, 0.1, 0.65)
 HEAT = LinearSegmentedColormap.from_list("heat", [(0.0, CLEAR), (0.45, CLEAR), (0.6, ORANGE), (1.0, RED)])
 
 

@@ -92,8 +92,10 @@ class TagStyle(NamedTuple):
     font: dict[str, Any]  # keywords of a matplotlib text
 
 # %% ../../nbs/explore/01_plots.ipynb #402cd832
-CORRECT_FILL, CORRECT_TEXT = "#b7e4c7", "#116329"
-OTHER_FILL, OTHER_TEXT = "#dde1e6", "#4b535d"
+CORRECT_FILL = "#b7e4c7"
+CORRECT_TEXT = "#116329"
+OTHER_FILL = "#dde1e6"
+OTHER_TEXT = "#4b535d"
 
 
 def tag_style(
@@ -389,9 +391,11 @@ def plot_label_ap(
             f"{list(values.shape)} values, {len(label_names)} names, {n_seen} of them seen: give one value per name"
         )
     if n_seen < len(values):
-        kind, first = "unseen", n_seen
+        kind = "unseen"
+        first = n_seen
     else:  # without an unseen label the seen ones are named
-        kind, first = "seen", 0
+        kind = "seen"
+        first = 0
     extremes = best_and_worst(values[first:], n_each)
     n_bars = len(extremes.best) + len(extremes.worst)
     height = max(3.2, 0.8 + 0.17 * n_bars)

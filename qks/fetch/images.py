@@ -333,7 +333,7 @@ PROBLEM_MEANINGS = {
 
 @dataclass(frozen=True)
 class FetchReport:
-    "What a run has fetched, and where each listed image stands now; `print` shows it."
+    "What a run has fetched, and the outcome of each listed image; `print` shows it."
 
     root: Path  # the image folder
     file: Path  # the report on disk, one line for all that ever happened

@@ -165,13 +165,16 @@ def absorbed_attention(
     transposed: torch.Tensor | None = None,  # `transpose_tokens(context)` [B, D, N]; None: made here
 ) -> torch.Tensor:  # [B, K, D]
     "Cross-attention with keys and values absorbed into the queries, without its map."
-    h, d = attention.n_heads, attention.head_width
+    h = attention.n_heads
+    d = attention.head_width
     n_images, _, context_width = context.shape
     n_starts, n_queries, _ = queries.shape  # n_starts: B or 1
     transposed = transpose_tokens(context) if transposed is None else transposed  # [B, D, N]
-    headwise, frozen = HeadwiseProduct.apply, FrozenProduct.apply
+    headwise = HeadwiseProduct.apply
+    frozen = FrozenProduct.apply
     if not uses_own_layouts(context):
-        headwise, frozen = _plain_headwise_product, _plain_frozen_product
+        headwise = _plain_headwise_product
+        frozen = _plain_frozen_product
     keys = attention.key.weight.unflatten(0, (h, d))  # [h, d, D]
     values = attention.value.weight.unflatten(0, (h, d)).transpose(1, 2)  # [h, D, d]
 

@@ -284,7 +284,9 @@ def _load_model(
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         _check_finished(config, folder)
-        source, sizes, expected = config["vlp"], config["head"], config["vlp_fingerprint"]
+        source = config["vlp"]
+        sizes = config["head"]
+        expected = config["vlp_fingerprint"]
         pool = PromptPool(config["templates"])
         labels = list(config.get("labels", ()))  # absent in models of older versions
         weights = {name: tensor.float() for name, tensor in read_tensors(path.with_name(HEAD_FILE)).items()}

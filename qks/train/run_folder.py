@@ -66,7 +66,8 @@ def check_identity(
     "Raise `QKSError` where a folder holds a run of another configuration; tokens without a digest are not compared."
     differences = []
     for name in saved | current:
-        before, now = saved.get(name), current.get(name)
+        before = saved.get(name)
+        now = current.get(name)
         no_digest = name.endswith("tokens") and (before is None or now is None)
         if before != now and not no_digest:
             differences.append(f"{name} {before} there, {now} here")
@@ -83,7 +84,7 @@ class _BestCheckpoint(NamedTuple):
     step: int | None = None  # steps done at its end
     state: dict[str, Any] | None = None  # of the trainer then
 
-
+# %% ../../nbs/train/11_run_folder.ipynb #a65d6dd9
 def _read_best_checkpoint(
     folder: Path,  # of the run
     last: dict[str, Any],  # the trainer's state to resume from
@@ -258,7 +259,8 @@ class Checkpointing:
         "Write a line of the log and a checkpoint where they are due, and heed signals."
         if self.run is None:
             return
-        before, now = self.steps_seen, self.trainer.steps_done
+        before = self.steps_seen
+        now = self.trainer.steps_done
         self.steps_seen = now
 
         def is_due(every):  # whether a multiple of this number was reached since the last call

@@ -17,7 +17,7 @@ from torch import nn
 from ..core import QKSError
 from ..model.head import QKSHead
 from ..tokens.stream import read_ahead, send
-from .devices import BatchPiece, batch_pieces, make_accelerator, release_accelerator
+from .devices import BatchPiece, make_accelerator, release_accelerator
 from .targets import Targets
 
 # %% ../../nbs/train/05_steps.ipynb #46ba6968
@@ -116,7 +116,8 @@ def train_epoch(
     after_step: Callable[[], None] | None = None,  # called after each step
 ) -> float:  # the mean loss per image
     "Train on every image once, in shuffled batches; raises `QKSError` where the loss is not finite."
-    device, dtype = head.projection.device, head.projection.dtype
+    device = head.projection.device
+    dtype = head.projection.dtype
     accelerator = make_accelerator(device)
     model = HeadLoss(head.train(), loss_function)
     targets = Targets(labels)

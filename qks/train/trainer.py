@@ -167,7 +167,8 @@ def epoch_steps(
 
     Raises `QKSError` for a loss that is not finite.
     """
-    config, accelerator = trainer.config, trainer.accelerator
+    config = trainer.config
+    accelerator = trainer.accelerator
     batches = _start_batches(trainer)
     shared = accelerator.process_index, accelerator.num_processes, config.accumulate
     pieces = [batch_pieces(rows, *shared) for rows in batches]
@@ -230,7 +231,8 @@ def trainer_state(
     trainer: Trainer,  # after any step that `epoch_steps` yielded
 ) -> dict[str, Any]:  # for `save_checkpoint`
     "What a trainer needs to continue; every process takes part."
-    average, scaler = trainer.average, trainer.accelerator.scaler
+    average = trainer.average
+    scaler = trainer.accelerator.scaler
     return {
         "head": dict(trainer.head.state_dict()),
         "average": None if average is None else dict(average.state_dict()),

@@ -168,7 +168,8 @@ class TimmTower(ImageTower):
 
     @property
     def projection(self) -> torch.Tensor:
-        head, trunk = self.visual.head, self.visual.trunk
+        head = self.visual.head
+        trunk = self.visual.trunk
         if isinstance(getattr(head, "proj", None), nn.Linear):
             return head.proj.weight.T
         if len(head) == 0 and trunk.num_classes == 0:
