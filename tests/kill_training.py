@@ -102,9 +102,11 @@ def train(folder):
 
 def main(root):
     torch.set_num_threads(1)
-    training.progress = lambda items, description, total=None: Silent(
-        items
-    )  # tqdm's lock is shared with a killed child, and would stay locked
+
+    def silent_progress(items, description, total=None):
+        return Silent(items)
+
+    training.progress = silent_progress  # tqdm's lock is shared with a killed child, and would stay locked
     import qks.model.head
 
     qks.model.head.progress = training.progress

@@ -122,16 +122,16 @@ def main(folder):
         )
         return {"history": history, "weights": {name: tensor.tolist() for name, tensor in head.state_dict().items()}}
 
-    results["parts"], results["stopped"] = (
-        again(accumulate=2),
-        stopped(lambda: again("stopped"), process == processes - 1),
-    )
-    results["noise"], results["noise stopped"] = (
-        again(dropout=0.3),
-        stopped(lambda: again("noise", 0.3), process == processes - 1),
-    )
+    results["parts"] = again(accumulate=2)
+    results["stopped"] = stopped(lambda: again("stopped"), process == processes - 1)
+    results["noise"] = again(dropout=0.3)
+    results["noise stopped"] = stopped(lambda: again("noise", 0.3), process == processes - 1)
     make = engine.make_optimizer
-    engine.make_optimizer = lambda weights, config: torch.optim.SGD(weights, config.lr)
+
+    def make_sgd(weights, config):
+        return torch.optim.SGD(weights, config.lr)
+
+    engine.make_optimizer = make_sgd
     results["plain"] = again(clip=0.0, ema=0.0)
     engine.make_optimizer = make
     engine.Trainer(head, tokens[:N], Targets(labels[:N, :S]), names[:S], config, make_accelerator(torch.device("cpu")))

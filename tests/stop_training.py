@@ -46,7 +46,12 @@ def main(folder):
             yield done
 
     training.epoch_steps = slowly
-    TrainCommand.execute = lambda options: train(folder) and 0  # with the command's own handling of Ctrl-C
+
+    def execute(options):
+        train(folder)
+        return 0
+
+    TrainCommand.execute = execute  # with the command's own handling of Ctrl-C
     return cli.main(["train", "data", "--out", str(folder)])
 
 

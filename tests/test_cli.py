@@ -116,7 +116,7 @@ def test_a_labels_file_with_and_without_a_byte_order_mark(tmp_path, encoding):
 
 def test_a_labels_file_of_one_line_with_commas(tmp_path):
     (tmp_path / "labels.txt").write_text("cat, dog\n")
-    with pytest.raises(QKSError, match="labels.txt has one line, with commas in it: give one label a line"):
+    with pytest.raises(QKSError, match="labels.txt has one line, with commas in it: give one label per line"):
         read_label_arguments(None, tmp_path / "labels.txt")
 
 
@@ -128,7 +128,7 @@ def test_without_labels_the_models_own(picture, run, monkeypatch, capsys):
     assert (
         len(tags) == 276 and "pizza" in {tag["label"] for tag in tags} and "dog" not in {tag["label"] for tag in tags}
     )  # dog is an unseen one
-    monkeypatch.setattr("qks.experiment.evaluation.load_model", lambda *args, **kwargs: SimpleNamespace(labels=()))
+    monkeypatch.setattr("qks.experiment.loading.load_model", lambda *args, **kwargs: SimpleNamespace(labels=()))
     assert (
         main(["tag", str(picture)]) == 2
         and "qks: pocket does not say which labels it was trained on: pass --labels or --labels-file\n"
@@ -170,7 +170,7 @@ def test_weights_of_other_activations_and_in_other_places(words, picture, pocket
         asked.append((name, pretrained, quick_gelu))
         raise QKSError("enough")
 
-    for module in ("training_run", "evaluation"):
+    for module in ("training_run", "loading"):
         monkeypatch.setattr(f"qks.experiment.{module}.load_vlp", load)
     for place, path in {"PICTURE": picture, "POCKET": pocket, "RUN": run, "NEW": tmp_path / "new"}.items():
         words = [word.replace(place, str(path)) for word in words]
@@ -251,7 +251,7 @@ def test_version(capsys):
 
 
 def test_a_missing_picture_is_told_before_any_work(picture, monkeypatch, capsys):
-    monkeypatch.setattr("qks.model.head.PromptPool.embed", lambda *args, **kwargs: pytest.fail("began to work"))
+    monkeypatch.setattr("qks.model.prompts.PromptPool.embed", lambda *args, **kwargs: pytest.fail("began to work"))
     assert main(["tag", str(picture), "nowhere.jpg", "--labels", "cat", "--device", "cpu"]) == 2
     assert "image nowhere.jpg does not exist" in capsys.readouterr().err
 

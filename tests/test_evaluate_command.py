@@ -23,14 +23,8 @@ from qks.evaluate.metrics import evaluate_scores
 from qks.evaluate.protocols import PROTOCOLS
 from qks.evaluate.report import ReportConfig, pool_facts
 from qks.evaluate.tables import compare_reports, load_report
-from qks.experiment.evaluation import (
-    ScoreMatrix,
-    evaluate_model,
-    load_model,
-    make_scorers,
-    token_batches,
-    training_facts,
-)
+from qks.experiment.evaluation import ScoreMatrix, evaluate_model, make_scorers, token_batches, training_facts
+from qks.experiment.loading import load_model
 from qks.experiment.reproduction import ReproduceConfig, reproduce
 from qks.experiment.spec import VLPSource
 from qks.model.config import HeadConfig
@@ -309,7 +303,7 @@ def test_nothing_is_overwritten_unasked(pocket, tmp_path, capsys, monkeypatch):
     (tmp_path / "r.json").write_text("mine")
     (tmp_path / "l.csv").write_text("mine too")
     monkeypatch.setattr(
-        "qks.experiment.evaluation.load_model",
+        "qks.experiment.loading.load_model",
         lambda *_: pytest.fail("the file is looked at before the model is loaded"),
     )
     for option in ("--json", "--per-label"):
@@ -492,7 +486,7 @@ def test_a_models_own_vlp_from_another_place(tmp_path, monkeypatch):
     def load(name, pretrained, *args, quick_gelu):
         asked.append((name, pretrained, quick_gelu)) or (_ for _ in ()).throw(QKSError("enough"))
 
-    monkeypatch.setattr("qks.experiment.evaluation.load_vlp", load)
+    monkeypatch.setattr("qks.experiment.loading.load_vlp", load)
     for quick_gelu in (True, False):
         (tmp_path / "config.json").write_text(
             json.dumps({"vlp": {"name": "ViT-B-16", "pretrained": "old.pt", "quick_gelu": quick_gelu}})

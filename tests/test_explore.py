@@ -29,7 +29,8 @@ def uploaded(name, content):  # as ipywidgets hands it over
 
 
 def png(name="mine.png"):
-    PICTURES["one"].save(file := io.BytesIO(), "PNG")
+    file = io.BytesIO()
+    PICTURES["one"].save(file, "PNG")
     return uploaded(name, file.getvalue())
 
 
@@ -105,7 +106,8 @@ def test_the_token_shown_is_of_the_picture_shown(explorer):
 def test_the_same_name_again_is_another_picture(explorer):
     explorer.upload.value = (png(),)
     before = figures(explorer)
-    PICTURES["two"].save(file := io.BytesIO(), "PNG")
+    file = io.BytesIO()
+    PICTURES["two"].save(file, "PNG")
     explorer.upload.value = (uploaded("mine.png", file.getvalue()),)
     assert figures(explorer) != before
 

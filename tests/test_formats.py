@@ -145,7 +145,8 @@ def test_coco_arguments(tmp_path):
 
 def annotation(*objects, name="x"):
     parts = "".join(
-        f"<object>\n<name>{label}</name><pose>Left</pose><difficult>{hard}</difficult><part><name>head</name></part></object>\n"
+        f"<object>\n<name>{label}</name><pose>Left</pose><difficult>{hard}</difficult>"
+        "<part><name>head</name></part></object>\n"
         for label, hard in objects
     )
     return f"<annotation>\n<filename>{name}.jpg</filename>\n{parts}</annotation>\n"

@@ -146,7 +146,8 @@ def test_equals_the_uncut_tower_of_the_papers_size():
 @pytest.mark.parametrize("make", ["pocket", "ViT-B-32", "tiny"])
 def test_the_pool_equals_the_uncut_way(make, tiny_vlp):
     torch.manual_seed(0)
-    vlp = tiny_vlp if make == "tiny" else load_vlp(make, None if make == "pocket" else False)
+    pretrained = None if make == "pocket" else False  # False: random weights
+    vlp = tiny_vlp if make == "tiny" else load_vlp(make, pretrained)
     labels = ["cat", "a very tall ship with three masts", "x"] if make != "tiny" else ["cat", "red ship"]
     pool = PromptPool(DEFAULT_TEMPLATES[::17] if make == "ViT-B-32" else DEFAULT_TEMPLATES)
     actual = pool.embed(vlp, labels, batch_size=32, cache=False)

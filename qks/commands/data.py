@@ -27,7 +27,7 @@ def print_answer(
     print(report)
     return 0 if is_well else 1
 
-# %% ../../nbs/commands/06_data.ipynb #a8a4bea5
+# %% ../../nbs/commands/06_data.ipynb #b50bc332
 Root = Annotated[
     Path,
     tyro.conf.Positional,
@@ -55,7 +55,7 @@ def fetch_command(
 
     return FetchCommand
 
-# %% ../../nbs/commands/06_data.ipynb #a90b2514
+# %% ../../nbs/commands/06_data.ipynb #4eb20ae3
 def check_command(
     name: str,  # a key of DATASETS
 ) -> type:  # a dataclass
@@ -85,7 +85,7 @@ def check_command(
 
     return CheckCommand
 
-# %% ../../nbs/commands/06_data.ipynb #8075f0c2
+# %% ../../nbs/commands/06_data.ipynb #f800d675
 def prepare_command(
     name: str,  # a key of DATASETS
 ) -> type:  # a dataclass
@@ -99,7 +99,7 @@ def prepare_command(
         splits: tuple[Literal["train", "test"], ...] = ("train", "test")  # which splits
         leave_out_missing: bool = False  # leave out images whose files are missing; else training asks for them
 
-        # leave out smaller files as well; 4001 finds NUS-WIDE's placeholders; None: 1 with --leave-out-missing
+        # leave out smaller files as well; 4001 finds NUS-WIDE's placeholders; None: 1 where missing images are left out
         min_bytes: int | None = None
 
         messages: MessageOptions = MessageOptions()
@@ -120,16 +120,17 @@ class PocketCommand:
     "Options of `qks data pocket`."
 
     root: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]  # new folder
-    config: PocketConfig = PocketConfig()
+    scenes: PocketConfig = PocketConfig()
     force: Force = False
     messages: MessageOptions = MessageOptions()
 
     def execute(self) -> int:  # 0
         from qks.data.pocket import write_pocket
 
-        root = write_pocket(self.root, self.config, self.force)
-        n_train, n_test = self.config.n_train, self.config.n_test
-        return print_answer(f"{root}: {n_train} training and {n_test} test scenes in NUS-WIDE's layout")
+        root = write_pocket(self.root, self.scenes, self.force)
+        return print_answer(
+            f"{root}: {self.scenes.n_train} training and {self.scenes.n_test} test scenes in NUS-WIDE's layout"
+        )
 
 # %% ../../nbs/commands/06_data.ipynb #898df507
 def dataset_commands(
@@ -142,23 +143,26 @@ def dataset_commands(
     commands = {}
     if dataset in FETCHERS:
         commands[f"{prefix} fetch"] = Command(
-            f"Fetch missing images of {title}; exit status 1 where some cannot be fetched. Run it again to continue.",
+            "Fetch missing images; exit status 1 where some cannot be fetched. Run it again to continue.",
             f"{root} {FETCHERS[dataset].example}",
             fetch_command(dataset),
+            title,
         )
     commands[f"{prefix} check"] = Command(
-        f"Report what is there, missing or contradictory in {title}; exit status 1 where something must be repaired.",
+        "Report what is there, missing or contradictory; exit status 1 where something must be repaired.",
         f"{root} --decode",
         check_command(dataset),
+        title,
     )
     commands[f"{prefix} prepare"] = Command(
-        f"Write the index of {title} that training and evaluation read.",
+        "Write the index that training and evaluation read.",
         f"{root} {DATASETS[dataset].example}".strip(),
         prepare_command(dataset),
+        title,
     )
     return commands
 
-# %% ../../nbs/commands/06_data.ipynb #492cfa48
+# %% ../../nbs/commands/06_data.ipynb #afd39baa
 COMMANDS: dict[str, Command] = {}
 for dataset in DATASETS:
     COMMANDS |= dataset_commands(dataset)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'protocol_names', 'print_report', 'EvaluateCommand']
 
-# %% ../../nbs/commands/04_evaluate.ipynb #d6d8d640
+# %% ../../nbs/commands/04_evaluate.ipynb #0e8bc5e7
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,7 +20,7 @@ from ..train.config import PrecisionName
 if TYPE_CHECKING:
     from qks.evaluate.report import Report
 
-# %% ../../nbs/commands/04_evaluate.ipynb #66181289
+# %% ../../nbs/commands/04_evaluate.ipynb #5189570f
 def protocol_names(
     words: tuple[str, ...],  # names of protocols, or "all"
 ) -> tuple[str, ...]:  # each once
@@ -30,7 +30,7 @@ def protocol_names(
     names = [name for word in words for name in (PROTOCOLS if word == "all" else [word])]
     return tuple(dict.fromkeys(names))
 
-# %% ../../nbs/commands/04_evaluate.ipynb #04ae3bbf
+# %% ../../nbs/commands/04_evaluate.ipynb #b637837b
 def print_report(
     report: "Report",  # of `evaluate_model`
 ) -> None:
@@ -50,7 +50,7 @@ def print_report(
         sep="\n",
     )
 
-# %% ../../nbs/commands/04_evaluate.ipynb #6eb3a8f0
+# %% ../../nbs/commands/04_evaluate.ipynb #f2d831db
 @dataclass(frozen=True)
 class EvaluateCommand:
     "Options of `qks evaluate`."
@@ -95,7 +95,7 @@ class EvaluateCommand:
         prepare_processor(self.device, self.precision)
         return run_evaluation(self)
 
-# %% ../../nbs/commands/04_evaluate.ipynb #90cb141a
+# %% ../../nbs/commands/04_evaluate.ipynb #8beee5a1
 def run_evaluation(
     options: EvaluateCommand,
 ) -> int:  # 0
@@ -105,7 +105,8 @@ def run_evaluation(
     from qks.evaluate.protocols import default_topk
     from qks.evaluate.report import ReportConfig
     from qks.evaluate.tables import check_new_file, save_labels, save_report
-    from qks.experiment.evaluation import evaluate_model, evaluation_facts, load_model
+    from qks.experiment.evaluation import evaluate_model, evaluation_facts
+    from qks.experiment.loading import load_model
 
     index = open_split(options.root, "test")
     topk = options.topk
@@ -135,7 +136,7 @@ def run_evaluation(
     )
     return 0
 
-# %% ../../nbs/commands/04_evaluate.ipynb #7eba6b85
+# %% ../../nbs/commands/04_evaluate.ipynb #22ac6fb0
 COMMANDS = {
     "evaluate": Command(
         "Score a model on the test split of a data set, under named protocols.",

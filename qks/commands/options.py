@@ -6,7 +6,7 @@
 __all__ = ['logger', 'Device', 'ConfigFile', 'Workers', 'Force', 'MessageOptions', 'messages_to_stderr', 'is_first_process',
            'CommandOptions', 'Command', 'parse_options', 'prepare_processor']
 
-# %% ../../nbs/commands/01_options.ipynb #eea91dab
+# %% ../../nbs/commands/01_options.ipynb #ba00f8d3
 import argparse
 import io
 import logging
@@ -25,7 +25,7 @@ from ..experiment.config_file import draft_config, read_json_object
 
 logger = logging.getLogger("qks.commands")
 
-# %% ../../nbs/commands/01_options.ipynb #1fa96a75
+# %% ../../nbs/commands/01_options.ipynb #aece4311
 @dataclass(frozen=True)
 class MessageOptions:
     "What is written to the error stream."
@@ -44,7 +44,7 @@ class MessageOptions:
             return logging.ERROR
         return logging.INFO if self.verbose else logging.WARNING
 
-# %% ../../nbs/commands/01_options.ipynb #63f51627
+# %% ../../nbs/commands/01_options.ipynb #b3605140
 @contextmanager
 def messages_to_stderr() -> Iterator[logging.Logger]:
     "While the block lasts, messages of the library go to the error stream as `qks: …`; yields their logger."
@@ -60,12 +60,12 @@ def messages_to_stderr() -> Iterator[logging.Logger]:
         logger.removeHandler(handler)
         logger.setLevel(level)
 
-# %% ../../nbs/commands/01_options.ipynb #d860430a
+# %% ../../nbs/commands/01_options.ipynb #d5f20dbd
 def is_first_process() -> bool:
     "Whether this is the first of the processes that a launcher started, or the only one."
     return os.environ.get("RANK", "0") == "0"
 
-# %% ../../nbs/commands/01_options.ipynb #cd9125b3
+# %% ../../nbs/commands/01_options.ipynb #db23af14
 class CommandOptions(Protocol):
     "What every command's dataclass has."
 
@@ -73,15 +73,16 @@ class CommandOptions(Protocol):
 
     def execute(self) -> int: ...  # 0; 1 where something was found wrong
 
-
+# %% ../../nbs/commands/01_options.ipynb #d2e5ded9
 class Command(NamedTuple):
     "One command of `qks`."
 
     summary: str  # what it does, in a sentence
     example: str  # a line that can be copied, without the command's name
     options: type  # a dataclass with the method `execute`
+    group: str = ""  # what the commands that share its first two words are about
 
-# %% ../../nbs/commands/01_options.ipynb #602a6bc9
+# %% ../../nbs/commands/01_options.ipynb #ebab2649
 MARKERS = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)  # one flat list of flags; --flag without --no-flag
 
 
@@ -93,7 +94,7 @@ def find_config(
     parser.add_argument("--config", nargs="?")
     return parser.parse_known_args(list(words))[0].config
 
-# %% ../../nbs/commands/01_options.ipynb #124d4b48
+# %% ../../nbs/commands/01_options.ipynb #416fae22
 def default_options(
     options: type,  # a command's dataclass
     words: Sequence[str],  # of the command line
@@ -103,7 +104,7 @@ def default_options(
     file = find_config(words) if takes_file else None
     return tyro.MISSING_NONPROP if file is None else draft_config(options, read_json_object(file), file)
 
-# %% ../../nbs/commands/01_options.ipynb #3b2cdefa
+# %% ../../nbs/commands/01_options.ipynb #34096a76
 def refused_value(
     error: BaseException,
 ) -> QKSError | None:
@@ -113,7 +114,7 @@ def refused_value(
         cause = cause.__cause__ or cause.__context__
     return cause
 
-# %% ../../nbs/commands/01_options.ipynb #1a85759f
+# %% ../../nbs/commands/01_options.ipynb #ba2cb42f
 def parse_options(
     name: str,  # of the command, such as "data nuswide fetch"
     command: Command,
@@ -141,7 +142,7 @@ def parse_options(
             sys.stderr.write(complaint.read())
             raise
 
-# %% ../../nbs/commands/01_options.ipynb #cd1c1a8c
+# %% ../../nbs/commands/01_options.ipynb #3d5afd31
 Device = Annotated[
     str | None,
     tyro.conf.arg(metavar="DEVICE", help="cpu, cuda, cuda:1 …; None: CUDA where there is one"),
@@ -155,7 +156,7 @@ ConfigFile = Annotated[
 Workers = Annotated[int, tyro.conf.arg(help="processes that read images beside the main one")]
 Force = Annotated[bool, tyro.conf.arg(help="replace what an earlier run wrote there")]
 
-# %% ../../nbs/commands/01_options.ipynb #a2485eca
+# %% ../../nbs/commands/01_options.ipynb #cd7cf403
 def prepare_processor(
     device: str | None,  # where the VLP runs; None: CUDA where there is one
     precision: str = "fp32",  # "fp32", "bf16" or "fp16"

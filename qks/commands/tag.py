@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['logger', 'COMMANDS', 'read_label_arguments', 'TagCommand']
 
-# %% ../../nbs/commands/02_tag.ipynb #4c8cb802
+# %% ../../nbs/commands/02_tag.ipynb #7310c904
 import json
 import logging
 import sys
@@ -22,7 +22,7 @@ from ..experiment.spec import VLPSource
 
 logger = logging.getLogger("qks.commands.tag")
 
-# %% ../../nbs/commands/02_tag.ipynb #8473f070
+# %% ../../nbs/commands/02_tag.ipynb #406b82ad
 def read_label_arguments(
     labels: str | None,  # labels separated by commas
     labels_file: Path | None,  # a file with one label per line
@@ -51,7 +51,7 @@ def read_label_arguments(
         )
     return names
 
-# %% ../../nbs/commands/02_tag.ipynb #5cd1fd68
+# %% ../../nbs/commands/02_tag.ipynb #edaaba26
 Tag = tuple[str, float, int]  # label, probability, token
 
 
@@ -65,7 +65,7 @@ def print_tags(
             print(f"  {100 * probability:5.1f} %  {label}  (token {token})")
         sys.stdout.flush()
 
-# %% ../../nbs/commands/02_tag.ipynb #b4198271
+# %% ../../nbs/commands/02_tag.ipynb #7f95f779
 def print_json_tags(
     tagged: Iterable[tuple[str, list[Tag]]],  # images and their tags
 ) -> None:
@@ -79,7 +79,7 @@ def print_json_tags(
     finally:
         print("{}" if start == "{" else "\n}")
 
-# %% ../../nbs/commands/02_tag.ipynb #a36950f3
+# %% ../../nbs/commands/02_tag.ipynb #38b9d126
 @dataclass(frozen=True)
 class TagCommand:
     "Options of `qks tag`."
@@ -107,7 +107,7 @@ class TagCommand:
             raise QKSError("no picture is named: pass picture files or folders, such as qks tag photo.jpg")
 
     def execute(self) -> int:  # 1 where a picture cannot be read
-        from qks.experiment.evaluation import load_model
+        from qks.experiment.loading import load_model
         from qks.model.tagger import find_pictures
 
         pictures, others = find_pictures(self.images)
@@ -126,7 +126,7 @@ class TagCommand:
                 )
         return tag_pictures(model, pictures, labels, self)
 
-# %% ../../nbs/commands/02_tag.ipynb #74dbfab5
+# %% ../../nbs/commands/02_tag.ipynb #edcdd5f1
 def tag_pictures(
     model,  # a `QKS`
     pictures: list[str],  # paths
@@ -154,5 +154,5 @@ def tag_pictures(
         logger.error(f"{len(unreadable):,} of {len(pictures):,} pictures could not be read and have no tags")
     return 1 if unreadable else 0
 
-# %% ../../nbs/commands/02_tag.ipynb #4bc66379
+# %% ../../nbs/commands/02_tag.ipynb #feec4a3d
 COMMANDS = {"tag": Command("Tag pictures with any labels.", "photo.jpg --labels cat,bridge,sunset", TagCommand)}

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'TrainCommand']
 
-# %% ../../nbs/commands/03_train.ipynb #a6754b0b
+# %% ../../nbs/commands/03_train.ipynb #d47717d0
 from dataclasses import dataclass, fields
 
 from .options import Command, ConfigFile, Device, Force, MessageOptions, Workers, prepare_processor
 from ..core.errors import check_count
 from ..experiment.spec import RunSpec
 
-# %% ../../nbs/commands/03_train.ipynb #22c45aff
+# %% ../../nbs/commands/03_train.ipynb #b0605cc1
 @dataclass(frozen=True)
 class TrainCommand(RunSpec):
     "Options of `qks train`: those of a run, and how to run it."
@@ -47,5 +47,5 @@ class TrainCommand(RunSpec):
             state.destroy_process_group()
         return 0
 
-# %% ../../nbs/commands/03_train.ipynb #655aa807
+# %% ../../nbs/commands/03_train.ipynb #1f8510fe
 COMMANDS = {"train": Command("Train a head on a data set, then evaluate it.", "data/pocket --out runs/a", TrainCommand)}

@@ -9,9 +9,10 @@ __all__ = ['available_memory', 'progress']
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tqdm.auto import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 # %% ../../nbs/core/04_system.ipynb #1691ba1e
 CONTAINER_MEMORY_FILES = (  # on Linux, of both versions of control groups: the limit, what is in use; in bytes
@@ -55,8 +56,10 @@ def progress(
     iterable: Iterable[Any],  # what to iterate over
     description: str = "",  # what is being done, in a word or two
     total: int | None = None,  # number of items, where the iterable does not know it
-) -> tqdm:
+) -> "tqdm":
     "Iterate over `iterable` behind a progress bar that appears only after two seconds."
+    from tqdm.auto import tqdm  # not at the top: help texts of commands need no bar
+
     return tqdm(
         iterable,
         desc=description,

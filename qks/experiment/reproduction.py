@@ -32,7 +32,7 @@ class ReproduceConfig:
         replace(self.data, seed=self.seed)  # raises for a seed that cannot be used
         replace(self.train, seed=self.seed)
 
-# %% ../../nbs/experiment/07_reproduction.ipynb #65edd8c6
+# %% ../../nbs/experiment/07_reproduction.ipynb #e93d7d5b
 class StageClock:
     "Measures and prints how long each stage takes."
 

@@ -7,7 +7,6 @@ __all__ = ['RUN_CONFIG_NAME', 'VLPSource', 'check_cache_dtype', 'TokenConfig', '
            'read_spec']
 
 # %% ../../nbs/experiment/03_spec.ipynb #7cbbb4e5
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any

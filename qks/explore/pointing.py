@@ -42,7 +42,7 @@ class Pointing(NamedTuple):
         "The part that random maps would hit."
         return float(self.covered.mean())
 
-
+# %% ../../nbs/explore/06_pointing.ipynb #8e0d2ac1
 def pointing_game(
     maps,  # one map [rows, columns] per object
     boxes,  # one box x0, y0, x1, y1 per object, in pixels

@@ -25,7 +25,7 @@ class PocketLabels(NamedTuple):
     narrow: list[str]  # names of drawings, one per concept
     unseen: frozenset[str]  # labels that no head was trained on
 
-
+# %% ../../nbs/explore/04_scenes.ipynb #a72de842
 def pocket_labels() -> PocketLabels:
     "The labels of the benchmark."
     concepts = read_concepts()
@@ -47,7 +47,7 @@ def draw_scenes(
     seed: int = 0,  # same seed, same scenes
     sizes: tuple[int, int] = (28, 52),  # smallest and largest edge of an object, pixels
 ) -> Scenes:
-    "Scenes with a fixed number of objects, in the designs of the test split; raises `QKSError` for numbers that no scene can have."
+    "Scenes with a fixed number of objects, in the test split's designs; raises `QKSError` for an impossible number."
     if count < 1:
         raise QKSError(f"count is {count}: ask for at least one scene")
     config = PocketConfig(objects=(n_objects, n_objects), sizes=sizes, seed=seed)

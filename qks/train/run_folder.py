@@ -84,7 +84,7 @@ class _BestCheckpoint(NamedTuple):
     step: int | None = None  # steps done at its end
     state: dict[str, Any] | None = None  # of the trainer then
 
-
+# %% ../../nbs/train/11_run_folder.ipynb #a65d6dd9
 def _read_best_checkpoint(
     folder: Path,  # of the run
     last: dict[str, Any],  # the trainer's state to resume from

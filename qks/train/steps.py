@@ -17,7 +17,7 @@ from torch import nn
 from ..core import QKSError
 from ..model.head import QKSHead
 from ..tokens.stream import read_ahead, send
-from .devices import BatchPiece, batch_pieces, make_accelerator, release_accelerator
+from .devices import BatchPiece, make_accelerator, release_accelerator
 from .targets import Targets
 
 # %% ../../nbs/train/05_steps.ipynb #46ba6968
