@@ -1,7 +1,7 @@
 """Run notebooks from top to bottom and keep their outputs, as the committed ones must carry them.
 
     python scripts/run_notebooks.py                  # all of nbs/
-    python scripts/run_notebooks.py nbs/04_query.ipynb nbs/data/05_coco.ipynb
+    python scripts/run_notebooks.py nbs/04_query.ipynb nbs/data/06_coco.ipynb
 
 Cells marked `#| slow` or `#| eval: false` are skipped, as in `nbdev_test`. Each notebook runs in a process of its own,
 in its own folder. A notebook whose run fails is left as it was, and the exit status is 1.
