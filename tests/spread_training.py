@@ -122,14 +122,10 @@ def main(folder):
         )
         return {"history": history, "weights": {name: tensor.tolist() for name, tensor in head.state_dict().items()}}
 
-    results["parts"], results["stopped"] = (
-        again(accumulate=2),
-        stopped(lambda: again("stopped"), process == processes - 1),
-    )
-    results["noise"], results["noise stopped"] = (
-        again(dropout=0.3),
-        stopped(lambda: again("noise", 0.3), process == processes - 1),
-    )
+    results["parts"] = again(accumulate=2)
+    results["stopped"] = stopped(lambda: again("stopped"), process == processes - 1)
+    results["noise"] = again(dropout=0.3)
+    results["noise stopped"] = stopped(lambda: again("noise", 0.3), process == processes - 1)
     make = engine.make_optimizer
 
     def make_sgd(weights, config):

@@ -116,7 +116,7 @@ def test_a_labels_file_with_and_without_a_byte_order_mark(tmp_path, encoding):
 
 def test_a_labels_file_of_one_line_with_commas(tmp_path):
     (tmp_path / "labels.txt").write_text("cat, dog\n")
-    with pytest.raises(QKSError, match="labels.txt has one line, with commas in it: give one label a line"):
+    with pytest.raises(QKSError, match="labels.txt has one line, with commas in it: give one label per line"):
         read_label_arguments(None, tmp_path / "labels.txt")
 
 
@@ -251,7 +251,7 @@ def test_version(capsys):
 
 
 def test_a_missing_picture_is_told_before_any_work(picture, monkeypatch, capsys):
-    monkeypatch.setattr("qks.model.head.PromptPool.embed", lambda *args, **kwargs: pytest.fail("began to work"))
+    monkeypatch.setattr("qks.model.prompts.PromptPool.embed", lambda *args, **kwargs: pytest.fail("began to work"))
     assert main(["tag", str(picture), "nowhere.jpg", "--labels", "cat", "--device", "cpu"]) == 2
     assert "image nowhere.jpg does not exist" in capsys.readouterr().err
 

@@ -133,7 +133,8 @@ def test_best_labels_are_those_of_a_stable_sort(dtype, width):
     generator = np.random.default_rng(width)
     for values in (2, 30, 10**6):  # many ties, some, hardly any
         scores = (generator.integers(0, values, (40, width)) / values).astype(dtype)
-        scores[0], scores[1] = 0, np.where(np.arange(width) % 2, 0.0, -0.0)
+        scores[0] = 0
+        scores[1] = np.where(np.arange(width) % 2, 0.0, -0.0)
         for k in {1, min(6, width), width}:
             np.testing.assert_array_equal(best_labels(scores, k), np.argsort(-scores, axis=1, kind="stable")[:, :k])
 

@@ -120,16 +120,17 @@ class PocketCommand:
     "Options of `qks data pocket`."
 
     root: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]  # new folder
-    config: PocketConfig = PocketConfig()
+    scenes: PocketConfig = PocketConfig()
     force: Force = False
     messages: MessageOptions = MessageOptions()
 
     def execute(self) -> int:  # 0
         from qks.data.pocket import write_pocket
 
-        root = write_pocket(self.root, self.config, self.force)
-        n_train, n_test = self.config.n_train, self.config.n_test
-        return print_answer(f"{root}: {n_train} training and {n_test} test scenes in NUS-WIDE's layout")
+        root = write_pocket(self.root, self.scenes, self.force)
+        return print_answer(
+            f"{root}: {self.scenes.n_train} training and {self.scenes.n_test} test scenes in NUS-WIDE's layout"
+        )
 
 # %% ../../nbs/commands/06_data.ipynb #898df507
 def dataset_commands(
@@ -142,19 +143,22 @@ def dataset_commands(
     commands = {}
     if dataset in FETCHERS:
         commands[f"{prefix} fetch"] = Command(
-            f"Fetch missing images of {title}; exit status 1 where some cannot be fetched. Run it again to continue.",
+            "Fetch missing images; exit status 1 where some cannot be fetched. Run it again to continue.",
             f"{root} {FETCHERS[dataset].example}",
             fetch_command(dataset),
+            title,
         )
     commands[f"{prefix} check"] = Command(
-        f"Report what is there, missing or contradictory in {title}; exit status 1 where something must be repaired.",
+        "Report what is there, missing or contradictory; exit status 1 where something must be repaired.",
         f"{root} --decode",
         check_command(dataset),
+        title,
     )
     commands[f"{prefix} prepare"] = Command(
-        f"Write the index of {title} that training and evaluation read.",
+        "Write the index that training and evaluation read.",
         f"{root} {DATASETS[dataset].example}".strip(),
         prepare_command(dataset),
+        title,
     )
     return commands
 

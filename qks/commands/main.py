@@ -58,18 +58,25 @@ class Request(NamedTuple):
     command: Command
     words: list[str]
 
-
+# %% ../../nbs/commands/07_main.ipynb #3b21d997
 def next_words(
     prefix: str,  # the words so far
     commands: dict[str, Command],
 ) -> dict[str, str]:  # next word -> what it does, or the commands behind it
     "The words that may follow."
-    entries: dict[str, list[str]] = {}
+    depth = len(prefix.split())
+    entries: dict[str, str] = {}
     for name, command in commands.items():
-        rest = name.split()[len(prefix.split()) :]
-        if name.startswith(prefix) and rest:
-            entries.setdefault(rest[0], []).append(rest[1] if len(rest) > 1 else command.summary)
-    return {word: " | ".join(texts) for word, texts in entries.items()}
+        words = name.split()[depth:]
+        if not name.startswith(prefix) or not words:
+            continue
+        if len(words) == 1:
+            entries[words[0]] = command.summary
+        elif words[0] in entries:
+            entries[words[0]] += f", {words[1]}"
+        else:
+            entries[words[0]] = f"{command.group}: {words[1]}"
+    return entries
 
 # %% ../../nbs/commands/07_main.ipynb #f5b71531
 def check_next_word(

@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, fields
 from pathlib import Path
-from textwrap import fill
 from typing import Annotated, Any, NamedTuple, Protocol
 
 import tyro
@@ -74,13 +73,14 @@ class CommandOptions(Protocol):
 
     def execute(self) -> int: ...  # 0; 1 where something was found wrong
 
-
+# %% ../../nbs/commands/01_options.ipynb #d2e5ded9
 class Command(NamedTuple):
     "One command of `qks`."
 
     summary: str  # what it does, in a sentence
     example: str  # a line that can be copied, without the command's name
     options: type  # a dataclass with the method `execute`
+    group: str = ""  # what the commands that share its first two words are about
 
 # %% ../../nbs/commands/01_options.ipynb #ebab2649
 MARKERS = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)  # one flat list of flags; --flag without --no-flag
@@ -128,7 +128,7 @@ def parse_options(
                 return tyro.cli(
                     command.options,
                     prog=f"qks {name}",
-                    description=f"{fill(command.summary, 79)}\n\nExample:\n  qks {name} {command.example}",
+                    description=f"{command.summary}\n\nExample:\n  qks {name} {command.example}",
                     args=list(words),
                     default=default_options(command.options, words),
                     config=MARKERS,

@@ -28,7 +28,7 @@ class PocketOptions(PocketConfig):
 
     seed: Hidden = 0
 
-
+# %% ../../nbs/commands/05_reproduce.ipynb #2888dd25
 @dataclass(frozen=True)
 class RecipeOptions(TrainConfig):
     "How to train."
@@ -74,7 +74,7 @@ class ReproduceCommand(ReproduceConfig):
         )
         return 0
 
-# %% ../../nbs/commands/05_reproduce.ipynb #1e0fb61e
+# %% ../../nbs/commands/05_reproduce.ipynb #0c6c013a
 COMMANDS = {
     "reproduce": Command(
         "Write Pocket-WIDE, train, evaluate and draw: the whole method, offline, about ten minutes on two cores.",

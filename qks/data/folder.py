@@ -153,9 +153,7 @@ def index_folder(
 class FolderOptions:
     "What can be chosen about a folder of your own."
 
-    train: str = (
-        "train.csv"  # table of the training images, relative to ROOT: a header image,labels, '|' between labels
-    )
+    train: str = "train.csv"  # table of training images below ROOT: a header image,labels, '|' between labels
     test: str = "test.csv"  # table of the test images, relative to ROOT
     test_part: float | None = None  # part of the training table's images to test on, drawn at random, such as 0.2
     unseen: str | None = None  # list of the unseen labels, one per line, relative to ROOT

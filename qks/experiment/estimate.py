@@ -85,7 +85,7 @@ class ForwardCost(NamedTuple):
     head: int  # of one image's tokens through the head
     prompt: int  # of one sentence through the text tower
 
-
+# %% ../../nbs/experiment/10_estimate.ipynb #afe69b67
 def forward_cost(
     vlp: VLP,
     head: QKSHead,  # a head for it
@@ -194,7 +194,7 @@ PEAKS = {
     "H200 (141 GB)": Peak(989e12, 141e9, 16),
 }
 
-
+# %% ../../nbs/experiment/10_estimate.ipynb #fade403b
 def machine_from_peak(
     name: str,  # a name in PEAKS
     cost: ForwardCost,  # from `forward_cost`

@@ -44,7 +44,7 @@ def load_model(
     precision: str = "fp32",  # of the VLP: "fp32", "bf16" or "fp16"
     device: str | torch.device | None = None,  # None: CUDA where there is one
 ) -> QKS:
-    "Load what is to be evaluated; raises `QKSError` for what is no model."
+    "Load the model to evaluate; raises `QKSError` for what is no model."
     if precision not in PRECISIONS:
         raise QKSError(f"unknown precision {precision!r}: give one of {', '.join(PRECISIONS)}")
     is_file = Path(model).is_file()

@@ -141,7 +141,7 @@ class PreparedRun(NamedTuple):
     vlp: VLP
     parts: TrainingSplits
     initial: dict[str, torch.Tensor] | None  # weights to begin with; None: new ones
-    replaces: bool  # whether an earlier run is to be replaced
+    replaces: bool  # whether an earlier run will be replaced
 
 # %% ../../nbs/experiment/06_training_run.ipynb #36fcbe1d
 def complete_spec(
