@@ -419,30 +419,66 @@ def test_a_wrong_flag_is_named(words, expected, capsys):
     assert expected in captured.err and captured.out == ""
 
 
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "data/README.md")
+SHELL_BLOCK = r"^[ ]*```(?:sh|bash|shell|console)\n(.*?)^[ ]*```"
+
+
+def shown_commands():
+    "Pairs of a place and the words after `qks`, from the shell blocks of documents and notebooks."
+    root = Path(__file__).parent.parent
+    texts = {name: [(root / name).read_text(encoding="utf-8")] for name in DOCUMENTS}
+    for path in sorted((root / "nbs").rglob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        markdown = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+        texts[path.relative_to(root).as_posix()] = markdown
+    for place, parts in texts.items():
+        for block in re.findall(SHELL_BLOCK, "\n\n".join(parts), re.DOTALL | re.MULTILINE):
+            for line in block.replace("\\\n", " ").splitlines():
+                for command in line.partition(" #")[0].split("&&"):
+                    words = words_of_qks(shlex.split(command))
+                    if words is not None:
+                        yield place, words
+
+
+def words_of_qks(words):
+    "What follows `qks`, `python -m qks` or `accelerate launch … -m qks` in a command; None for another command."
+    if words[:1] == ["$"]:
+        words = words[1:]
+    if words[:1] == ["qks"]:
+        return words[1:]
+    launched = words[:1] in (["python"], ["python3"], ["torchrun"]) or words[:2] == ["accelerate", "launch"]
+    if not launched or "-m" not in words:
+        return None
+    module = words.index("-m") + 1
+    assert not words[module].startswith("qks."), f"{words}: the command is the module qks itself"
+    return words[module + 1 :] if words[module] == "qks" else None
+
+
 def test_every_command_that_is_shown_can_be_typed():
     "Those of the first page, of the page about data sets and of the notebooks: the parser takes each."
-    root = Path(__file__).parent.parent
-    shown = []
-    texts = [(root / name).read_text(encoding="utf-8") for name in ("README.md", "data/README.md")]
-    for path in (root / "nbs").rglob("*.ipynb"):
-        texts += [
-            "".join(cell["source"])
-            for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
-            if cell["cell_type"] == "markdown"
-        ]
-    for block in (block for text in texts for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)):
-        for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line.partition("#")[0].rpartition("&& ")[2])
-            if words[:2] == ["accelerate", "launch"]:
-                module = words.index("-m") + 1
-                assert words[module] == "qks", line
-                words = words[module:]
-            if words[:1] == ["qks"]:
-                shown.append(words[1:])
-    for words in shown:
+    shown = list(shown_commands())
+    for place, words in shown:
         request = find_command(words)
-        assert request.command.options is type(parse(words)), words  # exits where it does not understand
-    assert len(shown) > 15 and {words[0] for words in shown} == {"reproduce", "tag", "train", "evaluate", "data"}
+        assert request.command.options is type(parse(words)), (place, words)  # exits where it does not understand
+    places = {place for place, _ in shown}
+    assert {"README.md", "data/README.md", "nbs/index.ipynb"} <= places
+    assert any(place.count("/") == 2 for place in places), "no notebook in a folder shows a command"
+    assert len(shown) > 15 and {words[0] for _, words in shown} == {"reproduce", "tag", "train", "evaluate", "data"}
+
+
+@pytest.mark.parametrize(
+    "command, expected",
+    [
+        ("qks tag a.jpg", ["tag", "a.jpg"]),
+        ("python -m qks tag a.jpg", ["tag", "a.jpg"]),
+        ("accelerate launch --num_processes 2 -m qks train data", ["train", "data"]),
+        ("python scripts/build_readme.py", None),
+        ("pytest -q", None),
+        ("", None),
+    ],
+)
+def test_commands_that_are_shown_are_found(command, expected):
+    assert words_of_qks(shlex.split(command)) == expected
 
 
 def test_module_runs_as_a_command():

@@ -157,8 +157,8 @@ class FolderOptions:
     test: str = "test.csv"  # table of the test images, relative to ROOT
     test_part: float | None = None  # part of the training table's images to test on, drawn at random, such as 0.2
     unseen: str | None = None  # list of the unseen labels, one per line, relative to ROOT
-    seen: str | None = None  # list of the seen labels, likewise; without it, the training table's less the unseen ones
-    image_folder: str = ""  # where below ROOT the images lie
+    seen: str | None = None  # list of the seen labels, likewise; None: all of the training table but the unseen
+    image_folder: str = ""  # the folder of the images, relative to ROOT
 
 # %% ../../nbs/data/08_folder.ipynb #77bc20ff
 def _index_one_table(

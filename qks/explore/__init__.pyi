@@ -3,6 +3,7 @@ from .explorer import (
     plot_image_tags as plot_image_tags,
     plot_token_blocks as plot_token_blocks,
 )
+from .overlay import show_maps as show_maps
 from .plots import (
     plot_history as plot_history,
     plot_label_ap as plot_label_ap,
@@ -11,3 +12,5 @@ from .plots import (
     token_attention as token_attention,
     token_use as token_use,
 )
+from .pointing import Pointing as Pointing, pointing_game as pointing_game
+from .scenes import Scenes as Scenes, draw_scenes as draw_scenes, plot_recall as plot_recall

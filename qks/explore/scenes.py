@@ -40,7 +40,7 @@ class Scenes(NamedTuple):
     labels: list[list[str]]  # per picture the narrow names of its objects
     boxes: list[np.ndarray]  # per picture [objects, 4]: x0, y0, x1, y1 in pixels
 
-
+# %% ../../nbs/explore/04_scenes.ipynb #ae30c381
 def draw_scenes(
     count: int,  # B, scenes
     n_objects: int,  # objects in each
@@ -90,7 +90,7 @@ def hits_among_best(
         hits += [(label, label in best) for label in present]
     return hits
 
-
+# %% ../../nbs/explore/04_scenes.ipynb #0d7bf99d
 def recall(
     hits: list[tuple[str, bool]],  # what `hits_among_best` gave
     among=None,  # only objects with one of these labels count; None: all objects
