@@ -124,9 +124,13 @@ MUTANTS = [
     *mutants_of(
         "qks/tokens/store.py",
         ("test_cache.py",),
-        (  # the line is written before its numbers
-            "write_flushed(self.numbers, raw.data, start * self.item_bytes)",
-            "write_flushed(self.record, batch.line().encode())",
+        (  # the line is there before its numbers
+            """        write_flushed(self.numbers, raw.data, start * self.item_bytes)  # first the numbers,
+        write_flushed(self.record, batch.line().encode())  # then the line that says they are there
+""",
+            """        write_flushed(self.record, batch.line().encode())
+        write_flushed(self.numbers, raw.data, start * self.item_bytes)
+""",
         ),
         ("os.fsync(file.fileno())", "file.flush()"),
         ("(stop - 1) // self.views", "stop // self.views"),
