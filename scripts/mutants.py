@@ -9,7 +9,7 @@ class Mutant(NamedTuple):
     file: str  # relative to the root
     old: str
     new: str
-    tests: tuple[str, ...]  # the files in tests/ that are run
+    tests: tuple[str, ...]  # the files in tests/ that are run; file::test where a file takes minutes
 
 
 def mutants_of(file, tests, *changes):
@@ -24,6 +24,7 @@ MUTANTS = [
         ("/ self.head_width**0.5", "/ self.head_width"),
         ("-1)  # [B, h, K, N]", "-2)  # [B, h, K, N]"),
         ("self.dropout(weights) @ v", "weights @ v"),
+        ("return self.output(gathered), weights", "return self.output(gathered), self.dropout(weights)"),
         ("LAYER_NORM_EPS = 1e-12", "LAYER_NORM_EPS = 1e-3"),
         ("INIT_STD = 0.02", "INIT_STD = 0.2"),
         ("nn.init.zeros_(module.bias)", "nn.init.ones_(module.bias)"),
@@ -77,5 +78,115 @@ MUTANTS = [
         ("images = np.ones_like(images)", "pass"),
         ("absent_labels=False", "absent_labels=True"),
         ("if max(topk) > len(", "if max(topk) >= len("),
+        ("np.concatenate([seen, unseen])", "np.concatenate([unseen, seen])"),
+        ("!= 0).any(axis=0)", "> 0).any(axis=0)"),
+        ('parts.get("gzsl") or', 'parts.get("zsl") or'),
+        ("len(stem) >= 3", "len(stem) >= 2"),
+    ),
+    *mutants_of(
+        "qks/data/index.py",
+        ("test_index.py", "test_splits.py", "test_data.py"),
+        ("index.columns < S", "index.columns <= S"),
+        ("order[n_held_out:])), data.subset(np.sort(order[:n_held_out]))", "order)), data.subset(np.sort(order))"),
+        ("(-values.astype(np.int8)", "(values.astype(np.int8)"),
+        ("(starts > 0) & (starts < E)", "starts < E"),
+        ("(seen_counts > 0) | (counts == 0)", "seen_counts > 0"),
+        ("\\0{state.st_size}\\0{state.st_mtime_ns}", "\\0{state.st_size}"),
+    ),
+    *mutants_of(
+        "qks/data/splits.py",
+        ("test_splits.py",),
+        ("test.label_ids[: test.n_seen]", "test.label_ids[-test.n_seen :]"),
+        ("train.image_folder == test.image_folder", "train.image_folder != test.image_folder"),
+        ("max(saved, key=os.path.getmtime)", "min(saved, key=os.path.getmtime)"),
+        ("if image not in missing]", "if image in missing]"),
+        ("if cause not in (errno.EACCES,", "if cause in (errno.ENOENT,"),  # a full disk: saved elsewhere
+    ),
+    *mutants_of(
+        "qks/model/fast.py",
+        ("test_fast_query.py",),
+        ("attention.query.bias) / d**0.5", "attention.query.bias) / d"),
+        ("torch.softmax(scores, -1)", "torch.softmax(scores, 1)"),
+        ("mask.mul_(2**16 / n_kept)", "mask"),
+        ("if attention.dropout.training:\n        bias =", "if not attention.dropout.training:\n        bias ="),
+        ("weights.expand(n_images, -1, -1, -1)", "weights"),  # one dropout for all images
+        ('cost["absorbed"] < cost["projected"]', 'cost["absorbed"] <= cost["rest"]'),
+    ),
+    *mutants_of(
+        "qks/model/tagger.py",
+        ("test_tagging.py", "test_model.py"),
+        ("check_image_exists(image)", "pass"),
+        ("logits.sigmoid() >= threshold", "logits.sigmoid() > threshold"),
+        ("descending=True, stable=True", "descending=True, stable=False"),
+        ("columns[order][:top_k]", "columns[order]"),
+        ("self.head.eval()(image_tokens", "self.head(image_tokens"),
+    ),
+    *mutants_of(
+        "qks/tokens/store.py",
+        ("test_cache.py",),
+        (  # the line is there before its numbers
+            """        write_flushed(self.numbers, raw.data, start * self.item_bytes)  # first the numbers,
+        write_flushed(self.record, batch.line().encode())  # then the line that says they are there
+""",
+            """        write_flushed(self.record, batch.line().encode())
+        write_flushed(self.numbers, raw.data, start * self.item_bytes)
+""",
+        ),
+        ("os.fsync(file.fileno())", "file.flush()"),
+        ("(stop - 1) // self.views", "stop // self.views"),
+        ("batch.stop <= n_items", "batch.stop < n_items"),
+        ("end <= batch.start < batch.stop", "end < batch.start < batch.stop"),
+        ("images * n_views + views", "images + n_views * views"),
+        ("self.offset + row * size", "row * size"),
+    ),
+    *mutants_of(
+        "qks/tokens/cache.py",
+        ("test_cache.py",),
+        ("|{stat.st_size}|{stat.st_mtime_ns}", "|{stat.st_size}"),
+        ('(folder / "finished.txt").unlink(missing_ok=True)', "pass"),
+        ("file.n_bytes - min(file.size, file.n_bytes)", "file.n_bytes"),
+        ("images.data.path(items[0] // images.views)", "images.data.path(items[0])"),
+        ("n_items = (meta.get(", "n_items = 2 * (meta.get("),
+    ),
+    *mutants_of(
+        "qks/train/checkpoint.py",
+        ("test_checkpoint.py",),
+        (  # the name is there before the bytes are safe
+            """        with open(part, "rb+") as file:
+            os.fsync(file.fileno())  # the bytes reach the disk before the name does
+        os.replace(part, path)
+""",
+            """        os.replace(part, path)
+        with open(path, "rb+") as file:
+            os.fsync(file.fileno())
+""",
+        ),
+        ("os.replace(part, path)\n        _flush_folder(folder)", "os.replace(part, path)"),
+        ("list(checkpoints)[-keep:]", "list(checkpoints)[:keep]"),
+        ('steps_to_keep.add(int(file.metadata()["best"]))', "steps_to_keep.add(step)"),
+        ("in reversed(list_checkpoints(folder).values())", "in list_checkpoints(folder).values()"),
+        ('folder.glob(".step-*.part")', 'folder.glob("step-*.part")'),
+        ("if not all(tensor.isfinite().all()", "if not any(tensor.isfinite().all()"),
+    ),
+    *mutants_of(
+        "qks/train/selection.py",
+        ("test_training.py",),
+        ('config.topk)["zsl"]', 'config.topk)["gzsl"]'),
+        ('metrics["mAP"] + sum(', 'metrics["mAP"] - sum('),
+        ("[:, :n_columns]", "[:, -n_columns:]"),
+        ("n_labels <= n_seen", "n_labels < n_seen"),
+    ),
+    *mutants_of(
+        "qks/train/trainer.py",
+        ("test_trainer.py::test_the_memory_of_a_step",),
+        ("return 4 * _COPIES_OF_WEIGHTS * weights +", "return 0 * weights +"),
+        ("config.batch_size / processes / config.accumulate", "config.batch_size / config.accumulate"),
+        ("needed = step_bytes(head, config, accelerator.num_processes)", "needed = 0"),
+    ),
+    *mutants_of(
+        "qks/experiment/run_folder.py",
+        ("test_reproduce.py::test_a_replaced_run_keeps_its_tokens",),
+        ('path.name != "results.json")', 'path.name == "results.json")'),  # a kill leaves a run that looks finished
+        ("path.name == RUN_CONFIG_NAME or path.name.startswith(TOKEN_FOLDER)", "path.name == RUN_CONFIG_NAME"),
     ),
 ]

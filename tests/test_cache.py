@@ -615,6 +615,20 @@ def test_numbers_beyond_half_precision(tiny_vlp, pictures, cache_folder, monkeyp
     assert cache_tokens(tiny_vlp, pictures, folder=cache_folder, dtype=torch.bfloat16).isfinite().all()
 
 
+def test_of_several_views_the_image_with_infinite_tokens_is_named(counted, pictures, cache_folder, monkeypatch):
+    vlp, calls = counted
+    tower = vlp.image_tokens
+
+    def image_tokens(images):
+        tokens = tower(images)
+        return tokens / 0 if len(calls) == 3 else tokens
+
+    monkeypatch.setattr(vlp, "image_tokens", image_tokens)
+    refused(
+        "2.png or one of the 1 items after it are not finite", cache_tokens, vlp, pictures, 2, 0, cache_folder, views=2
+    )
+
+
 # ---- two processes
 
 

@@ -11,7 +11,7 @@ import pytest
 from qks.core import QKSError
 from qks.data import files
 from qks.data.files import MAX_LINE_BYTES, read_image_list, read_names, read_table, table_blocks, text_lines
-from qks.data.index import Index, LabelledImages, _read_arrays, load_index, sort_entries
+from qks.data.index import Index, LabelledImages, _read_arrays, load_index, sort_entries, without_unseen
 from qks.data.nuswide import index_nuswide, read_nuswide
 
 GOLDEN = Path(__file__).parent / "data/nuswide_tiny"
@@ -220,6 +220,7 @@ def test_entries_in_any_order():
         dict(columns=np.array([0, 2, 0, 1, 3], np.int32)),
         dict(columns=np.array([0, 2, 0, 0, 2], np.int32)),
         dict(columns=np.array([-1, 2, 0, 1, 2], np.int32)),
+        dict(offsets=np.array([0, 0, 2, 5]), columns=np.array([0, 2, 0, 2, 1], np.int32)),  # the first has no entry
         dict(values=np.array([1, 2, 1, 1, 1], np.int8)),
         dict(values=np.array([1, 1], np.int8)),
         dict(label_ids=("a", "a", "b")),
@@ -231,6 +232,18 @@ def test_entries_in_any_order():
 def test_arrays_that_disagree_are_refused(small, change):
     with pytest.raises(QKSError, match="does not fit together"):
         replace(small, **change)
+
+
+def test_images_of_unseen_labels_alone_are_not_trained_on(small):
+    index = replace(
+        small,
+        offsets=np.array([0, 1, 1, 3]),
+        columns=np.array([2, 0, 2], np.int32),
+        values=np.array([1, 1, 1], np.int8),
+    )
+    seen = without_unseen(index)
+    assert seen.images == small.images[1:]  # one without any entry stays: what is not stored has a value too
+    assert seen.labels().tolist() == [[0, 0], [1, 0]]
 
 
 def same(a, b):

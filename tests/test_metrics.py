@@ -282,6 +282,22 @@ def test_bad_labels(sample):
         evaluate_scores(scores, labels, 9)
 
 
+@pytest.mark.parametrize("value", [-2, 2, 0.5, -0.5, np.nan, np.inf])
+def test_a_label_is_one_of_three_values(sample, value):
+    scores, labels = sample
+    labels = labels.astype(np.float64)
+    labels[2, 3] = value
+    with pytest.raises(QKSError, match=rf"labels\[2, 3\] is {value}"):
+        check_scores(scores, labels)
+
+
+def test_one_positive_is_enough_for_the_mean_without_absent_labels():
+    labels = np.array([[1, -1, -1], [1, 1, -1]])  # two positives, one, none
+    scores = np.array([[0.9, 0.8, 0.1], [0.8, 0.3, 0.2]])
+    assert evaluate_part(scores, labels, (1,), "seen", "annotated")["mAP"] == (1 + 1 / 2) / 2
+    assert evaluate_part(scores, labels, (1,), "seen", "official")["mAP"] == (1 + 1 / 2 + 0) / 3
+
+
 def test_the_dropped_label_counts_when_topk_is_too_large(sample):
     scores, labels = sample
     labels[:, 10] = 0

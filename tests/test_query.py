@@ -53,6 +53,36 @@ def test_a_block_is_post_norm_in_the_order_self_cross_feed_forward(image_tokens)
     torch.testing.assert_close(block(x, image_tokens)[0], y)
 
 
+class Doubling(nn.Module):
+    "In the place of a dropout: it shows in the result what passed through."
+
+    def forward(self, x):
+        return 2 * x
+
+
+def test_dropout_acts_on_attention_weights_but_not_on_the_returned_map(image_tokens):
+    torch.manual_seed(0)
+    attention = Attention(64, 64, 4, 0.0)
+    queries = torch.randn(2, 5, 64)
+    result, weights = attention(queries, image_tokens)
+    attention.dropout = Doubling()
+    doubled, same_weights = attention(queries, image_tokens)
+    bias = attention.output.bias
+    torch.testing.assert_close(doubled - bias, 2 * (result - bias), rtol=1e-5, atol=1e-6)
+    assert torch.equal(same_weights, weights)
+
+
+def test_dropout_acts_on_every_update_of_a_block(image_tokens):
+    torch.manual_seed(0)
+    block = ExtractionBlock(64, 64, 4, 128, 0.0)
+    block.dropout = Doubling()
+    x = torch.randn(2, 5, 64)
+    y = block.self_norm(x + 2 * block.self_attention(x, x)[0])
+    y = block.cross_norm(y + 2 * block.cross_attention(y, image_tokens)[0])
+    y = block.ffn_norm(y + 2 * block.contract(F.gelu(block.expand(y))))
+    torch.testing.assert_close(block(x, image_tokens)[0], y)
+
+
 @pytest.mark.parametrize("width, heads, ffn", [(64, 1, 256), (192, 3, 768), (32, 1, 128)])
 def test_default_sizes(width, heads, ffn):
     block = QueryExtractor(width, n_layers=1).blocks[0]
