@@ -24,7 +24,7 @@ from pathlib import Path
 from mutants import MUTANTS
 
 ROOT = Path(__file__).resolve().parent.parent
-LINKED = ("qks/assets", "tests/data")  # large, and nothing changes them
+LINKED = ("qks/assets", "tests/data", "benchmarks/results")  # nothing changes them
 COPIED = ("qks", "tests", "pyproject.toml", "settings.ini")
 
 
@@ -39,6 +39,7 @@ class Tree:
             else:
                 shutil.copy(ROOT / name, self.folder / name)
         for name in LINKED:
+            (self.folder / name).parent.mkdir(exist_ok=True)
             (self.folder / name).symlink_to(ROOT / name, target_is_directory=True)
 
     def _left_out(self, folder, names):
