@@ -303,6 +303,16 @@ def test_a_changed_image_costs_its_batch(counted, pictures, cache_folder):
     quietly(cache_tokens, vlp, pictures, 3, folder=cache_folder)
 
 
+def test_an_image_of_equal_size_and_another_time_costs_its_batch(counted, pictures, cache_folder):
+    vlp, calls = counted
+    cache_tokens(vlp, pictures, 3, folder=cache_folder)
+    os.utime(pictures.path(4), ns=(1, 1))
+    calls.clear()
+    with pytest.warns(UserWarning, match="1 of 3 batches .* of images that changed"):
+        cache_tokens(vlp, pictures, 3, folder=cache_folder)
+    assert calls == [3]
+
+
 def test_a_copy_elsewhere_is_known_by_its_content(counted, pictures, cache_folder, tmp_path):
     vlp, calls = counted
     first = cache_tokens(vlp, pictures, 3, folder=cache_folder, identify="content")
