@@ -43,4 +43,4 @@ def running_table(
         if row["chapter"] <= up_to_chapter:
             numbers = [format_percent([run[part][metric] for run in row["runs"]]) for part, metric in COLUMNS]
             lines.append([name, str(row["chapter"]), *numbers])
-    return draw_table(lines, left=1)
+    return draw_table(lines, n_left=1)
