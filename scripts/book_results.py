@@ -110,9 +110,9 @@ def new_head(vlp, seed, n_queries=12, n_layers=2, dropout=0.1, pooling="max", co
     return head
 
 
-def make_optimizer(head, steps):
+def make_optimizer(head, steps, learning_rate):
     "AdamW, and a learning rate that rises for `WARMUP` steps and falls along a cosine."
-    optimizer = torch.optim.AdamW([p for p in head.parameters() if p.requires_grad], LEARNING_RATE, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW([p for p in head.parameters() if p.requires_grad], learning_rate, weight_decay=1e-4)
 
     def rate(step):
         if step < WARMUP:
@@ -122,13 +122,19 @@ def make_optimizer(head, steps):
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
 
 
-def train(head, data, embeddings, loss, epochs, seed, precision="fp32", after_epoch=lambda epoch, losses: None):
+def nothing_after_epoch(epoch, losses):
+    pass
+
+
+def train(
+    head, data, embeddings, loss, epochs, seed, precision="fp32", after_epoch=nothing_after_epoch, learning_rate=None
+):
     "The bare loop of chapter 9."
     tokens, labels = data.pair("train")
     seen = embeddings[: data.test.n_seen]
     loss_function = LOSSES[loss]
     steps = epochs * -(-len(labels) // BATCH)
-    optimizer, schedule = make_optimizer(head, steps)
+    optimizer, schedule = make_optimizer(head, steps, learning_rate or LEARNING_RATE)
     generator = torch.Generator().manual_seed(seed)
     for epoch in range(epochs):
         head.train()
@@ -206,7 +212,8 @@ def run_row(row, data, embeddings, seed):
     start = time.perf_counter()
     head = new_head(data.vlp, seed, **{name: row[name] for name in HEAD_OPTIONS if name in row})
     text = embeddings[row["prompts"]]
-    train(head, data, text, row["loss"], row["epochs"], seed, row.get("precision", "fp32"))
+    precision = row.get("precision", "fp32")
+    train(head, data, text, row["loss"], row["epochs"], seed, precision, learning_rate=row.get("learning_rate"))
     logits, _ = score(head, data.tokens["test"], text)
     return measure(logits, data) | {"seconds": round(time.perf_counter() - start, 1)}
 
@@ -230,6 +237,8 @@ def make_rows(found, data, embeddings, options, save):
             row = {"prompts": "pool", "loss": "bce", "epochs": FULL} | changes
             if options.quick:
                 row["epochs"] = 1
+            if options.learning_rate:
+                row["learning_rate"] = options.learning_rate
             if seed == 0:
                 found["rows"][name] = row | {"runs": []}
             runs = found["rows"][name]["runs"]
@@ -266,6 +275,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", nargs="+", help="names of the rows to make; the others stay as they are")
+    parser.add_argument("--learning-rate", type=float, help=f"at its peak, for all rows; the book's is {LEARNING_RATE}")
     parser.add_argument(
         "--ablations", action="store_true", help="make chapter 13's table instead; it can be interrupted"
     )

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOG_FLOOR', 'UNMASKED_SCALE', 'ranking_loss', 'bce_loss', 'asymmetric_terms', 'AsymmetricLoss']
 
-# %% ../../nbs/07_losses.ipynb #4e6b64ae
+# %% ../../nbs/07_losses.ipynb #5c79ca0b
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..core import QKSError
 from .targets import at_least_float32, check_targets
 
-# %% ../../nbs/07_losses.ipynb #5310c2b6
+# %% ../../nbs/07_losses.ipynb #444774b0
 def ranking_loss(
     logits: Tensor,  # one number per image and label [B, C]
     targets: Tensor,  # [B, C], values -1 (absent), 0 (not annotated), +1 (present)
@@ -29,7 +29,7 @@ def ranking_loss(
         total = total + hinge.sum() / (hinge > 0).sum().clamp(min=1)
     return total / max(len(logits), 1)
 
-# %% ../../nbs/07_losses.ipynb #ffa232e9
+# %% ../../nbs/07_losses.ipynb #c66fd6f1
 def scored_entries(
     logits: Tensor,  # one number per image and label [B, C]
     targets: Tensor,  # [B, C], values -1 (absent), 0 (not annotated), +1 (present)
@@ -44,7 +44,7 @@ def scored_entries(
         targets = targets[annotated]  # [annotated]
     return logits, targets > 0
 
-# %% ../../nbs/07_losses.ipynb #082313b3
+# %% ../../nbs/07_losses.ipynb #07c7ed13
 def bce_loss(
     logits: Tensor,  # one number per image and label [B, C]
     targets: Tensor,  # [B, C], values -1 (absent), 0 (not annotated), +1 (present)
@@ -55,7 +55,7 @@ def bce_loss(
     total = F.binary_cross_entropy_with_logits(entries, positive.to(entries.dtype), reduction="sum")
     return total / max(entries.numel(), 1)
 
-# %% ../../nbs/07_losses.ipynb #d42002cc
+# %% ../../nbs/07_losses.ipynb #2a5dd482
 LOG_FLOOR = 1e-5  # probabilities are raised to this before the logarithm, as the authors do
 UNMASKED_SCALE = 1000.0  # the authors' factor on the unmasked loss
 
@@ -75,7 +75,7 @@ def asymmetric_terms(
         weight = torch.where(positive, (1 - correct) ** gamma_pos, (1 - correct) ** gamma_neg)
     return -weight * correct.clamp(min=LOG_FLOOR).log()
 
-# %% ../../nbs/07_losses.ipynb #303f9d30
+# %% ../../nbs/07_losses.ipynb #b32e7e95
 class AsymmetricLoss(nn.Module):
     "Asymmetric loss over [B, C]; forward raises `QKSError` for bad targets."
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCENE_TEMPLATES', 'DEFAULT_TEMPLATES', 'PromptPool', 'embed_names']
 
-# %% ../../nbs/06_prompts.ipynb #1718ceb1
+# %% ../../nbs/06_prompts.ipynb #6cc626c9
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,7 @@ from ..core import QKSError, check_count, check_labels
 from .label_embeddings import embeddings_path, mean_features, read_embeddings, write_embeddings
 from ..vlp.frozen import VLP
 
-# %% ../../nbs/06_prompts.ipynb #ac560b0f
+# %% ../../nbs/06_prompts.ipynb #68a045b9
 SCENE_TEMPLATES = (
     "there is a {} in the scene.",
     "there is the {} in the scene.",
@@ -27,7 +27,7 @@ SCENE_TEMPLATES = (
 )
 DEFAULT_TEMPLATES = tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES) + SCENE_TEMPLATES
 
-# %% ../../nbs/06_prompts.ipynb #cc65104c
+# %% ../../nbs/06_prompts.ipynb #84b4205c
 class PromptPool:
     "Embeds labels as the mean unnormalised text feature over a pool of templates (paper, section 3.4)."
 
@@ -77,7 +77,7 @@ class PromptPool:
             write_embeddings(path, embeddings)
         return embeddings
 
-# %% ../../nbs/06_prompts.ipynb #c91ef5e7
+# %% ../../nbs/06_prompts.ipynb #907bd443
 def embed_names(
     pool: PromptPool,
     vlp: VLP,  # whose text tower to use
