@@ -9,14 +9,11 @@ __all__ = ['Config', 'config_values', 'draft_config', 'checked_config', 'read_js
 import json
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
 from ..core.errors import QKSError, describe_type, matches_type
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 # %% ../../nbs/experiment/02_config_file.ipynb #836d7a1a
 def config_values(
@@ -47,7 +44,7 @@ def convert_value(
     return value
 
 # %% ../../nbs/experiment/02_config_file.ipynb #6862c5ca
-Config = TypeVar("Config", bound="DataclassInstance")
+Config = TypeVar("Config")  # a dataclass
 
 
 def draft_config(
