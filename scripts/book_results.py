@@ -252,7 +252,7 @@ def make_rows(found, data, embeddings, options, save):
 
 
 def make_ablations(found, data, embeddings, options, save):
-    "Chapter 13's table. The default is trained once per seed and stands in every group; finished runs are kept."
+    "Chapter 13's table. The default is trained once per seed and appears in every group; finished runs are kept."
     table = found.setdefault("ablations", {})
     default = {"prompts": "pool", "loss": "bce", "epochs": 1 if options.quick else SHORT}
     finished = {}
