@@ -4,6 +4,7 @@
     python scripts/book_results.py --seeds 1           # a third of that
     python scripts/book_results.py --rows 'best patch' # these rows only; the others stay as they are
     python scripts/book_results.py --ablations         # chapter 13's table, the default changed in one thing at a time
+    python scripts/book_results.py --tune              # nbs/results/learning_rates.json: the rate of each loss
 
 Pocket-WIDE is written and its image tokens are computed once. Every trained row then starts from the row before it and
 changes one thing, as the chapters do. The rows of chapters 4 to 8 train for a few epochs only (the file says how many);
@@ -33,7 +34,9 @@ from qks.model.losses import AsymmetricLoss, bce_loss, ranking_loss
 from qks.model.prompts import PromptPool, embed_names
 from qks.vlp.loading import load_vlp
 
-RESULTS = Path(__file__).resolve().parent.parent / "nbs" / "results" / "book.json"
+FOLDER = Path(__file__).resolve().parent.parent / "nbs" / "results"
+RESULTS = FOLDER / "book.json"
+LEARNING_RATES = FOLDER / "learning_rates.json"
 LOSSES = {"ranking": ranking_loss, "bce": bce_loss, "asl": AsymmetricLoss()}
 SHORT = 5
 FULL = 14  # epochs of the rows of chapters 4 to 8, and of the others
@@ -61,6 +64,8 @@ TRAINED = {
 
 # group -> name -> what differs from the default: twelve tokens, two blocks, the maximum, unnormalised matching, the
 # prompt pool, a trained projection, binary cross-entropy; five epochs each
+TUNED_RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
+
 ABLATIONS = {
     "query tokens": {f"{count}": dict(n_queries=count) for count in (1, 2, 4, 8, 12, 24)},
     "blocks": {f"{count}": dict(n_layers=count) for count in (1, 2, 4)},
@@ -271,6 +276,29 @@ def make_ablations(found, data, embeddings, options, save):
                 save()
 
 
+def make_tuning(found, data, embeddings, options, save):
+    """Learning rates: each loss, with the projection frozen and trained, at five rates; finished runs are kept.
+
+    A rate is chosen by the mAP of the seen labels on the held-out images, which are neither trained on nor tested on.
+    """
+    table = found.setdefault("learning rates", {})
+    for loss in options.tune or LOSSES:
+        for train_projection in (False, True):
+            name = f"{loss}, projection {'trained' if train_projection else 'frozen'}"
+            for rate in TUNED_RATES:
+                if str(rate) in table.setdefault(name, {}):
+                    continue
+                head = new_head(data.vlp, 0, train_projection=train_projection)
+                epochs = 1 if options.quick else SHORT
+                train(head, data, embeddings["pool"], loss, epochs, 0, learning_rate=rate)
+                seen, _ = score(head, data.tokens["validation"], embeddings["pool"][: data.test.n_seen])
+                held_out = evaluate_scores(seen, data.validation.labels, data.test.n_seen, (3, 5))["seen"]
+                logits, _ = score(head, data.tokens["test"], embeddings["pool"])
+                table[name][str(rate)] = {"held out": held_out, "test": measure(logits, data)}
+                print(f"{name}, {rate:g}: held-out mAP {100 * held_out['mAP']:.1f}", flush=True)
+                save()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
@@ -279,6 +307,7 @@ def main():
     parser.add_argument(
         "--ablations", action="store_true", help="make chapter 13's table instead; it can be interrupted"
     )
+    parser.add_argument("--tune", nargs="*", help="make the table of learning rates instead, of these losses or of all")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--quick", action="store_true", help="a few scenes and one epoch: does it run?")
     options = parser.parse_args()
@@ -297,7 +326,7 @@ def main():
             "one": embed_names(PromptPool.single(SINGLE_PROMPT), data.vlp, names),
             "bare": embed_names(PromptPool.single("{}"), data.vlp, names),
         }
-        make = make_ablations if options.ablations else make_rows
+        make = make_tuning if options.tune is not None else make_ablations if options.ablations else make_rows
         make(found, data, embeddings, options, save)
     found["made"] = {
         "date": time.strftime("%Y-%m-%d"),

@@ -252,7 +252,15 @@ def named_lambdas(code):
             yield node.lineno, "a lambda that is given a name: write a function"
 
 
+def settings_of_the_process(code):
+    """What outlives a notebook: `nbdev_test` runs many of them in one process, and the next one would find it set."""
+    for node in ast.walk(code.tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "logging.disable":
+            yield node.lineno, "silences every logger of the process: set the level of one logger"
+
+
 RULES = (
+    settings_of_the_process,
     long_lines,
     long_functions,
     walruses_in_calls,
@@ -296,6 +304,7 @@ def test_exceptions_are_still_needed(monkeypatch):
         (joined_assignments, "(a, b) = (1, 2)", "a, b = pair"),
         (texts_times_truths, "'s' * (n > 1)", "'-' * 20"),
         (texts_times_truths, "[more] * bool(more)", "[0] * n"),
+        (settings_of_the_process, "logging.disable(logging.WARNING)", "logging.getLogger().setLevel(logging.ERROR)"),
         (named_lambdas, "f = lambda x: x", "f(key=lambda x: x)"),
         (named_lambdas, "module.f = lambda x: x", "module.f = g"),
     ],
