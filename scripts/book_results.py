@@ -58,13 +58,20 @@ TRAINED = {
     "binary cross-entropy": dict(chapter=7, train_projection=False, epochs=SHORT),
     "with a trained projection": dict(chapter=8, epochs=SHORT),
     "trained at full length": dict(chapter=9),
+    "the same with the ranking loss": dict(chapter=9, loss="ranking"),
     "in bf16": dict(chapter=10, precision="bf16"),
 }
 
 
 # group -> name -> what differs from the default: twelve tokens, two blocks, the maximum, unnormalised matching, the
 # prompt pool, a trained projection, binary cross-entropy; five epochs each
-TUNED_RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
+# what a learning rate is chosen for; the rates go on until the best one lies between two others
+TUNED = {
+    "ranking": dict(loss="ranking", train_projection=False, rates=(2.5e-4, 5e-4, 1e-3, 2e-3)),
+    "asl": dict(loss="asl", train_projection=False, rates=(1e-3, 2e-3, 4e-3, 8e-3)),
+    "bce": dict(loss="bce", train_projection=False, rates=(1e-3, 2e-3, 4e-3, 8e-3)),
+    "bce, trained projection": dict(loss="bce", train_projection=True, rates=(1e-3, 2e-3, 4e-3, 8e-3)),
+}
 
 ABLATIONS = {
     "query tokens": {f"{count}": dict(n_queries=count) for count in (1, 2, 4, 8, 12, 24)},
@@ -275,26 +282,25 @@ def make_ablations(found, data, embeddings, options, save):
 
 
 def make_tuning(found, data, embeddings, options, save):
-    """Learning rates: each loss, with the projection frozen and trained, at five rates; finished runs are kept.
+    """Learning rates: every setting of `TUNED` at several rates, five epochs each; finished runs are kept.
 
     A rate is chosen by the mAP of the seen labels on the held-out images, which are neither trained on nor tested on.
     """
     table = found.setdefault("learning rates", {})
-    for loss in options.tune or LOSSES:
-        for train_projection in (False, True):
-            name = f"{loss}, projection {'trained' if train_projection else 'frozen'}"
-            for rate in TUNED_RATES:
-                if str(rate) in table.setdefault(name, {}):
-                    continue
-                head = new_head(data.vlp, 0, train_projection=train_projection)
-                epochs = 1 if options.quick else SHORT
-                train(head, data, embeddings["pool"], loss, epochs, 0, rate)
-                seen, _ = score(head, data.tokens["validation"], embeddings["pool"][: data.test.n_seen])
-                held_out = evaluate_scores(seen, data.validation.labels, data.test.n_seen, (3, 5))["seen"]
-                logits, _ = score(head, data.tokens["test"], embeddings["pool"])
-                table[name][str(rate)] = {"held out": held_out, "test": measure(logits, data)}
-                print(f"{name}, {rate:g}: held-out mAP {100 * held_out['mAP']:.1f}", flush=True)
-                save()
+    for name in options.tune or TUNED:
+        settings = TUNED[name]
+        for rate in settings["rates"]:
+            if str(rate) in table.setdefault(name, {}):
+                continue
+            head = new_head(data.vlp, 0, train_projection=settings["train_projection"])
+            epochs = 1 if options.quick else SHORT
+            train(head, data, embeddings["pool"], settings["loss"], epochs, 0, rate)
+            seen, _ = score(head, data.tokens["validation"], embeddings["pool"][: data.test.n_seen])
+            held_out = evaluate_scores(seen, data.validation.labels, data.test.n_seen, (3, 5))["seen"]
+            logits, _ = score(head, data.tokens["test"], embeddings["pool"])
+            table[name][str(rate)] = {"held out": held_out, "test": measure(logits, data)}
+            print(f"{name}, {rate:g}: held-out mAP {100 * held_out['mAP']:.1f}", flush=True)
+            save()
 
 
 def main():
@@ -304,7 +310,9 @@ def main():
     parser.add_argument(
         "--ablations", action="store_true", help="make chapter 13's table instead; it can be interrupted"
     )
-    parser.add_argument("--tune", nargs="*", help="make the table of learning rates instead, of these losses or of all")
+    parser.add_argument(
+        "--tune", nargs="*", help="make the table of learning rates instead, of these settings or of all"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--quick", action="store_true", help="a few scenes and one epoch: does it run?")
     options = parser.parse_args()
@@ -323,7 +331,9 @@ def main():
             "one": embed_names(PromptPool.single(SINGLE_PROMPT), data.vlp, names),
             "bare": embed_names(PromptPool.single("{}"), data.vlp, names),
         }
-        make = make_tuning if options.tune is not None else make_ablations if options.ablations else make_rows
+        make = make_ablations if options.ablations else make_rows
+        if options.tune is not None:
+            make = make_tuning
         make(found, data, embeddings, options, save)
     found["made"] = {
         "date": time.strftime("%Y-%m-%d"),
