@@ -23,7 +23,8 @@ from PIL import Image
 from qks.core import arithmetic as linear, load_image
 from qks.experiment.evaluation import token_batches
 from qks.model.config import HeadConfig
-from qks.model.head import QKSHead, head_scores
+from qks.model.head import QKSHead
+from qks.model.scoring import head_scores
 from qks.model.sharing import share
 from qks.vlp.frozen import preprocess_images
 from qks.vlp.loading import load_vlp

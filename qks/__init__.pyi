@@ -8,10 +8,11 @@ from .evaluate.tables import results_table as results_table
 from .experiment.training_data import TrainingData as TrainingData, load_training_data as load_training_data
 from .explore.explorer import Explorer as Explorer
 from .model.config import HeadConfig as HeadConfig
-from .model.head import QKSHead as QKSHead, QKSOutput as QKSOutput, head_scores as head_scores
+from .model.head import QKSHead as QKSHead, QKSOutput as QKSOutput
 from .model.losses import AsymmetricLoss as AsymmetricLoss, bce_loss as bce_loss, ranking_loss as ranking_loss
 from .model.prompts import PromptPool as PromptPool
 from .model.query import QueryExtractor as QueryExtractor
+from .model.scoring import head_scores as head_scores
 from .model.sharing import share as share
 from .model.tagger import QKS as QKS
 from .tokens.cache import cache_tokens as cache_tokens

@@ -51,8 +51,6 @@ MUTANTS = [
         ("(hinge > 0).sum()", "(hinge >= 0).sum()"),
         ("(hinge > 0).sum().clamp(min=1)", "(hinge > 0).sum()"),
         ("return total / max(len(logits), 1)", "return total"),
-        ("annotated = targets != 0", "annotated = targets > 0"),
-        ("return logits, targets > 0", "return logits, targets >= 0"),
         ("max(entries.numel(), 1)", "max(len(logits), 1)"),
         ("LOG_FLOOR = 1e-5", "LOG_FLOOR = 1e-8"),
         ("UNMASKED_SCALE = 1000.0", "UNMASKED_SCALE = 100.0"),
@@ -62,6 +60,12 @@ MUTANTS = [
         ("correct.clamp(min=LOG_FLOOR)", "correct.clamp(min=LOG_FLOOR / 10)"),
         ("gamma_neg >= 0 and gamma_pos >= 0", "gamma_neg >= 0 and gamma_pos >= -1"),
         ("0 <= margin < 1", "0 <= margin <= 1"),
+    ),
+    *mutants_of(
+        "qks/model/targets.py",
+        ("test_losses.py",),
+        ("annotated = targets != 0", "annotated = targets > 0"),
+        ("return logits, targets > 0", "return logits, targets >= 0"),
     ),
     *mutants_of(
         "qks/evaluate/metrics.py",

@@ -107,9 +107,9 @@ def main(root):
         return Silent(items)
 
     training.progress = silent_progress  # tqdm's lock is shared with a killed child, and would stay locked
-    import qks.model.head
+    import qks.model.scoring
 
-    qks.model.head.progress = training.progress
+    qks.model.scoring.progress = training.progress
     events = Events()
     runs = []
     rng = random.Random(0)

@@ -21,8 +21,9 @@ from qks.core import QKSError
 from qks.data.index import LabelledImages
 from qks.evaluate.baselines import best_patch_scores, zero_shot_scores
 from qks.model.config import HeadConfig
-from qks.model.head import QKSHead, head_scores
+from qks.model.head import QKSHead
 from qks.model.losses import bce_loss
+from qks.model.scoring import head_scores
 from qks.tokens import cache, store as batchfile
 from qks.tokens.augment import Augmentation, ImageViews
 from qks.tokens.cache import (

@@ -14,7 +14,8 @@ import torch
 from qks.commands.main import main
 from qks.core import QKSError
 from qks.model.config import HeadConfig
-from qks.model.head import QKSHead, head_scores
+from qks.model.head import QKSHead
+from qks.model.scoring import head_scores
 from qks.model.tagger import QKS
 from qks.train import devices
 from qks.train.config import RunConfig, TrainConfig

@@ -22,7 +22,8 @@ from qks.experiment.estimate import (
     measure_machine,
 )
 from qks.model.config import HeadConfig
-from qks.model.head import QKSHead, head_scores
+from qks.model.head import QKSHead
+from qks.model.scoring import head_scores
 from qks.vlp.loading import load_vlp
 
 TOY = Machine("toy", decode=50, tower=100, prompts=200, train=1000, score=2000, read=1e8, memory=1e9, measured=True)

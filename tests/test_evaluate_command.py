@@ -28,8 +28,9 @@ from qks.experiment.loading import load_model
 from qks.experiment.reproduction import ReproduceConfig, reproduce
 from qks.experiment.spec import VLPSource
 from qks.model.config import HeadConfig
-from qks.model.head import QKSHead, head_scores
+from qks.model.head import QKSHead
 from qks.model.prompts import PromptPool, embed_names
+from qks.model.scoring import head_scores
 from qks.model.tagger import QKS
 from qks.tokens.cache import list_caches
 from qks.train.loop import TrainConfig

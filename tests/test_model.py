@@ -13,10 +13,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from qks.core import QKSError
+from qks.model.authors import rename_authors_weights
 from qks.model.config import HeadConfig
-from qks.model.head import QKSHead, head_scores, rename_authors_weights, score_batches
+from qks.model.head import QKSHead
 from qks.model.losses import AsymmetricLoss
 from qks.model.prompts import PromptPool
+from qks.model.scoring import head_scores, score_batches
 from qks.model.tagger import QKS
 from qks.vlp.frozen import VLP, fingerprint
 from qks.vlp.loading import load_vlp

@@ -8,8 +8,9 @@ import torch
 
 from qks.core import QKSError
 from qks.model.config import HeadConfig
-from qks.model.head import QKSHead, head_scores
+from qks.model.head import QKSHead
 from qks.model.losses import AsymmetricLoss, bce_loss, ranking_loss
+from qks.model.scoring import head_scores
 from qks.train import loop as training
 from qks.train.config import TrainConfig
 from qks.train.loop import fit, selection_score

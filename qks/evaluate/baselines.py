@@ -16,8 +16,9 @@ from torch.nn.functional import normalize
 from ..core import QKSError, progress
 from .metrics import Metrics, evaluate_scores
 from .protocols import Protocol
-from ..model.head import QKSHead, head_scores
+from ..model.head import QKSHead
 from ..model.prompts import PromptPool, embed_names
+from ..model.scoring import head_scores
 from ..vlp.frozen import VLP
 
 # %% ../../nbs/evaluate/06_baselines.ipynb #422ee995

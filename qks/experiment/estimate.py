@@ -23,7 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..core import QKSError, check_count, load_image
 from .training_data import score_bytes
-from ..model.head import QKSHead, head_scores
+from ..model.head import QKSHead
+from ..model.scoring import head_scores
 from ..train.config import TrainConfig
 from ..train.loop import fit
 from ..vlp.frozen import VLP

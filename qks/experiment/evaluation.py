@@ -33,8 +33,8 @@ from qks.evaluate.report import (
 from ..evaluate.streaming import SparseLabels
 from .results import provenance
 from .spec import RUN_CONFIG_NAME
-from ..model.head import head_scores
 from ..model.prompts import embed_names
+from ..model.scoring import head_scores
 from ..model.tagger import QKS, model_folder
 from ..tokens.augment import ImageViews, load_batches, worker_errors
 from ..tokens.cache import DTYPES, cache_tokens

@@ -1,7 +1,8 @@
 from .config import HeadConfig as HeadConfig
-from .head import QKSHead as QKSHead, QKSOutput as QKSOutput, head_scores as head_scores, score_batches as score_batches
+from .head import QKSHead as QKSHead, QKSOutput as QKSOutput
 from .losses import AsymmetricLoss as AsymmetricLoss, bce_loss as bce_loss, ranking_loss as ranking_loss
 from .prompts import DEFAULT_TEMPLATES as DEFAULT_TEMPLATES, PromptPool as PromptPool, embed_names as embed_names
 from .query import QueryExtractor as QueryExtractor
+from .scoring import head_scores as head_scores, score_batches as score_batches
 from .sharing import LabelScores as LabelScores, share as share
 from .tagger import QKS as QKS, Tag as Tag

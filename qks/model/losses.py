@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import QKSError
-from .targets import at_least_float32, check_targets
+from .targets import at_least_float32, check_targets, scored_entries
 
 # %% ../../nbs/07_losses.ipynb #444774b0
 def ranking_loss(
@@ -28,21 +28,6 @@ def ranking_loss(
         hinge = (1 + negative[None, :] - positive[:, None]).clamp(min=0)  # [n_pos, n_neg]
         total = total + hinge.sum() / (hinge > 0).sum().clamp(min=1)
     return total / max(len(logits), 1)
-
-# %% ../../nbs/07_losses.ipynb #c66fd6f1
-def scored_entries(
-    logits: Tensor,  # one number per image and label [B, C]
-    targets: Tensor,  # [B, C], values -1 (absent), 0 (not annotated), +1 (present)
-    masked: bool = False,  # leave out entries that are not annotated
-) -> tuple[Tensor, Tensor]:  # logits in fp32 and whether each is positive: [B, C], or [annotated] if masked
-    "The entries that count towards the loss; raises `QKSError` for bad targets."
-    check_targets(logits, targets)
-    logits = at_least_float32(logits)
-    if masked:  # chosen before any arithmetic: what is left out can change neither value nor gradient
-        annotated = targets != 0  # [B, C]
-        logits = logits[annotated]  # [annotated]
-        targets = targets[annotated]  # [annotated]
-    return logits, targets > 0
 
 # %% ../../nbs/07_losses.ipynb #07c7ed13
 def bce_loss(

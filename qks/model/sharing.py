@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..core import QKSError
-from .many_labels import MANY_SCORES, share_in_parts
+from .many_labels import MANY_SCORES, check_shapes, share_in_parts
 
 # %% ../../nbs/05_sharing.ipynb #3b7e5d02
 class LabelScores(NamedTuple):
@@ -20,24 +19,13 @@ class LabelScores(NamedTuple):
     logits: torch.Tensor  # the score of the best-matching token [B, C]
     token_index: torch.Tensor  # which token that is [B, C]
 
-# %% ../../nbs/05_sharing.ipynb #c5ace76e
-def _check_shapes(query_features: torch.Tensor, label_embeddings: torch.Tensor) -> None:
-    "Raise a `QKSError` unless the shapes are [B, K, E] and [C, E]."
-    tokens_shape = list(query_features.shape)
-    labels_shape = list(label_embeddings.shape)
-    if len(tokens_shape) != 3 or len(labels_shape) != 2 or tokens_shape[2] != labels_shape[1]:
-        raise QKSError(
-            f"query features {tokens_shape} and label embeddings {labels_shape} do not fit: "
-            "expected [B, K, E] and [C, E]"
-        )
-
 # %% ../../nbs/05_sharing.ipynb #77cdc595
 def share(
     query_features: torch.Tensor,  # projected query tokens [B, K, E], not normalised
     label_embeddings: torch.Tensor,  # [C, E], not normalised
 ) -> LabelScores:
     "Each label selects its best-matching token (paper, section 3.3); raises `QKSError` where the shapes do not fit."
-    _check_shapes(query_features, label_embeddings)
+    check_shapes(query_features, label_embeddings)
     if query_features.shape[:2].numel() * len(label_embeddings) >= MANY_SCORES:
         return LabelScores(*share_in_parts(query_features, label_embeddings))  # the same numbers in less memory
     scores = query_features @ label_embeddings.T  # [B, K, C]

@@ -18,7 +18,8 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import InitProcessGroupKwargs, gather, gather_object, parse_flag_from_env
 
 from ..core import QKSError
-from ..model.head import QKSHead, score_batches
+from ..model.head import QKSHead
+from ..model.scoring import score_batches
 from ..tokens.stream import read_ahead
 
 # %% ../../nbs/train/03_devices.ipynb #1d41df42
@@ -169,7 +170,7 @@ def score_images(
     label_embeddings: torch.Tensor,  # [C, E]
     batch_size: int = 256,  # images per forward pass
 ) -> tuple[torch.Tensor, torch.Tensor]:  # logits [n, C] and token_index [n, C], in every process
-    "As `qks.model.head.head_scores`, shared out over the processes and read ahead of a device."
+    "As `qks.model.scoring.head_scores`, shared out over the processes and read ahead of a device."
     state = process_state()
     n = len(image_tokens)
     share = torch.arange(n).tensor_split(state.num_processes)[state.process_index]  # [n_w]
