@@ -19,6 +19,7 @@ from qks.explore.plots import (
     draw_tags,
     plot_history,
     plot_label_ap,
+    plot_scene_rows,
     plot_tags,
     plot_token_use,
     token_attention,
@@ -72,13 +73,16 @@ DOLLARS = ["$$", "100%$ & $", "a_$b", "$x^2$", "plain", "$_$"]
             (2, 2),
             unseen=DOLLARS[:1],
         ),
+        lambda: plot_scene_rows(
+            PICTURES, [DOLLARS] * 2, [[(label, 0.5, 0) for label in DOLLARS]] * 2, ATTENTION, (2, 2)
+        ),
         lambda: plot_tags(PICTURES, [DOLLARS, DOLLARS[:2]], [[(label, 0.5, 0) for label in DOLLARS]] * 2),
         lambda: plot_token_use(
             np.zeros((2, 6), int), np.ones((2, 6), int), {label: [i] for i, label in enumerate(DOLLARS)}, 2
         ),
         lambda: plot_label_ap(np.linspace(0, 1, 6), DOLLARS, 2),
     ],
-    ids=["with panels", "without", "token use", "AP"],
+    ids=["with panels", "in rows", "without", "token use", "AP"],
 )
 def test_labels_are_no_formulas(draw, tmp_path):
     figure = draw()
@@ -190,6 +194,19 @@ def test_scenes_with_attention():
     assert "* not among the training labels" in figure.get_supxlabel()
     shown = [axis for axis in figure.axes if axis.images]
     assert len(shown) == 2 + 4  # two pictures, four tags
+
+
+def test_scene_rows():
+    figure = plot_scene_rows(PICTURES, TRUE, TAGS, ATTENTION, (2, 2), ["dog"], ["A success.", "A failure."])
+    first, second = figure.subfigs
+    assert first.get_suptitle() == "A success. In the picture: dog, bus"
+    assert second.get_suptitle() == "A failure. In the picture: cat, hat"
+    assert [axis.get_title() for axis in first.axes] == ["", "", "✓ dog*", "cat", "✓ bus"]
+    assert [axis.get_title() for axis in second.axes] == ["", "", "dog*", "", ""]
+    weights = token_attention(ATTENTION, 1, 0, (2, 2), n_prefix=1)
+    np.testing.assert_allclose(second.axes[2].images[1].get_array(), resize_map(weights, 10), rtol=1e-6)
+    assert f"token 0, peak {weights.max():.0%}" in texts(second.axes[2])
+    figure.canvas.draw()
 
 
 def test_panels_have_one_size_even_where_a_scene_has_fewer_tags():

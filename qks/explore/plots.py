@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Attention', 'Grid', 'CORRECT_FILL', 'CORRECT_TEXT', 'OTHER_FILL', 'OTHER_TEXT', 'Tag', 'SEEN_COLOUR', 'UNSEEN_COLOUR',
            'token_attention', 'count_prefix_tokens', 'draw_attention', 'TagStyle', 'tag_style', 'draw_tags',
-           'draw_panels', 'literal_text', 'plot_tags', 'TokenUse', 'token_use', 'plot_token_use', 'plot_history',
-           'draw_ap_curves', 'draw_label_bars', 'plot_label_ap']
+           'draw_panels', 'literal_text', 'plot_tags', 'plot_scene_rows', 'TokenUse', 'token_use', 'plot_token_use',
+           'plot_history', 'draw_ap_curves', 'draw_label_bars', 'plot_label_ap']
 
 # %% ../../nbs/explore/01_plots.ipynb #b3a457ea
 import textwrap
@@ -111,17 +111,18 @@ def draw_tags(
     true_labels: Collection[str],  # labels of the image
     unseen: Collection[str] = (),  # labels that were not in training
     n_rows: int | None = None,  # rows to leave room for; None: one per tag
+    fontsize: float = 8,  # points
 ) -> None:
     "Draw one scene's tags as bars of probability."
     for row, (label, probability, _) in enumerate(tags):
         style = tag_style(label, true_labels, unseen)
         axis.barh(row, probability, color=style.fill, height=0.86)
-        axis.text(0.02, row, style.text, va="center", fontsize=8, **style.font)
-        axis.text(0.99, row, f"{probability:.2f}", va="center", ha="right", fontsize=8, **style.font)
+        axis.text(0.02, row, style.text, va="center", fontsize=fontsize, **style.font)
+        axis.text(0.99, row, f"{probability:.2f}", va="center", ha="right", fontsize=fontsize, **style.font)
     n_rows = max(n_rows or len(tags), 1)
     axis.set(xlim=(0, 1), ylim=(n_rows - 0.5, -0.5), yticks=[], xticks=[0, 0.5, 1])
-    axis.set_xlabel("probability", fontsize=8)
-    axis.tick_params(labelsize=7)
+    axis.set_xlabel("probability", fontsize=fontsize)
+    axis.tick_params(labelsize=fontsize - 1)
     for side in ("top", "right", "left"):
         axis.spines[side].set_visible(False)
 
@@ -216,6 +217,42 @@ def plot_tags(
     if len(unseen):
         legend += "     * not among the training labels"
     figure.supxlabel(legend, fontsize=8)
+    return figure
+
+# %% ../../nbs/explore/01_plots.ipynb #369bf7d7
+@literal_text
+def plot_scene_rows(
+    images: Sequence[Any],  # n pictures, uint8 [H, W, 3] or PIL
+    true_labels: Sequence[Collection[str]],  # per image: its labels
+    tags: Sequence[Sequence[Tag]],  # per image: its tags, most probable first
+    attention: Attention,  # per block [n, heads, K, N]
+    grid: Grid,
+    unseen: Collection[str] = (),  # labels that were not in training
+    headings: Sequence[str] | None = None,  # n texts before the true labels, such as "A success."
+) -> Figure:
+    "Scenes below each other, large: picture, tags, and where each tag's token looks; raises `QKSError` as `plot_tags`."
+    check_scenes(images, true_labels, tags, attention, grid)
+    n_prefix = count_prefix_tokens(attention, grid)
+    n_maps = max(len(image_tags) for image_tags in tags)
+    figure = plt.figure(figsize=(3.6 + 2.1 * n_maps, 2.75 * len(images)), layout="constrained")
+    plt.close(figure)
+    rows = figure.subfigures(len(images), 1, squeeze=False)[:, 0]
+    for i, (row, image, true, image_tags) in enumerate(zip(rows, images, true_labels, tags)):
+        heading = f"{headings[i]} " if headings else ""
+        text = f"{heading}In the picture: {', '.join(true)}"
+        row.suptitle(textwrap.fill(text, 110), x=0.01, ha="left", fontsize=12, weight="bold")
+        axes = row.subplots(1, 2 + n_maps, width_ratios=[2.4, 2.0, *[2.0] * n_maps])
+        draw_attention(axes[0], image)
+        draw_tags(axes[1], image_tags, true, unseen, fontsize=11)
+        for axis in axes[2 + len(image_tags) :]:  # empty, but as large as the others
+            axis.set_axis_off()
+        for axis, (label, _, token) in zip(axes[2:], image_tags):
+            weights = token_attention(attention, i, token, grid, n_prefix)
+            draw_attention(axis, image, weights)
+            style = tag_style(label, true, unseen)
+            axis.set_title(style.text, fontsize=11, **style.font)
+            note = f"token {token}, peak {weights.max():.0%}"
+            axis.text(0.5, -0.04, note, transform=axis.transAxes, ha="center", va="top", fontsize=10, color=OTHER_TEXT)
     return figure
 
 # %% ../../nbs/explore/01_plots.ipynb #4dd5cad7
