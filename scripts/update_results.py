@@ -1,4 +1,6 @@
-"""Copy a run's results, figures and model to where the first page and the library have them.
+"""Copy a run's results, figures and model to where the notebooks and the library have them.
+
+Then draw the first page's figures with the new model: python scripts/draw_readme_figures.py.
 
 qks reproduce --seeds 3 --out runs/three
 python scripts/update_results.py runs/three
@@ -13,7 +15,7 @@ from safetensors.torch import load_file, save_file
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
 ASSET = ROOT / "qks" / "assets" / "pocket_qks"
-FIGURES = ("scenes", "token_use", "history", "label_ap")
+FIGURES = ("token_use", "history", "label_ap")
 
 
 def main(run):

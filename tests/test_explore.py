@@ -5,7 +5,9 @@ from datetime import datetime, timezone
 
 import numpy as np
 import pytest
+from matplotlib import pyplot as plt
 from PIL import Image
+from repository import NBS, cells, source
 
 from qks.core import QKSError
 from qks.explore.explorer import Explorer, plot_image_tags, plot_token_blocks, read_uploads
@@ -55,6 +57,19 @@ def test_it_begins_with_tags_and_figures(explorer, model):
     assert explorer.token.max == model.head.config.n_queries - 1
     assert all(Image.open(io.BytesIO(figure)).width > 300 for figure in figures(explorer))
     assert explorer.message.value == ""
+
+
+def test_after_run_all_the_notebook_shows_a_result():
+    "The widget that a reader gets is not the one in which the notebook makes mistakes."
+    namespace = {"__name__": "notebook"}
+    notebook = cells(NBS / "explore" / "02_explorer.ipynb")
+    sources = [source(cell) for cell in notebook if cell["cell_type"] == "code"]
+    for text in sources[:-1]:
+        exec(text, namespace)
+    plt.close("all")
+    _, _, message, tags_figure, _, token_figure = eval(sources[-1], namespace).children
+    assert message.value == ""
+    assert all(Image.open(io.BytesIO(figure.value)).width > 300 for figure in (tags_figure, token_figure))
 
 
 def test_every_control_draws_what_depends_on_it(explorer):

@@ -11,6 +11,7 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 from qks.core import QKSError
+from qks.explore.overlay import resize_map
 from qks.explore.plots import (
     CORRECT_TEXT,
     best_and_worst,
@@ -18,6 +19,7 @@ from qks.explore.plots import (
     draw_tags,
     plot_history,
     plot_label_ap,
+    plot_scene_rows,
     plot_tags,
     plot_token_use,
     token_attention,
@@ -71,13 +73,16 @@ DOLLARS = ["$$", "100%$ & $", "a_$b", "$x^2$", "plain", "$_$"]
             (2, 2),
             unseen=DOLLARS[:1],
         ),
+        lambda: plot_scene_rows(
+            PICTURES, [DOLLARS] * 2, [[(label, 0.5, 0) for label in DOLLARS]] * 2, ATTENTION, (2, 2)
+        ),
         lambda: plot_tags(PICTURES, [DOLLARS, DOLLARS[:2]], [[(label, 0.5, 0) for label in DOLLARS]] * 2),
         lambda: plot_token_use(
             np.zeros((2, 6), int), np.ones((2, 6), int), {label: [i] for i, label in enumerate(DOLLARS)}, 2
         ),
         lambda: plot_label_ap(np.linspace(0, 1, 6), DOLLARS, 2),
     ],
-    ids=["with panels", "without", "token use", "AP"],
+    ids=["with panels", "in rows", "without", "token use", "AP"],
 )
 def test_labels_are_no_formulas(draw, tmp_path):
     figure = draw()
@@ -121,22 +126,35 @@ def test_image_and_token_must_exist(image, token):
         token_attention(ATTENTION, image, token, (2, 2), 1)
 
 
-def test_shade_is_clear_at_the_peak_and_darkest_at_zero(axis):
+def test_colour_is_clear_at_the_lowest_weight_and_strongest_at_the_peak(axis):
     weights = np.array([[0.4, 0.2], [0.0, 0.1]])
     draw_attention(axis, PICTURES[0], weights)
-    picture, shade = axis.images
-    np.testing.assert_array_equal(picture.get_array(), PICTURES[0])
-    np.testing.assert_allclose(shade.get_array(), [[0, 0.5], [1, 0.75]])
-    assert shade.get_extent() == [-0.5, 7.5, 7.5, -0.5] and shade.get_clim() == (0, 1)
-    opacity = shade.cmap(shade.norm(shade.get_array()))[..., 3]
-    assert opacity[0, 0] == 0 and opacity[1, 0] == opacity.max() == pytest.approx(0.85)
+    picture, heat = axis.images
+    np.testing.assert_array_equal(picture.get_array(), PICTURES[0])  # as bright as it was
+    np.testing.assert_allclose(heat.get_array(), resize_map(weights, 8))
+    assert heat.get_extent() == [-0.5, 7.5, 7.5, -0.5] and heat.get_clim() == (0, 1)
+    opacity = heat.cmap(heat.norm(heat.get_array()))[..., 3]
+    assert opacity[0, 0] == opacity.max() > 0.6 and opacity[7, 0] == 0
+    outlines = [line for line in axis.collections if len(line.get_paths()[0].vertices)]
+    assert len(outlines) == 2
+    np.testing.assert_array_less(outlines[0].get_paths()[0].vertices[:, 1], 4)  # around the peak, in the upper half
 
 
 def test_even_weights_and_all_zero_weights(axis):
-    draw_attention(axis, PICTURES[0], np.full((2, 2), 0.25))
-    assert (axis.images[1].get_array() == 0).all()  # nothing is darkened
-    draw_attention(axis, PICTURES[0], np.zeros((2, 2)))
-    assert (axis.images[3].get_array() == 1).all()  # no division by zero
+    for weight in (0.25, 0.0):
+        draw_attention(axis, PICTURES[0], np.full((2, 2), weight))
+        heat = axis.images[-1]
+        assert (heat.cmap(heat.norm(heat.get_array()))[..., 3] == 0).all()  # nothing is coloured
+    assert not axis.collections  # nor outlined
+
+
+def test_a_map_on_a_photograph_is_coarser_than_the_photograph(axis):
+    draw_attention(axis, np.zeros((1000, 1200, 3), np.uint8), np.eye(3))
+    picture, heat = axis.images
+    assert picture.get_array().shape[:2] == (1000, 1000) and heat.get_array().shape == (256, 256)
+    assert heat.get_extent() == picture.get_extent()
+    outline = np.concatenate([path.vertices for path in axis.collections[0].get_paths()])
+    assert 0 <= outline.min() < 10 and 990 < outline.max() <= 1000  # the line is where the colour is
 
 
 def test_the_centre_square_is_shown(axis):
@@ -170,11 +188,25 @@ def test_scenes_with_attention():
     (wrong_dog,) = axes_titled(figure, "dog*")
     for axis, image, token in ((right_dog, 0, 1), (cat, 0, 0), (wrong_dog, 1, 0)):  # the token that the label chose
         weights = token_attention(ATTENTION, image, token, (2, 2), n_prefix=1)
-        np.testing.assert_allclose(axis.images[1].get_array(), 1 - weights / weights.max(), rtol=1e-6)
+        side = min(np.asarray(PICTURES[image]).shape[:2])
+        np.testing.assert_allclose(axis.images[1].get_array(), resize_map(weights, side), rtol=1e-6)
         assert f"token {token}, peak {weights.max():.0%}" in texts(axis)
     assert "* not among the training labels" in figure.get_supxlabel()
     shown = [axis for axis in figure.axes if axis.images]
     assert len(shown) == 2 + 4  # two pictures, four tags
+
+
+def test_scene_rows():
+    figure = plot_scene_rows(PICTURES, TRUE, TAGS, ATTENTION, (2, 2), ["dog"], ["A success.", "A failure."])
+    first, second = figure.subfigs
+    assert first.get_suptitle() == "A success. In the picture: dog, bus"
+    assert second.get_suptitle() == "A failure. In the picture: cat, hat"
+    assert [axis.get_title() for axis in first.axes] == ["", "", "✓ dog*", "cat", "✓ bus"]
+    assert [axis.get_title() for axis in second.axes] == ["", "", "dog*", "", ""]
+    weights = token_attention(ATTENTION, 1, 0, (2, 2), n_prefix=1)
+    np.testing.assert_allclose(second.axes[2].images[1].get_array(), resize_map(weights, 10), rtol=1e-6)
+    assert f"token 0, peak {weights.max():.0%}" in texts(second.axes[2])
+    figure.canvas.draw()
 
 
 def test_panels_have_one_size_even_where_a_scene_has_fewer_tags():

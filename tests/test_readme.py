@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import shlex
 
 import pytest
 from repository import (
@@ -17,6 +18,8 @@ from repository import (
     relative,
     source,
 )
+
+from qks.commands.main import main as qks_main
 
 TEST_COMMAND = "pip install -e '.[dev]' && nbdev_test --n_workers 2 && pytest -q"
 
@@ -126,6 +129,21 @@ def test_this_readme_is_in_step():
 def test_ci_runs_the_test_command_of_the_readme():
     for name in ("README.md", ".ci/run"):
         assert TEST_COMMAND in (ROOT / name).read_text(encoding="utf-8"), f"{name} should hold: {TEST_COMMAND}"
+
+
+def test_the_first_command_of_the_readme_answers_as_shown(monkeypatch, capsys):
+    "The same labels with the same tokens, in the same order; probabilities may differ in the last digits."
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    command = re.search(r"^pip install \. && qks (tag .*)$", readme, re.MULTILINE).group(1)
+    shown = readme[readme.index(command) :].split("```")[2]
+    monkeypatch.chdir(ROOT)
+    assert qks_main(shlex.split(command)) == 0
+    answer = re.compile(r"([\d.]+) %  (.+)  \(token (\d+)\)")
+    expected = answer.findall(shown)
+    given = answer.findall(capsys.readouterr().out)
+    assert [line[1:] for line in given] == [line[1:] for line in expected] and len(expected) == 5
+    differences = [abs(float(one[0]) - float(other[0])) for one, other in zip(given, expected)]
+    assert max(differences) < 0.5
 
 
 INDEX = NBS / "index.ipynb"

@@ -5,8 +5,10 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from repository import ROOT
 from safetensors.torch import load_file, save_file
 
@@ -110,3 +112,12 @@ def test_update_results_copies_and_halves(update_results, finished_run, tmp_path
     assert (tmp_path / "nbs" / "results" / "pocket_wide.json").read_text() == "{}"
     assert len(list((tmp_path / "nbs" / "images").glob("pocket_*.png"))) == len(update_results.FIGURES)
     assert load_file(tmp_path / "asset" / "head.safetensors")["a"].dtype == torch.float16
+
+
+def test_readme_figures_are_drawn(tmp_path, capsys):
+    load("draw_readme_figures").main(["--count", "2", "--out", str(tmp_path)])
+    assert {path.name for path in tmp_path.iterdir()} == {"recall.png", "scene.png", "scenes.png"}
+    drawn = np.asarray(Image.open(tmp_path / "scene.png"))
+    committed = np.asarray(Image.open(ROOT / "nbs" / "images" / "scene.png"))
+    np.testing.assert_array_equal(drawn, committed)
+    assert "labels never trained on" in capsys.readouterr().out

@@ -7,6 +7,7 @@ from .overlay import show_maps as show_maps
 from .plots import (
     plot_history as plot_history,
     plot_label_ap as plot_label_ap,
+    plot_scene_rows as plot_scene_rows,
     plot_tags as plot_tags,
     plot_token_use as plot_token_use,
     token_attention as token_attention,

@@ -46,9 +46,9 @@ def plot_image_tags(
     n_prefix = count_prefix_tokens(attention, grid)
     n_rows = max(1, -(-len(tags) // 2))
     maps = [token_attention(attention, 0, token, grid, n_prefix) for _, _, token in tags]
-    figure = plt.figure(figsize=(8, max(2.2, 1.4 * n_rows)), layout="constrained")
+    figure = plt.figure(figsize=(8, max(2.2, 1.7 * n_rows)), layout="constrained")
     plt.close(figure)
-    cells = figure.add_gridspec(1, 3, width_ratios=[2, 2, 2.4])
+    cells = figure.add_gridspec(1, 3, width_ratios=[2, 1.6, 2.4])
     draw_attention(figure.add_subplot(cells[0]), image)
     draw_tags(figure.add_subplot(cells[1]), tags, true_labels, unseen)
     draw_panels(cells[2], image, tags, true_labels, unseen, maps, n_rows)
