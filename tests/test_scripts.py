@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -121,3 +122,59 @@ def test_readme_figures_are_drawn(tmp_path, capsys):
     committed = np.asarray(Image.open(ROOT / "nbs" / "images" / "scene.png"))
     np.testing.assert_array_equal(drawn, committed)
     assert "labels never trained on" in capsys.readouterr().out
+
+
+@pytest.fixture
+def book_results(tmp_path, monkeypatch):
+    """The script without data, and with trainings that are only counted."""
+    script = load("book_results")
+    trained = []
+    data = SimpleNamespace(test=SimpleNamespace(label_names=[]), tokens={}, embeddings=None, vlp=None)
+    monkeypatch.setattr(script, "write_pocket", lambda *_: None)
+    monkeypatch.setattr(script, "load_training_data", lambda *_: data)
+    monkeypatch.setattr(script, "embed_names", lambda *_: None)
+
+    def run_row(row, data, embeddings, seed):
+        trained.append((row["learning_rate"], row["epochs"], seed))
+        return {part: {"mAP": 0.5} for part in ("seen", "zsl", "gzsl")} | {"seconds": 0.0}
+
+    monkeypatch.setattr(script, "run_row", run_row)
+
+    def main(*words):
+        monkeypatch.setattr(sys, "argv", ["book_results.py", "--quick", "--out", str(tmp_path / "book.json"), *words])
+        script.main()
+        return json.loads((tmp_path / "book.json").read_text())
+
+    return script, trained, main
+
+
+def test_book_results_keeps_what_is_finished(book_results):
+    script, trained, main = book_results
+    rows = ["one query token", "in bf16"]
+    main("--seeds", "1", "--rows", *rows)
+    found = main("--seeds", "2", "--rows", *rows)
+    assert [seed for _, _, seed in trained] == [0, 0, 1, 1]
+    assert [len(found["rows"][name]["runs"]) for name in rows] == [2, 2]
+    assert [rate for rate, _, _ in trained[:2]] == [script.RATES["ranking"], script.RATES["bce"]]
+
+
+def test_book_ablations_reuse_the_rows(book_results):
+    script, trained, main = book_results
+    main("--seeds", "1", "--rows", "with a trained projection", "binary cross-entropy")
+    trained.clear()
+    found = main("--seeds", "1", "--ablations")["ablations"]
+    variants = [name for group in script.ABLATIONS.values() for name in group]
+    defaults = len(script.ABLATIONS)  # one in each group; it and the frozen projection are rows already
+    assert len(trained) == len(variants) - defaults - 1
+    assert {group: list(names) for group, names in found.items()} == {
+        group: list(names) for group, names in script.ABLATIONS.items()
+    }
+
+
+def test_rates_of_the_book_are_the_best_on_held_out_images():
+    script = load("book_results")
+    tried = json.loads(script.LEARNING_RATES.read_text())["learning rates"]
+    for name, chosen in script.RATES.items():
+        held_out = {float(rate): run["held out"]["mAP"] for rate, run in tried[name].items()}
+        assert max(held_out, key=held_out.get) == chosen, name
+        assert min(held_out) < chosen < max(held_out), f"{name}: try rates on both sides of {chosen}"
