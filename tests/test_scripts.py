@@ -129,7 +129,7 @@ def book_results(tmp_path, monkeypatch):
     """The script without data, and with trainings that are only counted."""
     script = load("book_results")
     trained = []
-    data = SimpleNamespace(test=SimpleNamespace(label_names=[]), tokens={}, embeddings=None, vlp=None)
+    data = SimpleNamespace(test=SimpleNamespace(label_names=[]), tokens={"test": []}, embeddings=None, vlp=None)
     monkeypatch.setattr(script, "write_pocket", lambda *_: None)
     monkeypatch.setattr(script, "load_training_data", lambda *_: data)
     monkeypatch.setattr(script, "embed_names", lambda *_: None)
