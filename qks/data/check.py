@@ -19,6 +19,7 @@ import numpy as np
 
 from ..core import QKSError, check_count, load_image, progress
 from .index import Index, LabelledSplit
+from .label_text import describe_twins, find_twins
 
 # %% ../../nbs/data/03_check.ipynb #b911a8a1
 MAX_SHOWN = 12  # ours: problems on the screen; the report has them all
@@ -172,7 +173,7 @@ def check_images(
 def label_remarks(
     index: Index,  # a test split
 ) -> list[str]:  # sentences
-    "Labels that may be misspelt: unseen ones that no image shows, and names that differ in capitals only."
+    "Labels that may be misspelt: unseen ones that no image shows, and names that look alike."
     names = index.label_names
     S = index.n_seen
     seen_names = {name.casefold(): name for name in names[:S]}
@@ -182,10 +183,4 @@ def label_remarks(
         similar = difflib.get_close_matches(name.casefold(), seen_names, n=1, cutoff=0.7)
         suggestion = f": is it {seen_names[similar[0]]!r}?" if similar else ""
         remarks.append(f"no test image shows the unseen label {name!r}{suggestion}")
-    spellings: dict[str, list[str]] = {}
-    for name in dict.fromkeys(names):
-        spellings.setdefault(name.casefold(), []).append(name)
-    for group in spellings.values():
-        if len(group) > 1:
-            remarks.append(f"labels {' and '.join(map(repr, group))} differ in capitals only")
-    return remarks
+    return [*remarks, *(describe_twins(group) for group in find_twins(names))]

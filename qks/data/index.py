@@ -143,6 +143,8 @@ class Index:
     digest: str = ""  # their names, sizes and times when they were read
     conflicts: int = 0  # pairs of an image and a label that are marked both ways; they count as not annotated
     first_conflict: str = ""  # file and lines of the first of them
+    validation: tuple[str, ...] = ()  # of a training split: the images that the user wants the epoch chosen by
+    notes: tuple[str, ...] = ()  # sentences on what was understood when it was built
 
     def __post_init__(self):
         if problem := _index_problem(self):
@@ -405,9 +407,10 @@ def _unpack_text(
     return tuple(raw[start:end].decode() for start, end in zip(ends, ends[1:]))
 
 # %% ../../nbs/data/02_index.ipynb #f8012f0b
-_INDEX_FORMAT = 1  # rises when an older program could not read the file
+_INDEX_FORMAT = 2  # rises when an older program could not read the file
 _ARRAY_FIELDS = ("offsets", "columns", "values")  # saved as they are
-_TEXT_FIELDS = ("images", "label_ids", "label_names", "sources")  # each saved as bytes and offsets
+# each saved as bytes and offsets
+_TEXT_FIELDS = ("images", "label_ids", "label_names", "sources", "validation", "notes")
 _STRING_FIELDS = ("image_folder", "digest", "first_conflict")  # saved together, as bytes and offsets
 _NUMBER_FIELDS = ("n_seen", "absent", "conflicts")  # saved together
 

@@ -12,7 +12,7 @@ import hashlib
 import os
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 from ..core import QKSError, check_count
 from .check import Report, check_images, label_remarks, missing_images
 from .index import SPLITS, Index, check_split_name, load_index
+from .locate import describe_missing
 from .registry import DATASETS, detect_dataset, find_dataset
 
 # %% ../../nbs/data/10_splits.ipynb #df174ee2
@@ -116,7 +117,7 @@ class Prepared:
     missing: dict[str, list[str]]  # split -> images that are not there and stay, where they were looked for
 
     def __str__(self) -> str:
-        lines = []
+        lines = list(dict.fromkeys(note for index in self.splits.values() for note in index.notes))
         for split in self.splits:
             lines += self._describe(split)
         return "\n".join([*lines, f"read and saved in {self.seconds:.1f} s"])
@@ -141,8 +142,9 @@ class Prepared:
             lines.append("  no label is unseen: all are trained on, and nothing is zero-shot")
         missing = self.missing.get(split)
         if missing:
+            folder = Path(index.root) / index.image_folder
             lines.append(
-                f"  {len(missing):,} images are missing or empty, the first: {missing[0]}; "
+                f"  {len(missing):,} images are missing or empty, the first: {describe_missing(folder, missing)}; "
                 "training needs them, or leave them out with --leave-out-missing"
             )
         remarks = label_remarks(index) if split == "test" else []
@@ -152,6 +154,21 @@ class Prepared:
         lines.append(f"  {self.files[split].stat().st_size:,} bytes in {self.files[split]}")
         return lines
 
+# %% ../../nbs/data/10_splits.ipynb #1c0bff0a
+def _refuse_all_missing(
+    index: Index,
+    split: str,  # its name, for the message
+    missing: Collection[str],  # images without a file
+):
+    "Raise `QKSError` where no image is there, with files that may be meant."
+    if len(index) and len(missing) == len(index):
+        folder = Path(index.root) / index.image_folder
+        first = [image for image in index.images if image in missing][:1]
+        raise QKSError(
+            f"none of the {len(index):,} {split} images is in {folder}, the first is "
+            f"{describe_missing(folder, first)}: fetch them first, or correct the paths"
+        )
+
 # %% ../../nbs/data/10_splits.ipynb #848a5ea9
 def _present_images(
     index: Index,
@@ -160,10 +177,7 @@ def _present_images(
 ) -> Index:  # the images whose files are there
     "Leave out missing images; raises `QKSError` where all are missing."
     missing = set(missing_images(index, min_bytes))
-    if len(missing) == len(index):
-        raise QKSError(
-            f"none of the {len(index):,} {split} images is in {Path(index.root) / index.image_folder}: fetch them first"
-        )
+    _refuse_all_missing(index, split, missing)
     return index.subset([i for i, image in enumerate(index.images) if image not in missing])
 
 # %% ../../nbs/data/10_splits.ipynb #848a5eae
@@ -185,8 +199,11 @@ def prepare(
         present = {split: _present_images(index, split, min_bytes) for split, index in indexes.items()}
         left_out = {split: len(index) - len(present[split]) for split, index in indexes.items()}
         indexes = present
-    elif find_dataset(dataset).looks_for_images:
+    else:
         missing = {split: missing_images(index) for split, index in indexes.items()}
+        if find_dataset(dataset).needs_images:
+            for split, index in indexes.items():
+                _refuse_all_missing(index, split, missing[split])
     files = {split: _save_split(index, root, split) for split, index in indexes.items()}
     return Prepared(indexes, files, time.perf_counter() - start, left_out, missing)
 
