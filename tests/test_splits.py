@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_formats import coco, write_coco
+from test_formats import coco, write_coco, write_images
 from test_openimages import write_tree
 
 from qks.core import QKSError
@@ -57,6 +57,7 @@ def own(tmp_path):
     (root / "train.csv").write_text("image,labels\na.jpg,sea|dog\nb.jpg,dog\nc.jpg,\nd.jpg,sand\n")
     (root / "test.csv").write_text("image,labels\ne.jpg,sand|dog\nf.jpg,sea\n")
     (root / "unseen.txt").write_text("dog\n")
+    write_images(root, *(f"{name}.jpg" for name in "abcdef"))
     return root
 
 
@@ -71,6 +72,7 @@ def voc(tmp_path):
     ):
         (root / f"VOCdevkit/VOC2007/ImageSets/Main/{split}.txt").write_text("".join(f"{name}\n" for name in objects))
         for name, found in objects.items():
+            write_images(root, f"VOCdevkit/VOC2007/JPEGImages/{name}.jpg")
             (root / f"VOCdevkit/VOC2007/Annotations/{name}.xml").write_text(
                 "<annotation>" + "".join(f"<object><name>{n}</name></object>" for n in found) + "</annotation>"
             )
@@ -174,6 +176,7 @@ def test_coco_divisions(tmp_path):
     objects = [(1, "person"), (2, "person"), (2, "cat"), (3, "hot dog")]
     for name in ("train2014", "val2014", "minival"):
         write_coco(root, coco(objects=objects), name)
+        write_images(root / name, "a.jpg", "b.jpg", "c.jpg")
     prepare(root, "coco")
     assert [(open_split(root, split).images, len(open_split(root, split).label_ids)) for split in SPLITS] == [
         (("a.jpg",), 48),
@@ -227,6 +230,7 @@ def test_folder(own):
 def test_folder_by_lists_and_other_names(own):
     (own / "seen.txt").write_text("sand\nsea\nsky\n")
     (own / "lists").mkdir()
+    write_images(own / "pictures", "a.jpg", "e.jpg")
     (own / "train.csv").rename(own / "lists/train.csv")
     prepare(own, "folder", train="lists/train.csv", seen="seen.txt", unseen="unseen.txt", image_folder="pictures")
     train = open_split(own, "train")
@@ -246,8 +250,8 @@ def test_folder_to_test_only(own):
     [
         ("test.csv", "image,labels\ne.jpg,sky\n", "test.csv line 2: label 'sky' is neither in seen nor in unseen"),
         ("test.csv", "image,labels\na.jpg,sea\n", "are in both splits, 1 in all, such as a.jpg"),
-        ("unseen.txt", "dog\n\nsea\n", "unseen.txt line 2 is blank"),
-        ("test.csv", "picture,labels\ne.jpg,sky\n", "test.csv line 1 is .*expected the header"),
+        ("unseen.txt", "dog\n\ndog\n", "unseen.txt line 3: 'dog' is already in line 1"),
+        ("test.csv", "thing,labels\ne.jpg,sky\n", "test.csv line 1 is .*expected a header"),
     ],
 )
 def test_a_mistake_in_the_second_split_saves_neither(own, name, text, message):

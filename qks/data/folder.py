@@ -231,10 +231,11 @@ def index_folder_splits(
         indexes = _index_one_table(root, options, options.test_part, seen, unseen, lists)
     else:
         indexes = _index_tables(root, splits, options, seen, unseen, lists)
-    indexes = {split: index for split, index in indexes.items() if split in splits}
     if "train" in indexes:
         train = without_unseen(indexes["train"])
         images = set(train.images)
         validation = tuple(image for image in train.validation if image in images)
         indexes["train"] = replace(train, validation=validation)
-    return {split: replace(index, notes=(*notes, *index.notes)) for split, index in indexes.items()}
+    return {
+        split: replace(index, notes=(*notes, *index.notes)) for split, index in indexes.items() if split in splits
+    }

@@ -14,7 +14,7 @@ import re
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -249,7 +249,7 @@ def _split_bare_list(
     inner = text[1:-1].strip()
     if not _in_brackets(text) or not inner or re.search(r"[\[\](){}]", inner):
         return None
-    return [Part(part.text, True) for part in split_text(inner, ",")]
+    return split_text(inner, ",")
 
 # %% ../../nbs/data/14_label_text.ipynb #6d9b5c7a
 class _Verdict(NamedTuple):
@@ -267,9 +267,11 @@ def _judge_separator(
 ) -> _Verdict:
     "Decide from a whole column whether a mark separates labels."
     alone = {twin_key(text) for text in others}
+    quoted = {twin_key(part.text) for parts in candidates.values() for part in parts if part.is_fixed}
     keys = {text: {twin_key(part.text) for part in parts} for text, parts in candidates.items()}
     counts = Counter(key for part_keys in keys.values() for key in part_keys)
-    known = {text: [key in alone or counts[key] > 1 for key in part_keys] for text, part_keys in keys.items()}
+    labels = alone | quoted | {key for key, count in counts.items() if count > 1}
+    known = {text: [key in labels for key in part_keys] for text, part_keys in keys.items()}
     unclear = next((text for text in known if not all(known[text])), "")
     if not unclear:
         return _Verdict(True, "every part is a label elsewhere")
@@ -470,6 +472,7 @@ class LabelCells(NamedTuple):
 def _finish_cells(
     cells: Sequence[str],
     column: _Column,
+    refuse_repeated: bool = False,  # whether a label may not be twice in a cell
 ) -> LabelCells:
     "Clean the names of every cell; raises `QKSError` for one that is too long or blank."
     repeated = 0
@@ -483,6 +486,9 @@ def _finish_cells(
                 raise QKSError(f"{column.places[cell]}: label {name[:40]!r} {problem}: expected the name of one label")
             spellings.setdefault(name, set()).add(part.text)
         labels_of[cell] = tuple(dict.fromkeys(names))
+        if refuse_repeated and len(names) > len(labels_of[cell]):
+            name = Counter(names).most_common(1)[0][0]
+            raise QKSError(f"{column.places[cell]}: label {name[:40]!r} appears twice: keep one")
         repeated += (len(names) > len(labels_of[cell])) * column.counts[cell]
     if repeated:
         name = "1 cell names" if repeated == 1 else f"{repeated:,} cells name"
@@ -495,20 +501,33 @@ def _finish_cells(
         )
     return LabelCells([labels_of[cell] for cell in cells], column.remarks)
 
-# %% ../../nbs/data/14_label_text.ipynb #64dfc76d
+# %% ../../nbs/data/14_label_text.ipynb #dd24ebf0
+def _means_nothing(
+    cell: str,
+    words: Collection[str],  # that mean no label
+    separator: str | None,  # as `check_separator` returns it
+) -> bool:
+    "Whether a cell says that there is no label: nan, [nan]."
+    if separator != "none" and _in_brackets(cell):
+        items = cell[1:-1].split(",")
+        return bool(cell[1:-1].strip()) and all(item.strip() in words for item in items)
+    return cell in words
+
+# %% ../../nbs/data/14_label_text.ipynb #635f0c05
 def read_label_cells(
     cells: Sequence[str],  # one per row, as written
     places: Sequence[str],  # file and line of each, for messages
     separator: str | None = None,  # between labels, see `check_separator`; None: judged by the column
     no_label: str = NO_LABEL_WORDS,  # cells that mean no label, with commas between
     certain: Sequence[str] = ("\n", "|", "\t"),  # separators that need no evidence
+    refuse_repeated: bool = False,  # whether a label may not be twice in a cell
 ) -> LabelCells:
     "Read the labels of a column of cells; raises `QKSError` with the place where a cell is unclear or wrong."
     separator = check_separator(separator)
     words = {word.strip() for word in no_label.split(",")}
     cells = [cell.strip().strip("\u200b\ufeff").strip() for cell in cells]
-    empty = [cell for cell in cells if cell in words and cell]
-    cells = ["" if cell in words else cell for cell in cells]
+    empty = [cell for cell in cells if cell and _means_nothing(cell, words, separator)]
+    cells = ["" if _means_nothing(cell, words, separator) else cell for cell in cells]
     column = _Column(cells, places)
     if empty:
         means = "1 cell means" if len(empty) == 1 else f"{len(empty):,} cells mean"
@@ -520,12 +539,9 @@ def read_label_cells(
     else:
         _split_lists(column)
         _split_by_evidence(column, certain)
-    for cell, parts in column.parts.items():
-        if _in_brackets(cell) and separator != "none" and all(part.text in words for part in parts):
-            column.parts[cell] = []  # [nan]
-    return _finish_cells(cells, column)
+    return _finish_cells(cells, column, refuse_repeated)
 
-# %% ../../nbs/data/14_label_text.ipynb #1e032d9d
+# %% ../../nbs/data/14_label_text.ipynb #770c19cd
 _SHOWN = 5  # ours: labels of each kind
 _OTHER_MARKS = (" ", "/", "+", "&", ":", " and ")  # that some people put between labels
 
@@ -541,7 +557,7 @@ def _may_be_several(
             return True
     return False
 
-# %% ../../nbs/data/14_label_text.ipynb #7836535b
+# %% ../../nbs/data/14_label_text.ipynb #e8887849
 _EMPTY_NAMES = {"nan", "none", "na", "n/a", "null", "-", "?", "no finding", "nothing", "empty", "background"}
 _COLUMN_NAMES = {"label", "labels", "tag", "tags", "category", "categories", "class", "classes"}
 
@@ -553,7 +569,7 @@ def _is_mojibake(name: str) -> bool:
     except (UnicodeEncodeError, UnicodeDecodeError):
         return "\ufffd" in name
 
-# %% ../../nbs/data/14_label_text.ipynb #53693881
+# %% ../../nbs/data/14_label_text.ipynb #fa734c50
 def odd_names(
     names: Sequence[str],  # labels
 ) -> dict[str, list[str]]:  # what is odd -> the names
@@ -575,7 +591,7 @@ def odd_names(
             odd.setdefault("look as if they were read in the wrong encoding (--encoding)", []).append(name)
     return odd
 
-# %% ../../nbs/data/14_label_text.ipynb #28e11fe2
+# %% ../../nbs/data/14_label_text.ipynb #3329bac5
 def describe_list(
     names: Sequence[str],  # labels
 ) -> list[str]:  # sentences; empty where nothing is odd
@@ -591,7 +607,7 @@ def describe_list(
         lines.append(f"{groups}{more}: each is a label of its own")
     return lines
 
-# %% ../../nbs/data/14_label_text.ipynb #a4b5462a
+# %% ../../nbs/data/14_label_text.ipynb #027c03d4
 def describe_labels(
     counts: dict[str, int],  # label -> images that have it
     merge_twins: bool = False,  # whether names that look alike have become one
@@ -610,17 +626,17 @@ def describe_labels(
         remarks[-1] += "; --merge-twins makes one label of them"
     return [*lines, *remarks]
 
-# %% ../../nbs/data/14_label_text.ipynb #652cda73
+# %% ../../nbs/data/14_label_text.ipynb #727a859f
 def read_label_text(
     text: str,  # what a user typed
     separator: str | None = None,  # see `check_separator`; None: commas, semicolons, '|', tabs and line breaks
     place: str = "the labels",  # for messages
 ) -> LabelCells:  # of one cell
     "Read the labels that a user typed; raises `QKSError` where one is empty or too long."
-    cells = read_label_cells([text], [place], separator, no_label="", certain=("\n", "|", "\t", ","))
+    cells = read_label_cells([text], [place], separator, "", ("\n", "|", "\t", ","), refuse_repeated=True)
     return cells._replace(remarks=[*cells.remarks, *describe_list(cells.labels[0])])
 
-# %% ../../nbs/data/14_label_text.ipynb #912d0c4d
+# %% ../../nbs/data/14_label_text.ipynb #4af4ffba
 def write_label_text(
     labels: Iterable[str],
 ) -> str:  # `read_label_text` reads the same labels from it

@@ -190,7 +190,9 @@ def similar_files(
     key = _name_key(parts[-1]) if parts else ""
     same = [*files.by_name.get(key, ()), *files.by_name.get(_without_ending(key), ())]
     if not same and len(files.by_name) <= 10_000:  # ours: more takes seconds for each name
-        near = difflib.get_close_matches(_without_ending(key), files.by_name, count, cutoff=0.75)
+        near = difflib.get_close_matches(_without_ending(key), files.by_name, 20, cutoff=0.75)
+        number = re.sub(r"\D", "", _without_ending(key))
+        near = [name for name in near if re.sub(r"\D", "", name) == number]  # 2.jpg is not meant by 3.jpg
         same = [path for near_key in near for path in files.by_name[near_key]]
     return [path for path in dict.fromkeys(same) if path != name][:count]
 

@@ -297,7 +297,8 @@ def read_cells(
     separator = _check_column_separator(options.column_separator) or (named[1] if named else None)
     if separator is None:
         separator = _find_column_separator("".join(lines[first : first + 1]), options.image_column)
-    rows = _cell_rows("\n".join(lines[first:]), separator, path, first + 1)
+    blanks = " " if separator == "\t" else " \t"
+    rows = _cell_rows("\n".join(line.rstrip(blanks) for line in lines[first:]), separator, path, first + 1)
     header = next(rows, CellRow(first + 1, []))
     names = [clean_name(name) for name in header.cells]
     while names and not names[-1]:
@@ -305,8 +306,6 @@ def read_cells(
     table = CellTable(path, separator, header._replace(cells=names), [], decoded.remarks)
     joined = check_separator(options.label_separator) == separator
     table.rows.extend(_check_length(_join_labels(row, table) if joined else row, table) for row in rows)
-    if not table.rows:
-        raise QKSError(f"{path} has no row below its header: expected one image per row")
     return table
 
 # %% ../../nbs/data/16_table.ipynb #af19769a
@@ -726,6 +725,8 @@ def read_table(
     "Read a table of images and labels; raises `QKSError` with the line for what is unclear or wrong."
     table = read_cells(path, options)
     image_column = _find_image_column(table, options.image_column)
+    if not table.rows:
+        raise QKSError(f"{path} has no row below its header: expected one image per row")
     split = _find_split_column(table, options.split_column)
     others = [image_column] if split.position is None else [image_column, split.position]
     columns = _find_label_columns(table, others, options)
