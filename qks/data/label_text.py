@@ -21,20 +21,20 @@ from typing import Any, NamedTuple
 from ..core import QKSError
 from .files import MAX_NAME_LENGTH
 
-# %% ../../nbs/data/14_label_text.ipynb #7ef67730
+# %% ../../nbs/data/14_label_text.ipynb #59699fb9
 _INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u2060\ufeff]")  # soft hyphen, zero-width blanks, marks of direction
 
-# %% ../../nbs/data/14_label_text.ipynb #e01d309d
+
 def clean_name(text: str) -> str:
     "The name with composed letters, single plain blanks, and no character without a width."
     composed = unicodedata.normalize("NFC", text)
     return " ".join(_INVISIBLE.sub("", composed).split())
 
-# %% ../../nbs/data/14_label_text.ipynb #986174f1
+# %% ../../nbs/data/14_label_text.ipynb #e35ef135
 _JOINTS = re.compile(r"[\s_\-\u2010-\u2015\u2212]+")  # blanks, underscores, and every hyphen and dash
 _JOINERS = str.maketrans({"\u200c": "", "\u200d": "", "\u2019": "'"})  # invisible ones, and the curly apostrophe
 
-# %% ../../nbs/data/14_label_text.ipynb #b2bcdeef
+
 def twin_key(
     name: str,  # a label
 ) -> str:  # the same for names that differ in capitals, hyphens, underscores or blanks only
@@ -42,7 +42,7 @@ def twin_key(
     plain = unicodedata.normalize("NFKC", clean_name(name)).translate(_JOINERS).casefold()
     return _JOINTS.sub(" ", plain).strip() or plain
 
-# %% ../../nbs/data/14_label_text.ipynb #e699c791
+# %% ../../nbs/data/14_label_text.ipynb #f8a9cb5c
 def find_twins(
     names: Iterable[str],  # labels
 ) -> list[list[str]]:  # groups of two or more
@@ -52,7 +52,7 @@ def find_twins(
         groups.setdefault(twin_key(name), []).append(name)
     return [group for group in groups.values() if len(group) > 1]
 
-# %% ../../nbs/data/14_label_text.ipynb #d60a6ec3
+# %% ../../nbs/data/14_label_text.ipynb #0e33f42e
 def describe_twins(
     group: Sequence[str],  # names with one `twin_key`
 ) -> str:
@@ -61,14 +61,14 @@ def describe_twins(
     difference = "capitals" if len(folded) == 1 else "capitals, hyphens, underscores or blanks"
     return f"labels {' and '.join(map(repr, group))} differ in {difference} only"
 
-# %% ../../nbs/data/14_label_text.ipynb #7d478b3d
+# %% ../../nbs/data/14_label_text.ipynb #2b9c902a
 class Part(NamedTuple):
     "A piece of a cell."
 
     text: str
-    is_fixed: bool  # whether it is one label for certain: it stood in quotes, or in a list
+    is_fixed: bool  # whether it is one label for certain: it was in quotes, or in a list
 
-# %% ../../nbs/data/14_label_text.ipynb #24b380f7
+# %% ../../nbs/data/14_label_text.ipynb #716d2660
 _SEPARATORS = ("\n", "|", ";", "\t", ",")  # in the order in which they are tried
 
 
@@ -76,7 +76,7 @@ def _quoted_spans(
     text: str,
     separator: str,  # beside the usual ones
 ) -> list[tuple[int, int]]:  # start and end of each, with its quotes
-    "Find the parts of a text that stand in quotes."
+    "Find the parts of a text that are in quotes."
     if '"' not in text and "'" not in text:
         return []
     boundary = "|".join(re.escape(mark) for mark in (*_SEPARATORS, separator))
@@ -84,7 +84,7 @@ def _quoted_spans(
     pattern = rf"(?:^|{boundary})\s*({quoted})(?=\s*(?:{boundary}|$))"
     return [match.span(1) for match in re.finditer(pattern, text)]
 
-# %% ../../nbs/data/14_label_text.ipynb #e61de869
+# %% ../../nbs/data/14_label_text.ipynb #ae365cf3
 def _as_part(
     text: str,  # a part with its blanks and quotes
 ) -> Part:
@@ -96,7 +96,7 @@ def _as_part(
         return Part(text[1:-1].replace(2 * quote, quote), True)
     return Part(text, False)
 
-# %% ../../nbs/data/14_label_text.ipynb #e2653ecd
+# %% ../../nbs/data/14_label_text.ipynb #991299fb
 def split_text(
     text: str,
     separator: str,  # one or several characters
@@ -117,7 +117,7 @@ def split_text(
         parts.pop()
     return parts
 
-# %% ../../nbs/data/14_label_text.ipynb #e9bef16f
+# %% ../../nbs/data/14_label_text.ipynb #98b1257b
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|.)", re.DOTALL)
 _ESCAPED = {"n": "\n", "t": "\t", "r": "\r"}
 
@@ -133,7 +133,7 @@ def _unquote(
 
     return _ESCAPE.sub(character, token[1:-1])
 
-# %% ../../nbs/data/14_label_text.ipynb #fc95d64b
+# %% ../../nbs/data/14_label_text.ipynb #6786e5db
 _STRING = r""""(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'"""
 _ITEM = re.compile(rf"\s*({_STRING})(?:\s*(?:,|\Z)|\s+(?=[\"']))", re.DOTALL)
 
@@ -153,7 +153,7 @@ def _quoted_items(
         position = match.end()
     return items
 
-# %% ../../nbs/data/14_label_text.ipynb #3029b23a
+# %% ../../nbs/data/14_label_text.ipynb #21a5e53c
 _NAME_KEYS = ("name", "label", "tag", "category", "class", "choice", "title")  # of objects; also in the plural
 
 
@@ -170,7 +170,7 @@ def _name_key(
             keys.append(key)
     return keys[0] if len(keys) == 1 else None
 
-# %% ../../nbs/data/14_label_text.ipynb #a292d0ee
+# %% ../../nbs/data/14_label_text.ipynb #1c447237
 def _names_in(
     value: Any,  # of a JSON or Python text
 ) -> list[str]:
@@ -194,7 +194,7 @@ def _names_in(
         return [] if is_empty else [name for item in items for name in _names_in(item)]
     raise ValueError(f"{value!r} is no label")
 
-# %% ../../nbs/data/14_label_text.ipynb #491dde07
+# %% ../../nbs/data/14_label_text.ipynb #da0c8da9
 def _literal(text: str) -> Any:
     "Read a text as JSON or as a Python literal; raises `ValueError` where it is neither."
     try:
@@ -214,7 +214,7 @@ def _literal(text: str) -> Any:
         raise ValueError("it has strings without a comma between them")
     return value
 
-# %% ../../nbs/data/14_label_text.ipynb #b2049b82
+# %% ../../nbs/data/14_label_text.ipynb #8f0ba67b
 _BRACKETS = {"[": "]", "(": ")", "{": "}"}
 
 
@@ -222,11 +222,17 @@ def _in_brackets(cell: str) -> bool:
     "Whether a cell begins with a bracket and ends with its counterpart."
     return len(cell) > 1 and _BRACKETS.get(cell[0]) == cell[-1]
 
-# %% ../../nbs/data/14_label_text.ipynb #4610d023
+# %% ../../nbs/data/14_label_text.ipynb #a8dfa4c2
+_WRAPPED = re.compile(r"(?:array|set|frozenset|list|tuple|Index)\((.*?)(?:,\s*dtype=[^()]*)?\)", re.DOTALL)
+
+
 def read_list(
     cell: str,  # a cell without surrounding blanks
 ) -> list[str] | None:  # None where the cell is no list of quoted or structured items
     "Read a cell that is a JSON, Python or NumPy list; raises `ValueError` for one that is damaged or names no labels."
+    wrapped = _WRAPPED.fullmatch(cell)
+    if wrapped:
+        cell = wrapped[1] or "[]"
     if not _in_brackets(cell):
         return None
     items = _quoted_items(cell[1:-1])
@@ -241,7 +247,7 @@ def read_list(
     is_number = isinstance(value, (int, float, complex))
     return None if is_number else _names_in(value)
 
-# %% ../../nbs/data/14_label_text.ipynb #bd88549b
+# %% ../../nbs/data/14_label_text.ipynb #699ed191
 def _split_bare_list(
     text: str,  # of a cell
 ) -> list[Part] | None:  # None where it is in no brackets
@@ -251,7 +257,7 @@ def _split_bare_list(
         return None
     return split_text(inner, ",")
 
-# %% ../../nbs/data/14_label_text.ipynb #6d9b5c7a
+# %% ../../nbs/data/14_label_text.ipynb #416de735
 class _Verdict(NamedTuple):
     "Whether a mark separates labels."
 
@@ -259,7 +265,7 @@ class _Verdict(NamedTuple):
     reason: str
     unclear: str = ""  # a text that may be one label or several; empty: none
 
-
+# %% ../../nbs/data/14_label_text.ipynb #b596f2ee
 def _judge_separator(
     candidates: dict[str, list[Part]],  # texts that contain the mark -> their parts
     others: Iterable[str],  # the other texts, and names that are labels for certain
@@ -334,7 +340,7 @@ class _Column:
         self.has_separator = False
 
     def place_of(self, text: str) -> str:
-        "Where a text stands that is still to be split."
+        "File and line of a text that is not split yet."
         for cell, parts in self.parts.items():
             if any(part.text == text for part in parts):
                 return self.places[cell]
@@ -543,7 +549,7 @@ def read_label_cells(
 
 # %% ../../nbs/data/14_label_text.ipynb #770c19cd
 _SHOWN = 5  # ours: labels of each kind
-_OTHER_MARKS = (" ", "/", "+", "&", ":", " and ")  # that some people put between labels
+_OTHER_MARKS = (" ", "/", "+", "&", ":", " and ", "\u3001", "\uff0c", "\uff1b")  # that some people put between labels
 
 
 def _may_be_several(

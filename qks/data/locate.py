@@ -53,7 +53,7 @@ class _WrittenPath(NamedTuple):
     parts: tuple[str, ...]  # folders and file, without drive, host, '.' and '..'
     is_relative: bool  # whether it means a place below the image folder
 
-
+# %% ../../nbs/data/15_locate.ipynb #f52372f7
 def _read_path(
     name: str,  # a path with slashes or backslashes, or an address
 ) -> _WrittenPath:
@@ -70,7 +70,7 @@ def _read_path(
     is_relative = not (is_address or local_file or has_drive or path.startswith("/") or ".." in parts)
     return _WrittenPath(tuple(part for part in parts if part not in ("", ".", "..")), is_relative)
 
-# %% ../../nbs/data/15_locate.ipynb #fb22ffb6
+# %% ../../nbs/data/15_locate.ipynb #2db9418b
 class ImageFiles:
     "The files below a folder, by name."
 
@@ -98,7 +98,7 @@ class ImageFiles:
         "A file's folders and name for comparison, from the root of the disk."
         return [*self.prefix, *(_name_key(part) for part in path.split("/"))]
 
-# %% ../../nbs/data/15_locate.ipynb #47ca92e0
+# %% ../../nbs/data/15_locate.ipynb #de471e53
 def _common_end(
     written: Sequence[str],  # keys of folders and name
     actual: Sequence[str],  # the same of a file
@@ -113,7 +113,7 @@ def _common_end(
         count += 1
     return count
 
-# %% ../../nbs/data/15_locate.ipynb #ec6df230
+# %% ../../nbs/data/15_locate.ipynb #9b192968
 _PART_FOLDERS = ("train", "training", "val", "valid", "validation", "test", "testing")
 
 
@@ -128,14 +128,29 @@ def _contradict(
     folders = (re.sub(r"\d+", "", written[-1 - common]), re.sub(r"\d+", "", actual[-1 - common]))
     return all(folder in _PART_FOLDERS for folder in folders)
 
-# %% ../../nbs/data/15_locate.ipynb #c1d5a101
+# %% ../../nbs/data/15_locate.ipynb #bf7bcf84
+def _reason(
+    written: _WrittenPath,
+    path: str,  # the file
+) -> str:
+    "How a file was found."
+    if not written.is_relative:
+        return "by the end of the path"
+    name = path.rpartition("/")[2]
+    if _name_key(written.parts[-1]) != _name_key(name):
+        return "without the ending"
+    if path.count("/") >= len(written.parts):
+        return "in another folder"
+    return "in another spelling (capitals, Unicode form)"
+
+# %% ../../nbs/data/15_locate.ipynb #e95e8ebe
 class FoundImage(NamedTuple):
     "Where a picture is."
 
     path: str  # posix, relative to the image folder
     reason: str  # how the file was found
 
-
+# %% ../../nbs/data/15_locate.ipynb #2a5aa6e6
 def find_image(
     name: str,  # as the table has it
     files: ImageFiles,
@@ -164,22 +179,7 @@ def find_image(
             return FoundImage(nearest[0], _reason(path, nearest[0]))
     return None
 
-# %% ../../nbs/data/15_locate.ipynb #07d0a6e8
-def _reason(
-    written: _WrittenPath,
-    path: str,  # the file
-) -> str:
-    "How a file was found."
-    if not written.is_relative:
-        return "by the end of their path"
-    name = path.rpartition("/")[2]
-    if _name_key(written.parts[-1]) != _name_key(name):
-        return "without their ending"
-    if path.count("/") >= len(written.parts):
-        return "in another folder"
-    return "in another spelling (capitals, Unicode form)"
-
-# %% ../../nbs/data/15_locate.ipynb #40e3b13c
+# %% ../../nbs/data/15_locate.ipynb #a469df6a
 def similar_files(
     name: str,  # a name without its file
     files: ImageFiles,
@@ -196,7 +196,7 @@ def similar_files(
         same = [path for near_key in near for path in files.by_name[near_key]]
     return [path for path in dict.fromkeys(same) if path != name][:count]
 
-# %% ../../nbs/data/15_locate.ipynb #26cf5abf
+# %% ../../nbs/data/15_locate.ipynb #3917d371
 def describe_missing(
     folder: str | Path,  # where the images are expected
     missing: Sequence[str],  # images without a file, at least one
@@ -210,14 +210,39 @@ def describe_missing(
         items.append(f"{name} (there is {' and '.join(similar)})" if similar else name)
     return ", ".join(items)
 
-# %% ../../nbs/data/15_locate.ipynb #d34af5bc
+# %% ../../nbs/data/15_locate.ipynb #7ebbb5c1
+def _plain_path(
+    name: str,
+) -> str | None:  # None for a path that leaves the image folder
+    "The path as it is written, with slashes."
+    try:
+        return inside_path(name, "the table")
+    except QKSError:
+        return None
+
+# %% ../../nbs/data/15_locate.ipynb #3821d6ab
+def _check_distinct_tails(
+    pairs: Sequence[tuple[str, str]],  # a name, and the file that was found by its end
+    places: dict[str, str],  # file and line of each name
+):
+    "Raise `QKSError` where two different paths lead to one file."
+    name_of: dict[str, str] = {}
+    for name, path in pairs:
+        first = name_of.setdefault(path, name)
+        if _read_path(first).parts != _read_path(name).parts:
+            raise QKSError(
+                f"{places[name]}: {name[:80]!r} and {first[:80]!r} both end like {path}, and may be two images: "
+                "write paths relative to the image folder"
+            )
+
+# %% ../../nbs/data/15_locate.ipynb #8c98e160
 class LocatedImages(NamedTuple):
     "Where the pictures of a table are."
 
     paths: list[str]  # of each name: posix, relative to the image folder; of a missing one as written
     remarks: list[str]  # sentences
 
-
+# %% ../../nbs/data/15_locate.ipynb #2f23d74b
 def locate_images(
     folder: str | Path,  # the image folder
     names: Sequence[str],  # as the table has them
@@ -238,34 +263,10 @@ def locate_images(
                 found.setdefault(image.reason, []).append((name, image.path))
                 path = image.path
         paths[name] = path or inside_path(name, place)  # raises
-    _check_distinct_tails(found.get("by the end of their path", ()), dict(zip(reversed(names), reversed(places))))
+    _check_distinct_tails(found.get("by the end of the path", ()), dict(zip(reversed(names), reversed(places))))
     remarks = [
-        f"{len(pairs):,} images are found {reason}, such as {pairs[0][0]} as {pairs[0][1]}"
+        f"{len(pairs):,} {'image is' if len(pairs) == 1 else 'images are'} found {reason}, "
+        f"such as {pairs[0][0]} as {pairs[0][1]}"
         for reason, pairs in found.items()
     ]
     return LocatedImages([paths[name] for name in names], remarks)
-
-# %% ../../nbs/data/15_locate.ipynb #d0da4ae5
-def _plain_path(
-    name: str,
-) -> str | None:  # None for a path that leaves the image folder
-    "The path as it is written, with slashes."
-    try:
-        return inside_path(name, "the table")
-    except QKSError:
-        return None
-
-# %% ../../nbs/data/15_locate.ipynb #1ee4e838
-def _check_distinct_tails(
-    pairs: Sequence[tuple[str, str]],  # a name, and the file that was found by its end
-    places: dict[str, str],  # where each name stands
-):
-    "Raise `QKSError` where two different paths lead to one file."
-    name_of: dict[str, str] = {}
-    for name, path in pairs:
-        first = name_of.setdefault(path, name)
-        if _read_path(first).parts != _read_path(name).parts:
-            raise QKSError(
-                f"{places[name]}: {name[:80]!r} and {first[:80]!r} both end like {path}, and may be two images: "
-                "write paths relative to the image folder"
-            )

@@ -35,7 +35,7 @@ from .locate import locate_images
 # %% ../../nbs/data/16_table.ipynb #a2fb10f6
 @dataclass(frozen=True)
 class TableOptions:
-    "How a table is to be read, where it does not show it, or shows it wrongly."
+    "How to read a table that does not show it, or shows it wrongly."
 
     image_column: str | None = None  # column of the images; None: one called image, filename, path or similar
     label_column: str | None = None  # column of the labels, or several 0/1 columns with commas between
@@ -61,16 +61,7 @@ class DecodedText(NamedTuple):
     encoding: str
     remarks: list[str]
 
-# %% ../../nbs/data/16_table.ipynb #1e0ed675
-_FILE_FORMATS = {
-    b"PK\x03\x04": "a workbook or a zip archive",
-    b"\xd0\xcf\x11\xe0": "an Excel workbook",
-    b"PAR1": "a Parquet file",
-    b"\x1f\x8b": "a gzip archive",
-    b"%PDF": "a PDF",
-}
-
-# %% ../../nbs/data/16_table.ipynb #d00c58b3
+# %% ../../nbs/data/16_table.ipynb #2a219266
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -99,7 +90,7 @@ def _find_encoding(
         return None
     return "utf-8"
 
-# %% ../../nbs/data/16_table.ipynb #dd31e588
+# %% ../../nbs/data/16_table.ipynb #a52e81be
 _UTF8_LETTER = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
 
 
@@ -121,7 +112,16 @@ def _decode(
         ) from error
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
-# %% ../../nbs/data/16_table.ipynb #f7b83454
+# %% ../../nbs/data/16_table.ipynb #0c4e90a7
+_FILE_FORMATS = {
+    b"PK\x03\x04": "a workbook or a zip archive",
+    b"\xd0\xcf\x11\xe0": "an Excel workbook",
+    b"PAR1": "a Parquet file",
+    b"\x1f\x8b": "a gzip archive",
+    b"%PDF": "a PDF",
+}
+
+
 def decode_text(
     raw: bytes,  # a file
     path: str | Path,  # for messages
@@ -151,7 +151,7 @@ def decode_text(
         raise QKSError(f"{path} line {line} holds the control character '\\x00': the file is damaged, or is no text")
     return DecodedText(text, known, remarks)
 
-# %% ../../nbs/data/16_table.ipynb #0e004e3e
+# %% ../../nbs/data/16_table.ipynb #631b703c
 _IMAGE_KEYS = (
     "image", "imagepath", "filepath", "path", "filename", "imagename", "imagefile", "imagefilename", "file", "images",
     "img", "imgpath", "imgname", "picture", "photo", "imageid",
@@ -166,7 +166,7 @@ def _column_key(name: str) -> str:
     "A column's name without capitals, blanks, hyphens and underscores."
     return re.sub(r"[\s_\-.]+", "", clean_name(name).casefold())
 
-# %% ../../nbs/data/16_table.ipynb #e0f1c0cc
+# %% ../../nbs/data/16_table.ipynb #33281fdf
 def _split_line(
     line: str,
     separator: str,
@@ -178,7 +178,7 @@ def _split_line(
         return [line]
     return [clean_name(cell) for cell in cells]
 
-# %% ../../nbs/data/16_table.ipynb #cca26357
+# %% ../../nbs/data/16_table.ipynb #96c97971
 def _find_column_separator(
     line: str,  # the first line of a table
     image_column: str | None,  # what the user calls the column of images
@@ -189,14 +189,14 @@ def _find_column_separator(
     fitting = [mark for mark, header in headers.items() if any(_column_key(name) in wanted for name in header)]
     return max(fitting or headers, key=lambda mark: len(headers[mark]))
 
-# %% ../../nbs/data/16_table.ipynb #583e713a
+# %% ../../nbs/data/16_table.ipynb #ab08f980
 class CellRow(NamedTuple):
     "A row of a table."
 
     line: int  # where it begins
     cells: list[str]
 
-# %% ../../nbs/data/16_table.ipynb #0ac89019
+# %% ../../nbs/data/16_table.ipynb #d900aaea
 class CellTable(NamedTuple):
     "A table before its columns have a meaning."
 
@@ -210,7 +210,7 @@ class CellTable(NamedTuple):
         "File and line."
         return f"{self.path} line {row.line}"
 
-# %% ../../nbs/data/16_table.ipynb #7262e97e
+# %% ../../nbs/data/16_table.ipynb #c1072915
 def _cell_rows(
     text: str,
     separator: str,
@@ -230,7 +230,7 @@ def _cell_rows(
             f"{path} line {line} is no row of cells with {separator!r} between them ({error}): correct its quotes"
         ) from error
 
-# %% ../../nbs/data/16_table.ipynb #a4eb4e45
+# %% ../../nbs/data/16_table.ipynb #269adf69
 _PICTURE_NAME = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?)\b", re.IGNORECASE)
 
 
@@ -257,7 +257,7 @@ def _check_length(
         )
     return row._replace(cells=cells)
 
-# %% ../../nbs/data/16_table.ipynb #4fa82449
+# %% ../../nbs/data/16_table.ipynb #b5f08d16
 def _check_column_separator(
     separator: str | None,
 ) -> str | None:
@@ -268,7 +268,7 @@ def _check_column_separator(
         raise QKSError(f"column_separator is {separator!r}: expected one character, such as ';', or tab")
     return separator
 
-# %% ../../nbs/data/16_table.ipynb #e433b5db
+# %% ../../nbs/data/16_table.ipynb #3266f90d
 def _join_labels(
     row: CellRow,
     table: CellTable,
@@ -278,7 +278,7 @@ def _join_labels(
     labels = [cell for cell in row.cells[n - 1 :] if cell]
     return row._replace(cells=[*row.cells[: n - 1], table.separator.join(labels)]) if len(row.cells) > n else row
 
-# %% ../../nbs/data/16_table.ipynb #ef3be709
+# %% ../../nbs/data/16_table.ipynb #1f89f3e1
 def read_cells(
     path: str | Path,  # a table with names in its first line
     options: TableOptions = TableOptions(),
@@ -308,12 +308,12 @@ def read_cells(
     table.rows.extend(_check_length(_join_labels(row, table) if joined else row, table) for row in rows)
     return table
 
-# %% ../../nbs/data/16_table.ipynb #af19769a
+# %% ../../nbs/data/16_table.ipynb #83b191ba
 def _list_columns(table: CellTable) -> str:
     "The names of the columns, for messages."
     return ", ".join(map(repr, table.header.cells))[:400]
 
-# %% ../../nbs/data/16_table.ipynb #c14e690f
+# %% ../../nbs/data/16_table.ipynb #04d8b6c2
 def _column_named(
     name: str,  # as the user calls it
     table: CellTable,
@@ -330,7 +330,7 @@ def _column_named(
         raise QKSError(f"{table.place(table.header)} has {problem} {name!r}: {option} names one of {columns}")
     return matches[0]
 
-# %% ../../nbs/data/16_table.ipynb #2e519369
+# %% ../../nbs/data/16_table.ipynb #deaff29e
 def _find_image_column(
     table: CellTable,
     name: str | None,  # None: one of the usual names
@@ -349,7 +349,7 @@ def _find_image_column(
         "image,labels; name the column of the images with --image-column"
     )
 
-# %% ../../nbs/data/16_table.ipynb #051c3ed6
+# %% ../../nbs/data/16_table.ipynb #6437f8b9
 _FLAGS = {"": "blank", "-1": "-1", "-1.0": "-1", "\u22121": "-1"}
 _FLAGS |= dict.fromkeys(("1", "1.0", "true", "yes", "y", "x"), "1")
 _FLAGS |= dict.fromkeys(("0", "0.0", "false", "no", "n"), "0")
@@ -362,7 +362,7 @@ def _flag(
     "What a cell in a column of zeros and ones says."
     return "blank" if cell in no_label else _FLAGS.get(cell.casefold())
 
-# %% ../../nbs/data/16_table.ipynb #37d5afc4
+# %% ../../nbs/data/16_table.ipynb #fb6fd8d3
 _NUMBER_KEYS = ("", "id", "index", "idx", "no", "nr", "number", "row", "width", "height", "size", "area", "unnamed:0")
 
 
@@ -384,14 +384,14 @@ def _is_flag_column(
         )
     return not wrong
 
-# %% ../../nbs/data/16_table.ipynb #10d5e8a6
+# %% ../../nbs/data/16_table.ipynb #a21b5f0a
 class LabelColumns(NamedTuple):
     "Where a table has its labels."
 
     positions: tuple[int, ...]
     are_flags: bool  # whether each column is one label, with 0 and 1
 
-# %% ../../nbs/data/16_table.ipynb #d705d8ba
+# %% ../../nbs/data/16_table.ipynb #a4fb9fc9
 def _named_label_columns(
     table: CellTable,
     name: str,  # of a column, or of several with commas between
@@ -406,7 +406,7 @@ def _named_label_columns(
     are_flags = not is_known and all(_is_flag_column(position, table, no_label) for position in positions)
     return LabelColumns(positions, are_flags)
 
-# %% ../../nbs/data/16_table.ipynb #3c8bab39
+# %% ../../nbs/data/16_table.ipynb #dadf6fa4
 def _find_label_columns(
     table: CellTable,
     others: Sequence[int],  # columns of the image and the split
@@ -436,7 +436,7 @@ def _find_label_columns(
         )
     return LabelColumns(positions, True)
 
-# %% ../../nbs/data/16_table.ipynb #d2c84ae7
+# %% ../../nbs/data/16_table.ipynb #0e567b86
 _PART_WORDS = {
     "train": ("train", "training", "trn", "tr", "trainval", "trainset", "trainingset", "fit"),
     "val": ("val", "valid", "validation", "dev", "development", "valset", "validationset", "eval"),
@@ -459,7 +459,7 @@ def _part(
         return {"1": _PART_FLAG_KEYS[key], "0": other}.get(flag or "")
     return _PARTS.get(re.sub(r"[\W\d_]+", "", cell.casefold()))
 
-# %% ../../nbs/data/16_table.ipynb #7f53ee99
+# %% ../../nbs/data/16_table.ipynb #8ecfd9ad
 def _read_parts(
     table: CellTable,
     position: int,
@@ -477,7 +477,7 @@ def _read_parts(
         parts.append(part)
     return parts
 
-# %% ../../nbs/data/16_table.ipynb #6e136a30
+# %% ../../nbs/data/16_table.ipynb #abc18329
 class SplitColumn(NamedTuple):
     "The part of each row."
 
@@ -485,7 +485,7 @@ class SplitColumn(NamedTuple):
     parts: list[str | None]  # of each row: train, val, test
     remarks: list[str]
 
-# %% ../../nbs/data/16_table.ipynb #326738bd
+# %% ../../nbs/data/16_table.ipynb #3dfe71f9
 def _find_split_column(
     table: CellTable,
     name: str | None,  # as the user calls it; "none" for no such column; None: one of the usual names
@@ -520,7 +520,7 @@ def _find_split_column(
         return SplitColumn(None, nothing, remarks)
     return SplitColumn(fitting[0], _read_parts(table, fitting[0]), remarks)
 
-# %% ../../nbs/data/16_table.ipynb #7e6b3522
+# %% ../../nbs/data/16_table.ipynb #3e29ffd1
 class ImageRow(NamedTuple):
     "An image of a table."
 
@@ -529,7 +529,7 @@ class ImageRow(NamedTuple):
     labels: dict[str, int]  # label -> +1 present, -1 absent, 0 not annotated; others are absent
     part: str | None = None  # train, val or test, where the table says it
 
-# %% ../../nbs/data/16_table.ipynb #aa78af69
+# %% ../../nbs/data/16_table.ipynb #e518439b
 @dataclass(frozen=True)
 class Table:
     "The images of a table, and what was understood while reading."
@@ -546,7 +546,7 @@ class Table:
         "How many images each part has; empty where the table names none."
         return dict(Counter(row.part for row in self.rows if row.part))
 
-# %% ../../nbs/data/16_table.ipynb #179dc2fe
+# %% ../../nbs/data/16_table.ipynb #caa8f08e
 def _read_flags(
     table: CellTable,
     positions: Sequence[int],
@@ -581,7 +581,7 @@ def _read_flags(
         line += "; --not-annotated says which values mean that nobody looked"
     return labels, [line]
 
-# %% ../../nbs/data/16_table.ipynb #105b0ef4
+# %% ../../nbs/data/16_table.ipynb #98c45521
 def _read_label_cells(
     table: CellTable,
     positions: Sequence[int],
@@ -597,7 +597,7 @@ def _read_label_cells(
     groups = [result.labels[start : start + n] for start in range(0, len(cells), n)]
     return [{label: 1 for labels in group for label in labels} for group in groups], result.remarks
 
-# %% ../../nbs/data/16_table.ipynb #d49220f9
+# %% ../../nbs/data/16_table.ipynb #380e56f6
 def merge_spellings(
     counts: dict[str, int],  # label -> images
 ) -> dict[str, str]:  # label -> the most frequent of its spellings
@@ -608,7 +608,7 @@ def merge_spellings(
         best |= dict.fromkeys(group, most_frequent)
     return best
 
-# %% ../../nbs/data/16_table.ipynb #5102b01f
+# %% ../../nbs/data/16_table.ipynb #415739c9
 def _merge_rows(
     rows: Sequence[ImageRow],
     path: Path,  # for messages
@@ -634,7 +634,7 @@ def _merge_rows(
         merged[image].labels[label] = 0
     return list(merged.values()), conflicts
 
-# %% ../../nbs/data/16_table.ipynb #cdb401b8
+# %% ../../nbs/data/16_table.ipynb #d8c700bd
 def _check_cells(
     table: CellTable,
     positions: Sequence[int],  # columns in use
@@ -654,7 +654,7 @@ def _check_cells(
                     "the file is damaged, or is no text"
                 )
 
-# %% ../../nbs/data/16_table.ipynb #3a8019ef
+# %% ../../nbs/data/16_table.ipynb #d2b9e439
 def _describe_columns(
     table: CellTable,
     image: int,
@@ -678,7 +678,7 @@ def _describe_columns(
     mark = {"\t": "tab"}.get(table.separator, repr(table.separator))
     return f"columns are separated by {mark}: {'; '.join(items)}"
 
-# %% ../../nbs/data/16_table.ipynb #11b67b28
+# %% ../../nbs/data/16_table.ipynb #eae7c737
 def _respell(
     row: ImageRow,
     spelling: dict[str, str],  # label -> its one spelling
@@ -686,7 +686,7 @@ def _respell(
     "Replace the spellings of labels in a row."
     return [row._replace(labels={spelling[label]: value}) for label, value in row.labels.items()] or [row]
 
-# %% ../../nbs/data/16_table.ipynb #9775bc06
+# %% ../../nbs/data/16_table.ipynb #26e8bfc1
 def _assemble(
     path: Path,
     rows: list[ImageRow],
@@ -716,7 +716,7 @@ def _assemble(
     remarks = [images, *remarks, *describe_labels(counts, merge_twins)]
     return Table(path, merged, tuple(counts), remarks, len(conflicts), conflicts[0] if conflicts else "")
 
-# %% ../../nbs/data/16_table.ipynb #96f56a22
+# %% ../../nbs/data/16_table.ipynb #c5317510
 def read_table(
     path: str | Path,  # a table with names in its first line
     options: TableOptions = TableOptions(),
@@ -747,14 +747,14 @@ def read_table(
     ]
     return _assemble(table.path, rows, remarks, options.merge_twins)
 
-# %% ../../nbs/data/16_table.ipynb #385dcb7e
+# %% ../../nbs/data/16_table.ipynb #96503e5c
 class LabelFile(NamedTuple):
     "The labels of a list."
 
     labels: list[str]  # distinct, in the order of the file
     remarks: list[str]
 
-# %% ../../nbs/data/16_table.ipynb #ffc36bd2
+# %% ../../nbs/data/16_table.ipynb #c37554cd
 def read_label_file(
     path: str | Path,  # a text file, one label per line
     separator: str | None = None,  # between labels, as in a table's cell
