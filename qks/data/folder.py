@@ -14,7 +14,7 @@ from ..core import QKSError, check_labels
 from .files import find_file, inside_path
 from .index import Index, holdout, index_pairs, source_digest, without_unseen
 from .label_text import clean_name, describe_twins, find_twins, twin_key
-from .table import LabelFile, Table, TableOptions, read_label_file, read_table
+from .table import LabelFile, Table, TableOptions, read_label_file, read_parts, read_table
 
 # %% ../../nbs/data/08_folder.ipynb #e6c3c8d0
 def _use_spelling(
@@ -147,7 +147,7 @@ def _table_parts(
     path = Path(root) / inside_path(options.train, "the name of the table")
     if not path.is_file():
         return set()
-    parts = set(read_table(path, options).parts)
+    parts = set(read_parts(path, options))
     has_test_table = options.test != FolderOptions.test or (Path(root) / options.test).is_file()
     if "test" in parts and (has_test_table or options.test_part is not None):
         other = "--test-part" if options.test_part is not None else f"the test table {options.test}"
@@ -203,11 +203,11 @@ def _index_tables(
         test = index_folder(root, options.train, seen, unseen, options.image_folder, others, options, ("test",))
         indexes["test"] = test
     elif "test" in splits:
-        test_table = read_table(find_file(root, inside_path(options.test, "the name of the table")), options)
-        if set(test_table.parts) - {"test"}:
-            parts = ", ".join(sorted(test_table.parts))
+        path = find_file(root, inside_path(options.test, "the name of the table"))
+        test_parts = read_parts(path, options)
+        if set(test_parts) - {"test"}:
             raise QKSError(
-                f"{test_table.path} is read as the test table, and has rows of the parts {parts}: "
+                f"{path} is read as the test table, and has rows of the parts {', '.join(sorted(test_parts))}: "
                 "pass it as --train, or ignore the column with --split-column none"
             )
         indexes["test"] = index_folder(root, options.test, seen, unseen, options.image_folder, lists, options)
@@ -236,6 +236,4 @@ def index_folder_splits(
         images = set(train.images)
         validation = tuple(image for image in train.validation if image in images)
         indexes["train"] = replace(train, validation=validation)
-    return {
-        split: replace(index, notes=(*notes, *index.notes)) for split, index in indexes.items() if split in splits
-    }
+    return {split: replace(index, notes=(*notes, *index.notes)) for split, index in indexes.items() if split in splits}

@@ -15,7 +15,7 @@ import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 from ..core import QKSError
@@ -35,6 +35,7 @@ _JOINTS = re.compile(r"[\s_\-\u2010-\u2015\u2212]+")  # blanks, underscores, and
 _JOINERS = str.maketrans({"\u200c": "", "\u200d": "", "\u2019": "'"})  # invisible ones, and the curly apostrophe
 
 
+@lru_cache(maxsize=100_000)
 def twin_key(
     name: str,  # a label
 ) -> str:  # the same for names that differ in capitals, hyphens, underscores or blanks only

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TableOptions', 'DecodedText', 'decode_text', 'CellRow', 'CellTable', 'read_cells', 'LabelColumns', 'SplitColumn',
-           'ImageRow', 'Table', 'merge_spellings', 'read_table', 'LabelFile', 'read_label_file']
+           'read_parts', 'ImageRow', 'Table', 'merge_spellings', 'read_table', 'LabelFile', 'read_label_file']
 
 # %% ../../nbs/data/16_table.ipynb #37396f28
 import codecs
@@ -466,7 +466,7 @@ def _read_parts(
 ) -> list[str | None]:  # of each row
     "The part of each row; raises `QKSError` with the line for a cell that names none."
     name = table.header.cells[position]
-    parts = []
+    parts: list[str | None] = []
     for row in table.rows:
         part = _part(row.cells[position], _column_key(name))
         if part is None:
@@ -520,7 +520,16 @@ def _find_split_column(
         return SplitColumn(None, nothing, remarks)
     return SplitColumn(fitting[0], _read_parts(table, fitting[0]), remarks)
 
-# %% ../../nbs/data/16_table.ipynb #3e29ffd1
+# %% ../../nbs/data/16_table.ipynb #4885b314
+def read_parts(
+    path: str | Path,
+    options: TableOptions = TableOptions(),
+) -> dict[str, int]:  # train, val, test -> rows; empty where no column divides the images
+    "Read only which part each row belongs to."
+    table = read_cells(path, options)
+    return dict(Counter(part for part in _find_split_column(table, options.split_column).parts if part))
+
+# %% ../../nbs/data/16_table.ipynb #d109c8f8
 class ImageRow(NamedTuple):
     "An image of a table."
 
@@ -529,7 +538,7 @@ class ImageRow(NamedTuple):
     labels: dict[str, int]  # label -> +1 present, -1 absent, 0 not annotated; others are absent
     part: str | None = None  # train, val or test, where the table says it
 
-# %% ../../nbs/data/16_table.ipynb #e518439b
+# %% ../../nbs/data/16_table.ipynb #4938b73a
 @dataclass(frozen=True)
 class Table:
     "The images of a table, and what was understood while reading."
@@ -546,7 +555,7 @@ class Table:
         "How many images each part has; empty where the table names none."
         return dict(Counter(row.part for row in self.rows if row.part))
 
-# %% ../../nbs/data/16_table.ipynb #caa8f08e
+# %% ../../nbs/data/16_table.ipynb #9060a756
 def _read_flags(
     table: CellTable,
     positions: Sequence[int],
@@ -581,7 +590,7 @@ def _read_flags(
         line += "; --not-annotated says which values mean that nobody looked"
     return labels, [line]
 
-# %% ../../nbs/data/16_table.ipynb #98c45521
+# %% ../../nbs/data/16_table.ipynb #5d1aef50
 def _read_label_cells(
     table: CellTable,
     positions: Sequence[int],
@@ -597,7 +606,7 @@ def _read_label_cells(
     groups = [result.labels[start : start + n] for start in range(0, len(cells), n)]
     return [{label: 1 for labels in group for label in labels} for group in groups], result.remarks
 
-# %% ../../nbs/data/16_table.ipynb #380e56f6
+# %% ../../nbs/data/16_table.ipynb #4d0ea38d
 def merge_spellings(
     counts: dict[str, int],  # label -> images
 ) -> dict[str, str]:  # label -> the most frequent of its spellings
@@ -608,7 +617,7 @@ def merge_spellings(
         best |= dict.fromkeys(group, most_frequent)
     return best
 
-# %% ../../nbs/data/16_table.ipynb #415739c9
+# %% ../../nbs/data/16_table.ipynb #6896ca07
 def _merge_rows(
     rows: Sequence[ImageRow],
     path: Path,  # for messages
@@ -634,7 +643,7 @@ def _merge_rows(
         merged[image].labels[label] = 0
     return list(merged.values()), conflicts
 
-# %% ../../nbs/data/16_table.ipynb #d8c700bd
+# %% ../../nbs/data/16_table.ipynb #65ce1925
 def _check_cells(
     table: CellTable,
     positions: Sequence[int],  # columns in use
@@ -654,7 +663,7 @@ def _check_cells(
                     "the file is damaged, or is no text"
                 )
 
-# %% ../../nbs/data/16_table.ipynb #d2b9e439
+# %% ../../nbs/data/16_table.ipynb #cfd5d46b
 def _describe_columns(
     table: CellTable,
     image: int,
@@ -678,7 +687,7 @@ def _describe_columns(
     mark = {"\t": "tab"}.get(table.separator, repr(table.separator))
     return f"columns are separated by {mark}: {'; '.join(items)}"
 
-# %% ../../nbs/data/16_table.ipynb #eae7c737
+# %% ../../nbs/data/16_table.ipynb #86e7601b
 def _respell(
     row: ImageRow,
     spelling: dict[str, str],  # label -> its one spelling
@@ -686,7 +695,7 @@ def _respell(
     "Replace the spellings of labels in a row."
     return [row._replace(labels={spelling[label]: value}) for label, value in row.labels.items()] or [row]
 
-# %% ../../nbs/data/16_table.ipynb #26e8bfc1
+# %% ../../nbs/data/16_table.ipynb #c04d49f8
 def _assemble(
     path: Path,
     rows: list[ImageRow],
@@ -716,7 +725,7 @@ def _assemble(
     remarks = [images, *remarks, *describe_labels(counts, merge_twins)]
     return Table(path, merged, tuple(counts), remarks, len(conflicts), conflicts[0] if conflicts else "")
 
-# %% ../../nbs/data/16_table.ipynb #c5317510
+# %% ../../nbs/data/16_table.ipynb #10e5329f
 def read_table(
     path: str | Path,  # a table with names in its first line
     options: TableOptions = TableOptions(),
@@ -737,7 +746,10 @@ def read_table(
     location_remarks: list[str] = []
     if image_folder is not None:
         names, location_remarks = locate_images(image_folder, names, [table.place(row) for row in table.rows])
-    rows = [ImageRow(row.line, *values) for row, *values in zip(table.rows, names, labels, split.parts)]
+    rows = [
+        ImageRow(row.line, name, row_labels, part)
+        for row, name, row_labels, part in zip(table.rows, names, labels, split.parts)
+    ]
     remarks = [
         *table.remarks,
         _describe_columns(table, image_column, columns, split),
@@ -747,14 +759,14 @@ def read_table(
     ]
     return _assemble(table.path, rows, remarks, options.merge_twins)
 
-# %% ../../nbs/data/16_table.ipynb #96503e5c
+# %% ../../nbs/data/16_table.ipynb #8fdbde5d
 class LabelFile(NamedTuple):
     "The labels of a list."
 
     labels: list[str]  # distinct, in the order of the file
     remarks: list[str]
 
-# %% ../../nbs/data/16_table.ipynb #c37554cd
+# %% ../../nbs/data/16_table.ipynb #8fe6f232
 def read_label_file(
     path: str | Path,  # a text file, one label per line
     separator: str | None = None,  # between labels, as in a table's cell
@@ -776,8 +788,8 @@ def read_label_file(
     places = [f"{path} line {number}" for number, _ in lines]
     cells = read_label_cells([line for _, line in lines], places, separator, no_label="")
     first_place: dict[str, str] = {}
-    for place, labels in zip(places, cells.labels):
-        for label in labels:
+    for place, line_labels in zip(places, cells.labels):
+        for label in line_labels:
             if label in first_place:
                 first = first_place[label].removeprefix(f"{path} ")
                 raise QKSError(f"{place}: {label[:80]!r} is already in {first}; keep one")
