@@ -314,6 +314,8 @@ def check_separator(
     if separator is None:
         return None
     separator = _SEPARATOR_NAMES.get(separator.casefold(), separator)
+    if separator.strip() in _SEPARATORS:
+        separator = separator.strip()  # blanks around a part are never part of it
     is_word = separator.strip().isalnum() and separator not in ("list", "none")
     is_word = is_word and separator == separator.strip()
     if not separator or is_word or '"' in separator:
@@ -576,13 +578,26 @@ def _is_mojibake(name: str) -> bool:
     except (UnicodeEncodeError, UnicodeDecodeError):
         return "\ufffd" in name
 
-# %% ../../nbs/data/14_label_text.ipynb #fa734c50
+# %% ../../nbs/data/14_label_text.ipynb #7c88a705
+def _sharing_words(
+    names: Sequence[str],  # labels
+) -> list[str]:  # empty where they are fewer than a third of the names
+    "Find names of several words that are all in other names, too."
+    words = {name: twin_key(name).split() for name in names}
+    counts = Counter(word for name_words in words.values() for word in set(name_words))
+    sharing = [name for name in names if len(words[name]) > 1 and all(counts[word] > 1 for word in words[name])]
+    return sharing if 3 * len(sharing) > len(names) else []
+
+# %% ../../nbs/data/14_label_text.ipynb #be2fe526
 def odd_names(
     names: Sequence[str],  # labels
 ) -> dict[str, list[str]]:  # what is odd -> the names
     "Find names that are perhaps no names of labels."
     keys = {twin_key(name) for name in names}
     odd: dict[str, list[str]] = {}
+    sharing = [name for name in _sharing_words(names) if not _may_be_several(name, keys)]
+    if sharing:
+        odd["share all their words with other labels (--label-separator space splits them)"] = sharing
     for name in names:
         if re.search(r"[|;,\t\[\]{}\"]|^'|'$", name):
             odd.setdefault("contain a separator, a bracket or a quote", []).append(name)
@@ -590,6 +605,8 @@ def odd_names(
             odd.setdefault("fall into other labels (--label-separator splits them)", []).append(name)
         if name.casefold() in _EMPTY_NAMES:
             odd.setdefault("may mean that there is no label", []).append(name)
+        if name.startswith("#"):
+            odd.setdefault("begin with '#', as comments do", []).append(name)
         if name.casefold() in _COLUMN_NAMES:
             odd.setdefault("look like the name of a column", []).append(name)
         if re.fullmatch(r"[-+]?\d+([.,]\d+)?", name):
@@ -598,7 +615,7 @@ def odd_names(
             odd.setdefault("look as if they were read in the wrong encoding (--encoding)", []).append(name)
     return odd
 
-# %% ../../nbs/data/14_label_text.ipynb #3329bac5
+# %% ../../nbs/data/14_label_text.ipynb #368ce5fb
 def describe_list(
     names: Sequence[str],  # labels
 ) -> list[str]:  # sentences; empty where nothing is odd
@@ -614,7 +631,7 @@ def describe_list(
         lines.append(f"{groups}{more}: each is a label of its own")
     return lines
 
-# %% ../../nbs/data/14_label_text.ipynb #027c03d4
+# %% ../../nbs/data/14_label_text.ipynb #344450e7
 def describe_labels(
     counts: dict[str, int],  # label -> images that have it
     merge_twins: bool = False,  # whether names that look alike have become one
@@ -633,7 +650,7 @@ def describe_labels(
         remarks[-1] += "; --merge-twins makes one label of them"
     return [*lines, *remarks]
 
-# %% ../../nbs/data/14_label_text.ipynb #727a859f
+# %% ../../nbs/data/14_label_text.ipynb #e8b71cdb
 def read_label_text(
     text: str,  # what a user typed
     separator: str | None = None,  # see `check_separator`; None: commas, semicolons, '|', tabs and line breaks
@@ -643,7 +660,7 @@ def read_label_text(
     cells = read_label_cells([text], [place], separator, "", ("\n", "|", "\t", ","), refuse_repeated=True)
     return cells._replace(remarks=[*cells.remarks, *describe_list(cells.labels[0])])
 
-# %% ../../nbs/data/14_label_text.ipynb #4af4ffba
+# %% ../../nbs/data/14_label_text.ipynb #bc50e2e7
 def write_label_text(
     labels: Iterable[str],
 ) -> str:  # `read_label_text` reads the same labels from it

@@ -9,7 +9,6 @@ __all__ = ['ImageFiles', 'FoundImage', 'find_image', 'similar_files', 'describe_
 import difflib
 import os
 import re
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,11 +16,12 @@ from urllib.parse import unquote
 
 from ..core import QKSError
 from .files import inside_path
+from .label_text import clean_name
 
 # %% ../../nbs/data/15_locate.ipynb #39a2bd65
 def _name_key(name: str) -> str:
-    "A name without its capitals and its Unicode form."
-    return unicodedata.normalize("NFC", name).casefold()
+    "A name without its capitals, its Unicode form and its invisible characters."
+    return clean_name(name).casefold()
 
 # %% ../../nbs/data/15_locate.ipynb #39fb6600
 _ENDINGS = (
@@ -79,6 +79,7 @@ class ImageFiles:
         self.prefix = [_name_key(part) for part in self.folder.resolve().parts]
         self.paths: list[str] = []  # posix, relative to the folder
         self.by_name: dict[str, list[str]] = {}  # name, and name without ending -> paths
+        self.folders: set[str] = set()  # names of the folders in it
         visited = set()  # a link may lead back to a folder above it
         for current, folders, files in os.walk(self.folder, followlinks=True):
             real = os.path.realpath(current)
@@ -87,6 +88,7 @@ class ImageFiles:
                 if os.path.splitext(file)[1].casefold() in _ENDINGS:
                     self._add(Path(current, file).relative_to(self.folder).as_posix())
             visited.add(real)
+            self.folders |= {_name_key(name) for name in folders}
 
     def _add(self, path: str) -> None:
         key = _name_key(path.rpartition("/")[2])
@@ -134,12 +136,13 @@ def _reason(
     path: str,  # the file
 ) -> str:
     "How a file was found."
-    if not written.is_relative:
+    n_folders = path.count("/")
+    if not written.is_relative or len(written.parts) > n_folders + 1:
         return "by the end of the path"
     name = path.rpartition("/")[2]
     if _name_key(written.parts[-1]) != _name_key(name):
         return "without the ending"
-    if path.count("/") >= len(written.parts):
+    if n_folders >= len(written.parts):
         return "in another folder"
     return "in another spelling (capitals, Unicode form)"
 
@@ -150,36 +153,47 @@ class FoundImage(NamedTuple):
     path: str  # posix, relative to the image folder
     reason: str  # how the file was found
 
-# %% ../../nbs/data/15_locate.ipynb #2a5aa6e6
+# %% ../../nbs/data/15_locate.ipynb #4f7ef5e8
+def _nearest_file(
+    wanted: Sequence[str],  # keys of folders and name
+    is_relative: bool,
+    files: ImageFiles,
+) -> str | None:
+    "The one file that has the most parts at its end in common with a path; None where it is not enough."
+    actual = {path: files.full_parts(path) for path in files.by_name.get(wanted[-1], ())}
+    scores = {path: _common_end(wanted, parts) for path, parts in actual.items()}
+    best = max(scores.values(), default=0)
+    nearest = [path for path, score in scores.items() if score == best]
+    if len(nearest) != 1 or _contradict(wanted, actual[nearest[0]], best):
+        return None
+    is_complete = best == len(wanted)
+    if is_relative and not is_complete:
+        is_elsewhere = wanted[-1 - best] not in files.folders
+        return nearest[0] if best > 1 and is_elsewhere else None
+    return nearest[0]
+
+# %% ../../nbs/data/15_locate.ipynb #daa7c0f4
 def find_image(
     name: str,  # as the table has it
     files: ImageFiles,
 ) -> FoundImage | None:  # None where no file fits, or several do
     "Find the one file that a name means."
-    path = _read_path(name)
-    if not path.parts:
-        return None
-    written = [_name_key(part) for part in path.parts]
-    names = [written[-1]]
-    upload = re.fullmatch(r"[0-9a-f]{8}-(.+)", written[-1])  # Label Studio puts 8 digits before an uploaded file's name
-    if upload and not path.is_relative:
-        names.append(upload[1])
-    for file_name in names:
-        wanted = [*written[:-1], file_name]
-        scores = {
-            candidate: _common_end(wanted, files.full_parts(candidate))
-            for candidate in files.by_name.get(file_name, ())
-        }
-        best = max(scores.values(), default=0)
-        nearest = [candidate for candidate, score in scores.items() if score == best]
-        is_complete = best == len(wanted)
-        if len(nearest) != 1 or path.is_relative and not is_complete:
+    for spelling in dict.fromkeys((name, unquote(name))):
+        path = _read_path(spelling)
+        if not path.parts:
             continue
-        if not _contradict(wanted, files.full_parts(nearest[0]), best):
-            return FoundImage(nearest[0], _reason(path, nearest[0]))
+        written = [_name_key(part) for part in path.parts]
+        upload = re.fullmatch(r"[0-9a-f]{8}-(.+)", written[-1])  # Label Studio puts 8 digits before an uploaded file
+        names = [written[-1]]
+        if upload and not path.is_relative:
+            names.append(upload[1])
+        for file_name in names:
+            nearest = _nearest_file([*written[:-1], file_name], path.is_relative, files)
+            if nearest is not None:
+                return FoundImage(nearest, _reason(path, nearest))
     return None
 
-# %% ../../nbs/data/15_locate.ipynb #a469df6a
+# %% ../../nbs/data/15_locate.ipynb #23c250cc
 def similar_files(
     name: str,  # a name without its file
     files: ImageFiles,
@@ -196,7 +210,7 @@ def similar_files(
         same = [path for near_key in near for path in files.by_name[near_key]]
     return [path for path in dict.fromkeys(same) if path != name][:count]
 
-# %% ../../nbs/data/15_locate.ipynb #3917d371
+# %% ../../nbs/data/15_locate.ipynb #2579fb5e
 def describe_missing(
     folder: str | Path,  # where the images are expected
     missing: Sequence[str],  # images without a file, at least one
@@ -210,7 +224,7 @@ def describe_missing(
         items.append(f"{name} (there is {' and '.join(similar)})" if similar else name)
     return ", ".join(items)
 
-# %% ../../nbs/data/15_locate.ipynb #7ebbb5c1
+# %% ../../nbs/data/15_locate.ipynb #fee7d5a8
 def _plain_path(
     name: str,
 ) -> str | None:  # None for a path that leaves the image folder
@@ -220,7 +234,7 @@ def _plain_path(
     except QKSError:
         return None
 
-# %% ../../nbs/data/15_locate.ipynb #3821d6ab
+# %% ../../nbs/data/15_locate.ipynb #0b4b2cc8
 def _check_distinct_tails(
     pairs: Sequence[tuple[str, str]],  # a name, and the file that was found by its end
     places: dict[str, str],  # file and line of each name
@@ -235,14 +249,14 @@ def _check_distinct_tails(
                 "write paths relative to the image folder"
             )
 
-# %% ../../nbs/data/15_locate.ipynb #8c98e160
+# %% ../../nbs/data/15_locate.ipynb #8a1e3a18
 class LocatedImages(NamedTuple):
     "Where the pictures of a table are."
 
     paths: list[str]  # of each name: posix, relative to the image folder; of a missing one as written
     remarks: list[str]  # sentences
 
-# %% ../../nbs/data/15_locate.ipynb #2f23d74b
+# %% ../../nbs/data/15_locate.ipynb #4fe4ee0f
 def locate_images(
     folder: str | Path,  # the image folder
     names: Sequence[str],  # as the table has them

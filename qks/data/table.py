@@ -27,6 +27,7 @@ from qks.data.label_text import (
     describe_list,
     find_twins,
     read_label_cells,
+    read_list,
     split_text,
     twin_key,
 )
@@ -349,10 +350,9 @@ def _find_image_column(
         "image,labels; name the column of the images with --image-column"
     )
 
-# %% ../../nbs/data/16_table.ipynb #6437f8b9
-_FLAGS = {"": "blank", "-1": "-1", "-1.0": "-1", "\u22121": "-1"}
-_FLAGS |= dict.fromkeys(("1", "1.0", "true", "yes", "y", "x"), "1")
-_FLAGS |= dict.fromkeys(("0", "0.0", "false", "no", "n"), "0")
+# %% ../../nbs/data/16_table.ipynb #6c242bba
+_FLAGS = {"": "blank"} | dict.fromkeys(("true", "yes", "y", "x"), "1") | dict.fromkeys(("false", "no", "n"), "0")
+_NUMBER_FLAGS = {1.0: "1", 0.0: "0", -1.0: "-1"}
 
 
 def _flag(
@@ -360,7 +360,13 @@ def _flag(
     no_label: Sequence[str],  # words that mean the same as a blank cell
 ) -> str | None:  # "1", "0", "-1", "blank"; None for any other
     "What a cell in a column of zeros and ones says."
-    return "blank" if cell in no_label else _FLAGS.get(cell.casefold())
+    if cell in no_label:
+        return "blank"
+    try:
+        number = float(cell.replace(",", ".").replace("\u2212", "-"))
+    except ValueError:
+        return _FLAGS.get(cell.casefold())
+    return _NUMBER_FLAGS.get(number)
 
 # %% ../../nbs/data/16_table.ipynb #fb6fd8d3
 _NUMBER_KEYS = ("", "id", "index", "idx", "no", "nr", "number", "row", "width", "height", "size", "area", "unnamed:0")
@@ -691,9 +697,13 @@ def _describe_columns(
 def _respell(
     row: ImageRow,
     spelling: dict[str, str],  # label -> its one spelling
-) -> list[ImageRow]:  # one row per spelling, to be merged
-    "Replace the spellings of labels in a row."
-    return [row._replace(labels={spelling[label]: value}) for label, value in row.labels.items()] or [row]
+) -> ImageRow:
+    "Replace the spellings of labels in a row; of several values the largest counts."
+    labels: dict[str, int] = {}
+    for label, value in row.labels.items():
+        name = spelling[label]
+        labels[name] = max(labels.get(name, -1), value)
+    return row._replace(labels=labels)
 
 # %% ../../nbs/data/16_table.ipynb #c04d49f8
 def _assemble(
@@ -707,7 +717,7 @@ def _assemble(
     if merge_twins:
         counts = Counter(label for row in rows for label, value in row.labels.items() if value == 1)
         spelling = merge_spellings({label: counts[label] for row in rows for label in row.labels})
-        rows = [row for original in rows for row in _respell(original, spelling)]
+        rows = [_respell(row, spelling) for row in rows]
         changed = [name for name in spelling if spelling[name] != name]
         if changed:
             remarks.append(
@@ -766,7 +776,23 @@ class LabelFile(NamedTuple):
     labels: list[str]  # distinct, in the order of the file
     remarks: list[str]
 
-# %% ../../nbs/data/16_table.ipynb #8fe6f232
+# %% ../../nbs/data/16_table.ipynb #fb10dbe6
+def _label_lines(
+    text: str,  # of a file
+) -> list[tuple[int, str]]:  # number and content of each line; a list in brackets is one line
+    "The lines of a label file that are not blank."
+    content = text.strip()
+    try:
+        is_list = "\n" in content and read_list(content) is not None
+    except ValueError:
+        is_list = False
+    if is_list:
+        return [(1, content)]
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    is_yaml = bool(lines) and all(line.startswith("- ") for _, line in lines)
+    return [(number, line[2:].strip()) for number, line in lines] if is_yaml else lines
+
+# %% ../../nbs/data/16_table.ipynb #975021e6
 def read_label_file(
     path: str | Path,  # a text file, one label per line
     separator: str | None = None,  # between labels, as in a table's cell
@@ -775,7 +801,7 @@ def read_label_file(
     "Read a list of labels; raises `QKSError` where it is empty, unclear, or names a label twice."
     with open_bytes(path) as file:
         decoded = decode_text(file.read(), path, encoding)
-    lines = [(number, line.strip()) for number, line in enumerate(decoded.text.split("\n"), 1) if line.strip()]
+    lines = _label_lines(decoded.text)
     if not lines:
         raise QKSError(f"{path} is empty: expected one label per line")
     for number, line in lines:
