@@ -277,7 +277,7 @@ def test_a_folder_of_ones_own(tmp_path, end):
     "lines, message",
     [
         (["thing,labels"], "line 1 is 'thing,labels': expected a header such as image,labels"),
-        (["image,image,labels"], "line 1 names two columns 'image'"),
+        (["image,image,labels"], "line 1 has the columns 'image' and 'image'"),
         (["image,labels"], "has no row below its header"),
         (["image,labels", "1.jpg,a,b"], "line 2 has 3 values: expected 2"),
         (["image,labels", "1.jpg"], "line 2 has 1 values"),

@@ -88,6 +88,9 @@ def test_separators(texts, labels):
         (r"['it\'s', 'caf\u00e9']", ("it's", "café")),
         ('["salt|pepper"]', ("salt|pepper",)),
         ("[1, 2]", ("1", "2")),
+        ("array(['dog', 'cat'], dtype=object)", ("dog", "cat")),
+        ("frozenset({'dog'})", ("dog",)),
+        ("set()", ()),
         ("[]", ()),
         ("()", ()),
         ("{}", ()),
@@ -157,6 +160,7 @@ def test_what_is_unclear_is_asked(texts, words):
         (["dog\\tcat".replace("\\t", "\t"), "a|b"], "tab", [("dog", "cat"), ("a|b",)]),
         (["[dog, cow]", "dog"], "list", [("dog", "cow"), ("dog",)]),
         (["['a', 'b']", "c;d"], ";", [("a", "b"), ("c", "d")]),
+        (["dog,cat", "cow"], ", ", [("dog", "cat"), ("cow",)]),
     ],
     ids=str,
 )
@@ -189,6 +193,8 @@ def test_words_for_nothing_can_be_labels():
         ("dog\n\nsalt, pepper\n\n", ["dog", "salt, pepper"]),
         ('"salt, pepper"\ndog\n', ["salt, pepper", "dog"]),
         ("dog,\ncat,\n", ["dog", "cat"]),
+        ('[\n "dog",\n "cat"\n]\n', ["dog", "cat"]),
+        ("- dog\n- cat\n", ["dog", "cat"]),
     ],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -246,6 +252,8 @@ def test_the_summary_names_counts_and_everything_odd(tmp_path):
         ("cafÃ©", "wrong encoding"),
         ("label", "name of a column"),
         ("dog cat", "fall into other labels"),
+        ("dog · cat", "fall into other labels"),
+        ("# animals", "begin with '#'"),
         ("dog/cat", "fall into other labels"),
         ("[dog", "bracket"),
         ("'dog", "quote"),
@@ -308,6 +316,16 @@ def test_two_columns_of_labels_are_asked_about(tmp_path):
     assert present(read_table(path, TableOptions(label_column="tags"))) == {"1.jpg": {"nice"}, "2.jpg": {"old"}}
     both = present(read_table(path, TableOptions(label_column="label,tags")))
     assert both == {"1.jpg": {"dog", "nice"}, "2.jpg": {"cat", "old"}}
+
+
+def test_two_columns_of_images_are_told_apart(tmp_path):
+    path = write_table(tmp_path, "image,filename,labels", "17,1.jpg,dog", "18,2.jpg,cat")
+    table = read_table(path)
+    assert present(table) == {"1.jpg": {"dog"}, "2.jpg": {"cat"}} and "not used: image" in table.remarks[1]
+    path = write_table(tmp_path, "image,filename,labels", "a/1.jpg,1.jpg,dog")
+    with pytest.raises(QKSError, match="line 1 has the columns 'image' and 'filename': name the images' one"):
+        read_table(path)
+    assert present(read_table(path, TableOptions(image_column="image"))) == {"a/1.jpg": {"dog"}}
 
 
 def test_numbered_columns_of_labels_are_one(tmp_path):
@@ -397,6 +415,7 @@ def test_a_label_that_only_test_images_have_is_asked_about(tmp_path):
         (["1,", ",1"], {}, [[1, -1], [-1, 1]]),
         (["1.0,0.0", "0.0,1.0"], {}, [[1, -1], [-1, 1]]),
         (["True,False", "FALSE,TRUE"], {}, [[1, -1], [-1, 1]]),
+        (['"1,0","0,0"', '"0,0","1,0"'], {}, [[1, -1], [-1, 1]]),
         (["x,", ",x"], {}, [[1, -1], [-1, 1]]),
         (["1,-1", "-1,1"], {}, [[1, -1], [-1, 1]]),
         (["1,-1", "0,1"], {}, [[1, -1], [-1, 1]]),
@@ -473,11 +492,14 @@ def test_rows_that_contradict_each_other(tmp_path):
         ("Beach/1.JPG", "beach/1.jpg", "in another spelling"),
         ("cafe\u0301.png", "caf\u00e9.png", "in another spelling"),
         ("1.jpg", "beach/1.jpg", "in another folder"),
-        ("pictures/beach/1.jpg", "beach/1.jpg", ""),
+        ("pictures/beach/1.jpg", "beach/1.jpg", "by the end of the path"),
+        ("set-v1/beach/1.jpg", "beach/1.jpg", "by the end of the path"),
+        ("my%20photo.jpg", "my photo.jpg", "in another spelling"),
+        ("\u200bbeach/1.jpg", "beach/1.jpg", "in another spelling"),
     ],
 )
 def test_a_picture_is_found_and_that_is_said(tmp_path, name, path, words):
-    write_images(tmp_path / "pictures", "beach/1.jpg", "beach/2.jpg", "street/2.jpg", "caf\u00e9.png")
+    write_images(tmp_path / "pictures", "beach/1.jpg", "beach/2.jpg", "street/2.jpg", "caf\u00e9.png", "my photo.jpg")
     write_table(tmp_path, "image,labels", f"{name},dog")
     index = index_folder(tmp_path, image_folder="pictures")
     assert index.images == (path,)
@@ -490,6 +512,15 @@ def test_a_path_that_fits_no_file_or_several_is_refused(tmp_path, name):
     write_table(tmp_path, "image,labels", f"{name},dog")
     with pytest.raises(QKSError, match="labels.csv line 2: .* leaves the image folder"):
         index_folder(tmp_path)
+
+
+def test_one_missing_picture_among_absolute_paths(tmp_path):
+    write_images(tmp_path, "a/1.jpg", "a/2.jpg")
+    paths = [rf"C:\Users\ann\pics\a\{number}.jpg" for number in (1, 2, 3)]
+    (tmp_path / "test.csv").write_text("image,labels\n" + "".join(f"{path},dog\n" for path in paths))
+    prepared = prepare(tmp_path, "folder", ["test"])
+    assert prepared.splits["test"].images == ("a/1.jpg", "a/2.jpg", "a/3.jpg")
+    assert prepared.missing == {"test": ["a/3.jpg"]}
 
 
 def test_two_paths_with_one_end_are_refused(tmp_path):
@@ -584,6 +615,7 @@ def test_an_encoding_is_given(tmp_path):
         (b'image,labels\n1.jpg,"dog\n2.jpg,cat\n3.jpg,cow"\n', "line 2 opens a quote that another line closes"),
         (b"image,labels\n1.jpg,dog,cat\n", "line 2 has 3 values: expected 2, image,labels; quote a value"),
         (b"image,labels\n1.jpg\n", "line 2 has 1 values"),
+        (b'[{"image": "1.jpg", "labels": ["dog"]}]', "line 1 begins like JSON"),
     ],
 )
 def test_damaged_tables_are_refused(tmp_path, raw, words):
@@ -605,6 +637,9 @@ def test_damaged_tables_are_refused(tmp_path, raw, words):
         ["image|labels", "1.jpg|dog,café", "2.jpg|dog", "3.jpg|", "4.jpg|café"],
         ["image;labels", "1.jpg;['dog', 'café']", "2.jpg;['dog']", "3.jpg;[]", "4.jpg;['café']"],
         ["image;labels", '1.jpg;["dog", "café"]', '2.jpg;["dog"]', "3.jpg;nan", '4.jpg;["café"]'],
+        ["image;labels", '1.jpg;"dog", café', '2.jpg;"dog"', "3.jpg;", "4.jpg;café"],
+        ["image,labels", "1.jpg,['dog', 'café']", "2.jpg,['dog']", "3.jpg,[]", "4.jpg,['café']"],
+        ["# by hand", "image,labels", "1.jpg,dog|café", "2.jpg,dog", "3.jpg,", "4.jpg,café"],
         ["image,labels  ", "1.jpg,dog|café  ", '2.jpg,"dog" ', "3.jpg, ", "4.jpg,café\t"],
     ],
     ids=str,

@@ -552,7 +552,19 @@ def read_label_cells(
 
 # %% ../../nbs/data/14_label_text.ipynb #770c19cd
 _SHOWN = 5  # ours: labels of each kind
-_OTHER_MARKS = (" ", "/", "+", "&", ":", " and ", "\u3001", "\uff0c", "\uff1b")  # that some people put between labels
+_OTHER_MARKS = (
+    " ",
+    "/",
+    "+",
+    "&",
+    ":",
+    " and ",
+    "\u3001",
+    "\uff0c",
+    "\uff1b",
+    "\u00b7",
+    "\u2022",
+)  # that some people put between labels
 
 
 def _may_be_several(

@@ -249,14 +249,33 @@ def _check_distinct_tails(
                 "write paths relative to the image folder"
             )
 
-# %% ../../nbs/data/15_locate.ipynb #8a1e3a18
+# %% ../../nbs/data/15_locate.ipynb #63021872
+def _expected_path(
+    name: str,  # a path that leaves the image folder, and that no file fits
+    place: str,  # file and line, for the message
+    pairs: Sequence[tuple[str, str]],  # other names, and the files that were found by their ends
+) -> str:  # posix, relative to the image folder
+    "Where a missing image would be; raises `QKSError` where no other path tells."
+    if not pairs:
+        try:
+            return inside_path(name, place)
+        except QKSError as error:
+            raise QKSError(f"{error}; no file there has a path that ends so") from error
+    parts = _read_path(name).parts
+    prefixes = {_read_path(other).parts[: -len(path.split("/"))] for other, path in pairs}
+    for prefix in sorted(prefixes, key=len, reverse=True):
+        if prefix and parts[: len(prefix)] == prefix and len(parts) > len(prefix):
+            return "/".join(parts[len(prefix) :])
+    return inside_path("/".join(parts), place)
+
+# %% ../../nbs/data/15_locate.ipynb #d41bfda9
 class LocatedImages(NamedTuple):
     "Where the pictures of a table are."
 
     paths: list[str]  # of each name: posix, relative to the image folder; of a missing one as written
     remarks: list[str]  # sentences
 
-# %% ../../nbs/data/15_locate.ipynb #4fe4ee0f
+# %% ../../nbs/data/15_locate.ipynb #007b8f51
 def locate_images(
     folder: str | Path,  # the image folder
     names: Sequence[str],  # as the table has them
@@ -266,7 +285,8 @@ def locate_images(
     paths: dict[str, str] = {}
     found: dict[str, list[tuple[str, str]]] = {}  # reason -> pairs of a name and its file
     files = None
-    for name, place in zip(names, places, strict=True):
+    place_of = dict(zip(reversed(names), reversed(places), strict=True))  # the first place of each
+    for name in names:
         if name in paths:
             continue
         path = _plain_path(name)
@@ -276,11 +296,14 @@ def locate_images(
             if image is not None:
                 found.setdefault(image.reason, []).append((name, image.path))
                 path = image.path
-        paths[name] = path or inside_path(name, place)  # raises
-    _check_distinct_tails(found.get("by the end of the path", ()), dict(zip(reversed(names), reversed(places))))
+        paths[name] = path or ""
+    _check_distinct_tails(found.get("by the end of the path", ()), place_of)
     remarks = [
         f"{len(pairs):,} {'image is' if len(pairs) == 1 else 'images are'} found {reason}, "
         f"such as {pairs[0][0]} as {pairs[0][1]}"
         for reason, pairs in found.items()
     ]
+    tails = found.get("by the end of the path", [])
+    for name, place in place_of.items():
+        paths[name] = paths[name] or _expected_path(name, place, tails)
     return LocatedImages([paths[name] for name in names], remarks)

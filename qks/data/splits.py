@@ -117,7 +117,8 @@ class Prepared:
     missing: dict[str, list[str]]  # split -> images that are not there and stay, where they were looked for
 
     def __str__(self) -> str:
-        lines = list(dict.fromkeys(note for index in self.splits.values() for note in index.notes))
+        notes = dict.fromkeys(note for index in self.splits.values() for note in index.notes)
+        lines = ["what was understood:", *(f"  {note}" for note in notes)] if notes else []
         for split in self.splits:
             lines += self._describe(split)
         return "\n".join([*lines, f"read and saved in {self.seconds:.1f} s"])

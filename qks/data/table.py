@@ -211,8 +211,8 @@ class CellTable(NamedTuple):
         "File and line."
         return f"{self.path} line {row.line}"
 
-# %% ../../nbs/data/16_table.ipynb #c1072915
-def _cell_rows(
+# %% ../../nbs/data/16_table.ipynb #42347d18
+def _strict_rows(
     text: str,
     separator: str,
     path: Path,
@@ -231,7 +231,30 @@ def _cell_rows(
             f"{path} line {line} is no row of cells with {separator!r} between them ({error}): correct its quotes"
         ) from error
 
-# %% ../../nbs/data/16_table.ipynb #269adf69
+# %% ../../nbs/data/16_table.ipynb #aba83da9
+def _cell_rows(
+    text: str,
+    separator: str,
+    path: Path,
+    first_line: int,  # number of the text's first line
+) -> list[CellRow]:  # the header first
+    "The rows that are not blank; raises `QKSError` with the line of an open or misplaced quote."
+    try:
+        return list(_strict_rows(text, separator, path, first_line))
+    except QKSError:
+        lines = text.split("\n")
+        if separator == "," or any(line.count('"') % 2 for line in lines):
+            raise
+    rows = []
+    for number, line in enumerate(lines, first_line):
+        cells = [cell.strip() for cell in line.split(separator)]
+        is_quoted = [re.fullmatch(r'"(?:[^"]|"")*"', cell) is not None for cell in cells]
+        if any(cells):
+            plain = [cell[1:-1].replace('""', '"') if quoted else cell for cell, quoted in zip(cells, is_quoted)]
+            rows.append(CellRow(number, plain))
+    return rows
+
+# %% ../../nbs/data/16_table.ipynb #c07e11b2
 _PICTURE_NAME = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?)\b", re.IGNORECASE)
 
 
@@ -250,71 +273,24 @@ def _check_length(
     cells = row.cells
     while len(cells) > n and not cells[-1]:
         cells = cells[:-1]
-    if len(cells) != n:
-        names = table.separator.join(table.header.cells)
+    names = table.separator.join(table.header.cells)[:120]
+    if len(cells) > n:
         raise QKSError(
-            f"{table.place(row)} has {len(cells)} values: expected {n}, {names[:120]}; quote a value that contains "
+            f"{table.place(row)} has {len(cells)} values: expected {n}, {names}; quote a value that contains "
             f"{table.separator!r}, or pass --label-separator {table.separator!r} where the last ones are further labels"
+        )
+    if len(cells) < n:
+        raise QKSError(
+            f"{table.place(row)} has {len(cells)} values: expected {n}, {names}; an empty cell needs its separator, too"
         )
     return row._replace(cells=cells)
 
-# %% ../../nbs/data/16_table.ipynb #b5f08d16
-def _check_column_separator(
-    separator: str | None,
-) -> str | None:
-    "Check the character between columns; raises `QKSError` where it is not one character."
-    if separator in ("tab", "\\t"):
-        return "\t"
-    if separator is not None and (len(separator) != 1 or separator in "\"'\n\r" or separator.isalnum()):
-        raise QKSError(f"column_separator is {separator!r}: expected one character, such as ';', or tab")
-    return separator
-
-# %% ../../nbs/data/16_table.ipynb #3266f90d
-def _join_labels(
-    row: CellRow,
-    table: CellTable,
-) -> CellRow:
-    "Join the last cells of a row that has more than the header: they are further labels."
-    n = len(table.header.cells)
-    labels = [cell for cell in row.cells[n - 1 :] if cell]
-    return row._replace(cells=[*row.cells[: n - 1], table.separator.join(labels)]) if len(row.cells) > n else row
-
-# %% ../../nbs/data/16_table.ipynb #1f89f3e1
-def read_cells(
-    path: str | Path,  # a table with names in its first line
-    options: TableOptions = TableOptions(),
-) -> CellTable:
-    "Read the rows and cells of a table; raises `QKSError` with the line for what is no table."
-    path = Path(path)
-    with open_bytes(path) as file:
-        decoded = decode_text(file.read(), path, options.encoding)
-    text = decoded.text
-    lines = text.split("\n")
-    first = next((number for number, line in enumerate(lines) if line.strip()), None)
-    if first is None:
-        raise QKSError(f"{path} is empty: expected a first line such as image,labels")
-    named = re.fullmatch(r'"?sep=(.)"?\s*', lines[first], re.IGNORECASE | re.DOTALL)  # as Excel writes it
-    first += 1 if named else 0
-    separator = _check_column_separator(options.column_separator) or (named[1] if named else None)
-    if separator is None:
-        separator = _find_column_separator("".join(lines[first : first + 1]), options.image_column)
-    blanks = " " if separator == "\t" else " \t"
-    rows = _cell_rows("\n".join(line.rstrip(blanks) for line in lines[first:]), separator, path, first + 1)
-    header = next(rows, CellRow(first + 1, []))
-    names = [clean_name(name) for name in header.cells]
-    while names and not names[-1]:
-        names.pop()
-    table = CellTable(path, separator, header._replace(cells=names), [], decoded.remarks)
-    joined = check_separator(options.label_separator) == separator
-    table.rows.extend(_check_length(_join_labels(row, table) if joined else row, table) for row in rows)
-    return table
-
-# %% ../../nbs/data/16_table.ipynb #83b191ba
+# %% ../../nbs/data/16_table.ipynb #e9998590
 def _list_columns(table: CellTable) -> str:
     "The names of the columns, for messages."
     return ", ".join(map(repr, table.header.cells))[:400]
 
-# %% ../../nbs/data/16_table.ipynb #04d8b6c2
+# %% ../../nbs/data/16_table.ipynb #e4e8b925
 def _column_named(
     name: str,  # as the user calls it
     table: CellTable,
@@ -331,26 +307,106 @@ def _column_named(
         raise QKSError(f"{table.place(table.header)} has {problem} {name!r}: {option} names one of {columns}")
     return matches[0]
 
-# %% ../../nbs/data/16_table.ipynb #deaff29e
+# %% ../../nbs/data/16_table.ipynb #d84cdd53
 def _find_image_column(
     table: CellTable,
     name: str | None,  # None: one of the usual names
 ) -> int:
-    "Find the column of the images; raises `QKSError` where no column has a usual name."
+    "Find the column of the images; raises `QKSError` where no column has a usual name, or several could be meant."
     if name is not None:
         return _column_named(name, table, "--image-column")
     keys = [_column_key(cell) for cell in table.header.cells]
-    for key in _IMAGE_KEYS:
-        if keys.count(key) > 1:
-            raise QKSError(f"{table.place(table.header)} names two columns {key!r}: expected one column of images")
-        if key in keys:
-            return keys.index(key)
-    raise QKSError(
-        f"{table.place(table.header)} is {table.separator.join(table.header.cells)[:80]!r}: expected a header such as "
-        "image,labels; name the column of the images with --image-column"
-    )
+    positions = [position for position, key in enumerate(keys) if key in _IMAGE_KEYS]
+    if not positions:
+        raise QKSError(
+            f"{table.place(table.header)} is {table.separator.join(table.header.cells)[:80]!r}: expected a header such "
+            "as image,labels; name the column of the images with --image-column"
+        )
+    if len(positions) == 1:
+        return positions[0]
+    is_file = [[bool(_PICTURE_NAME.search(row.cells[position])) for row in table.rows] for position in positions]
+    with_files = [position for position, flags in zip(positions, is_file) if 2 * sum(flags) > len(table.rows)]
+    is_repeated = len({keys[position] for position in positions}) < len(positions)
+    if is_repeated or table.rows and len(with_files) != 1:
+        names = " and ".join(repr(table.header.cells[position]) for position in positions)
+        raise QKSError(f"{table.place(table.header)} has the columns {names}: name the images' one with --image-column")
+    return with_files[0] if with_files else positions[0]
 
-# %% ../../nbs/data/16_table.ipynb #6c242bba
+# %% ../../nbs/data/16_table.ipynb #c9b80831
+def _check_column_separator(
+    separator: str | None,
+) -> str | None:
+    "Check the character between columns; raises `QKSError` where it is not one character."
+    if separator in ("tab", "\\t"):
+        return "\t"
+    if separator is not None and (len(separator) != 1 or separator in "\"'\n\r" or separator.isalnum()):
+        raise QKSError(f"column_separator is {separator!r}: expected one character, such as ';', or tab")
+    return separator
+
+# %% ../../nbs/data/16_table.ipynb #2cf866d7
+def _join_labels(
+    row: CellRow,
+    table: CellTable,
+    is_asked: bool,  # whether labels and columns have the same separator
+) -> CellRow:
+    "Join the last cells of a row that has more than the header, where they are further labels."
+    n = len(table.header.cells)
+    cells = list(row.cells)
+    while len(cells) > n and not cells[-1]:
+        cells.pop()
+    joined = table.separator.join(cells[n - 1 :])
+    is_list = joined[:1] in ("[", "{") and joined[-1:] in ("]", "}")
+    if len(cells) > n and (is_asked or is_list):
+        cells = [*cells[: n - 1], joined]
+    return row._replace(cells=cells)
+
+# %% ../../nbs/data/16_table.ipynb #c56585d7
+def _first_line(
+    lines: Sequence[str],
+    path: Path,  # for messages
+) -> int:  # position of the header, behind blank lines and comments
+    "Find where a table begins; raises `QKSError` for an empty file, and for JSON."
+    first = next((number for number, line in enumerate(lines) if line.strip() and not line.startswith("#")), None)
+    if first is None:
+        raise QKSError(f"{path} is empty: expected a first line such as image,labels")
+    if lines[first].lstrip()[:1] in ("[", "{"):
+        raise QKSError(
+            f"{path} line {first + 1} begins like JSON: expected a table with a first line such as image,labels"
+        )
+    return first
+
+# %% ../../nbs/data/16_table.ipynb #02dfc1a2
+def read_cells(
+    path: str | Path,  # a table with names in its first line
+    options: TableOptions = TableOptions(),
+) -> CellTable:
+    "Read the rows and cells of a table; raises `QKSError` with the line for what is no table."
+    path = Path(path)
+    with open_bytes(path) as file:
+        decoded = decode_text(file.read(), path, options.encoding)
+    lines = decoded.text.split("\n")
+    first = _first_line(lines, path)
+    remarks = list(decoded.remarks)
+    if any(line.strip() for line in lines[:first]):
+        remarks.append(f"the comments above line {first + 1} are skipped")
+    named = re.fullmatch(r'"?sep=(.)"?\s*', lines[first], re.IGNORECASE | re.DOTALL)  # as Excel writes it
+    first += 1 if named else 0
+    separator = _check_column_separator(options.column_separator) or (named[1] if named else None)
+    if separator is None:
+        separator = _find_column_separator("".join(lines[first : first + 1]), options.image_column)
+    blanks = " " if separator == "\t" else " \t"
+    rows = _cell_rows("\n".join(line.rstrip(blanks) for line in lines[first:]), separator, path, first + 1)
+    header = rows[0] if rows else CellRow(first + 1, [])
+    names = [clean_name(name) for name in header.cells]
+    while names and not names[-1]:
+        names.pop()
+    table = CellTable(path, separator, header._replace(cells=names), [], remarks)
+    _find_image_column(table, options.image_column)  # raises where the first line is no header
+    is_joined = check_separator(options.label_separator) == separator
+    table.rows.extend(_check_length(_join_labels(row, table, is_joined), table) for row in rows[1:])
+    return table
+
+# %% ../../nbs/data/16_table.ipynb #a458dcd7
 _FLAGS = {"": "blank"} | dict.fromkeys(("true", "yes", "y", "x"), "1") | dict.fromkeys(("false", "no", "n"), "0")
 _NUMBER_FLAGS = {1.0: "1", 0.0: "0", -1.0: "-1"}
 
@@ -368,7 +424,7 @@ def _flag(
         return _FLAGS.get(cell.casefold())
     return _NUMBER_FLAGS.get(number)
 
-# %% ../../nbs/data/16_table.ipynb #fb6fd8d3
+# %% ../../nbs/data/16_table.ipynb #c7d45768
 _NUMBER_KEYS = ("", "id", "index", "idx", "no", "nr", "number", "row", "width", "height", "size", "area", "unnamed:0")
 
 
@@ -390,14 +446,14 @@ def _is_flag_column(
         )
     return not wrong
 
-# %% ../../nbs/data/16_table.ipynb #a21b5f0a
+# %% ../../nbs/data/16_table.ipynb #e40035e2
 class LabelColumns(NamedTuple):
     "Where a table has its labels."
 
     positions: tuple[int, ...]
     are_flags: bool  # whether each column is one label, with 0 and 1
 
-# %% ../../nbs/data/16_table.ipynb #a4fb9fc9
+# %% ../../nbs/data/16_table.ipynb #63ffd8ce
 def _named_label_columns(
     table: CellTable,
     name: str,  # of a column, or of several with commas between
@@ -412,7 +468,7 @@ def _named_label_columns(
     are_flags = not is_known and all(_is_flag_column(position, table, no_label) for position in positions)
     return LabelColumns(positions, are_flags)
 
-# %% ../../nbs/data/16_table.ipynb #dadf6fa4
+# %% ../../nbs/data/16_table.ipynb #a2da1bac
 def _find_label_columns(
     table: CellTable,
     others: Sequence[int],  # columns of the image and the split
@@ -442,7 +498,7 @@ def _find_label_columns(
         )
     return LabelColumns(positions, True)
 
-# %% ../../nbs/data/16_table.ipynb #0e567b86
+# %% ../../nbs/data/16_table.ipynb #aff77cfc
 _PART_WORDS = {
     "train": ("train", "training", "trn", "tr", "trainval", "trainset", "trainingset", "fit"),
     "val": ("val", "valid", "validation", "dev", "development", "valset", "validationset", "eval"),
@@ -465,7 +521,7 @@ def _part(
         return {"1": _PART_FLAG_KEYS[key], "0": other}.get(flag or "")
     return _PARTS.get(re.sub(r"[\W\d_]+", "", cell.casefold()))
 
-# %% ../../nbs/data/16_table.ipynb #8ecfd9ad
+# %% ../../nbs/data/16_table.ipynb #5b67c9e8
 def _read_parts(
     table: CellTable,
     position: int,
@@ -483,7 +539,7 @@ def _read_parts(
         parts.append(part)
     return parts
 
-# %% ../../nbs/data/16_table.ipynb #abc18329
+# %% ../../nbs/data/16_table.ipynb #b43823a6
 class SplitColumn(NamedTuple):
     "The part of each row."
 
@@ -491,7 +547,7 @@ class SplitColumn(NamedTuple):
     parts: list[str | None]  # of each row: train, val, test
     remarks: list[str]
 
-# %% ../../nbs/data/16_table.ipynb #3dfe71f9
+# %% ../../nbs/data/16_table.ipynb #1e8a8261
 def _find_split_column(
     table: CellTable,
     name: str | None,  # as the user calls it; "none" for no such column; None: one of the usual names
@@ -526,7 +582,7 @@ def _find_split_column(
         return SplitColumn(None, nothing, remarks)
     return SplitColumn(fitting[0], _read_parts(table, fitting[0]), remarks)
 
-# %% ../../nbs/data/16_table.ipynb #4885b314
+# %% ../../nbs/data/16_table.ipynb #f445f46a
 def read_parts(
     path: str | Path,
     options: TableOptions = TableOptions(),
@@ -535,7 +591,7 @@ def read_parts(
     table = read_cells(path, options)
     return dict(Counter(part for part in _find_split_column(table, options.split_column).parts if part))
 
-# %% ../../nbs/data/16_table.ipynb #d109c8f8
+# %% ../../nbs/data/16_table.ipynb #38ae0789
 class ImageRow(NamedTuple):
     "An image of a table."
 
@@ -544,7 +600,7 @@ class ImageRow(NamedTuple):
     labels: dict[str, int]  # label -> +1 present, -1 absent, 0 not annotated; others are absent
     part: str | None = None  # train, val or test, where the table says it
 
-# %% ../../nbs/data/16_table.ipynb #4938b73a
+# %% ../../nbs/data/16_table.ipynb #eccbfdd0
 @dataclass(frozen=True)
 class Table:
     "The images of a table, and what was understood while reading."
@@ -561,7 +617,7 @@ class Table:
         "How many images each part has; empty where the table names none."
         return dict(Counter(row.part for row in self.rows if row.part))
 
-# %% ../../nbs/data/16_table.ipynb #9060a756
+# %% ../../nbs/data/16_table.ipynb #1645a033
 def _read_flags(
     table: CellTable,
     positions: Sequence[int],
@@ -596,7 +652,7 @@ def _read_flags(
         line += "; --not-annotated says which values mean that nobody looked"
     return labels, [line]
 
-# %% ../../nbs/data/16_table.ipynb #5d1aef50
+# %% ../../nbs/data/16_table.ipynb #e7d0d324
 def _read_label_cells(
     table: CellTable,
     positions: Sequence[int],
@@ -612,7 +668,7 @@ def _read_label_cells(
     groups = [result.labels[start : start + n] for start in range(0, len(cells), n)]
     return [{label: 1 for labels in group for label in labels} for group in groups], result.remarks
 
-# %% ../../nbs/data/16_table.ipynb #4d0ea38d
+# %% ../../nbs/data/16_table.ipynb #86b7495e
 def merge_spellings(
     counts: dict[str, int],  # label -> images
 ) -> dict[str, str]:  # label -> the most frequent of its spellings
@@ -623,7 +679,7 @@ def merge_spellings(
         best |= dict.fromkeys(group, most_frequent)
     return best
 
-# %% ../../nbs/data/16_table.ipynb #6896ca07
+# %% ../../nbs/data/16_table.ipynb #e4ccc802
 def _merge_rows(
     rows: Sequence[ImageRow],
     path: Path,  # for messages
@@ -649,7 +705,7 @@ def _merge_rows(
         merged[image].labels[label] = 0
     return list(merged.values()), conflicts
 
-# %% ../../nbs/data/16_table.ipynb #65ce1925
+# %% ../../nbs/data/16_table.ipynb #87efae14
 def _check_cells(
     table: CellTable,
     positions: Sequence[int],  # columns in use
@@ -669,7 +725,7 @@ def _check_cells(
                     "the file is damaged, or is no text"
                 )
 
-# %% ../../nbs/data/16_table.ipynb #cfd5d46b
+# %% ../../nbs/data/16_table.ipynb #7b46b0ad
 def _describe_columns(
     table: CellTable,
     image: int,
@@ -693,7 +749,7 @@ def _describe_columns(
     mark = {"\t": "tab"}.get(table.separator, repr(table.separator))
     return f"columns are separated by {mark}: {'; '.join(items)}"
 
-# %% ../../nbs/data/16_table.ipynb #86e7601b
+# %% ../../nbs/data/16_table.ipynb #9eef8204
 def _respell(
     row: ImageRow,
     spelling: dict[str, str],  # label -> its one spelling
@@ -705,7 +761,7 @@ def _respell(
         labels[name] = max(labels.get(name, -1), value)
     return row._replace(labels=labels)
 
-# %% ../../nbs/data/16_table.ipynb #c04d49f8
+# %% ../../nbs/data/16_table.ipynb #48d6ddb8
 def _assemble(
     path: Path,
     rows: list[ImageRow],
@@ -735,7 +791,7 @@ def _assemble(
     remarks = [images, *remarks, *describe_labels(counts, merge_twins)]
     return Table(path, merged, tuple(counts), remarks, len(conflicts), conflicts[0] if conflicts else "")
 
-# %% ../../nbs/data/16_table.ipynb #10e5329f
+# %% ../../nbs/data/16_table.ipynb #f7f128fd
 def read_table(
     path: str | Path,  # a table with names in its first line
     options: TableOptions = TableOptions(),
@@ -769,14 +825,14 @@ def read_table(
     ]
     return _assemble(table.path, rows, remarks, options.merge_twins)
 
-# %% ../../nbs/data/16_table.ipynb #8fdbde5d
+# %% ../../nbs/data/16_table.ipynb #b67a00f5
 class LabelFile(NamedTuple):
     "The labels of a list."
 
     labels: list[str]  # distinct, in the order of the file
     remarks: list[str]
 
-# %% ../../nbs/data/16_table.ipynb #fb10dbe6
+# %% ../../nbs/data/16_table.ipynb #58ae070d
 def _label_lines(
     text: str,  # of a file
 ) -> list[tuple[int, str]]:  # number and content of each line; a list in brackets is one line
@@ -792,7 +848,7 @@ def _label_lines(
     is_yaml = bool(lines) and all(line.startswith("- ") for _, line in lines)
     return [(number, line[2:].strip()) for number, line in lines] if is_yaml else lines
 
-# %% ../../nbs/data/16_table.ipynb #975021e6
+# %% ../../nbs/data/16_table.ipynb #956a9c3a
 def read_label_file(
     path: str | Path,  # a text file, one label per line
     separator: str | None = None,  # between labels, as in a table's cell
