@@ -79,7 +79,8 @@ def index_folder(
     sources += [inside_path(name, "the name of a list of labels") for name in lists]
     digest = source_digest(root, sources)  # first, so that a change during reading shows later
     unseen = [clean_name(label) for label in check_labels(unseen)] if len(unseen) else []
-    seen = None if seen is None else [clean_name(label) for label in check_labels(seen)]
+    if seen is not None:
+        seen = [clean_name(label) for label in check_labels(seen)] if len(seen) else []
     options = options or TableOptions()
     content = read_table(path, options, Path(root) / image_folder)
     rows = [row for row in content.rows if parts is None or row.part in parts]
