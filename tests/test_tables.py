@@ -399,6 +399,14 @@ def test_a_split_and_another_source_of_test_images_contradict(tmp_path):
     assert [len(indexes[split]) for split in ("train", "test")] == [2, 1]
 
 
+def test_no_validation_image_is_drawn_for_testing(tmp_path):
+    rows = [f"{number}.jpg,dog,{'val' if number % 2 else 'train'}" for number in range(20)]
+    (tmp_path / "train.csv").write_text("\n".join(["image,labels,split", *rows]))
+    indexes = index_folder_splits(tmp_path, ("train", "test"), FolderOptions(test_part=0.5))
+    assert len(indexes["test"]) == 5 and len(indexes["train"]) == 15 and len(indexes["train"].validation) == 10
+    assert not {*indexes["test"].images} & {*indexes["train"].images}
+
+
 def test_a_label_that_only_test_images_have_is_asked_about(tmp_path):
     (tmp_path / "train.csv").write_text("image,labels,split\n1.jpg,dog,train\n2.jpg,cat,test\n")
     with pytest.raises(QKSError, match="train.csv line 3: label 'cat' is neither in seen nor in unseen"):
@@ -809,3 +817,62 @@ def test_any_bytes_are_read_or_refused_in_one_sentence(tmp_path_factory, raw):
         assert present(read_table(path))["1.jpg"] >= {"dog"}
     except QKSError as error:
         assert str(error).startswith(f"{path} ") or "labels.csv" in str(error)
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["--not-annotated", "-1"], [[1, 0], [-1, 1]]),
+        (["--not-annotated", "-1,blank"], [[1, 0], [-1, 1]]),
+        (["--not-annotated=-1"], [[1, 0], [-1, 1]]),
+        (["--label-column", "dog"], [[1], [-1]]),
+    ],
+)
+def test_options_of_the_command_line(tmp_path, words, expected):
+    write_images(tmp_path, "1.jpg", "2.jpg")
+    (tmp_path / "test.csv").write_text("image,dog,cat\n1.jpg,1,-1\n2.jpg,0,1\n")
+    assert main(["data", "folder", "prepare", str(tmp_path), "--splits", "test", *words]) == 0
+    assert open_split(tmp_path, "test").labels().tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "separator, cell",
+    [
+        (";", "dog;cow"),
+        ("|", "dog|cow"),
+        (",", "dog, cow"),
+        ("-", "dog-cow"),
+        ("tab", "dog\tcow"),
+        ("space", "dog cow"),
+    ],
+)
+def test_separators_of_the_command_line(tmp_path, separator, cell):
+    write_images(tmp_path, "1.jpg", "2.jpg")
+    (tmp_path / "test.csv").write_text(f'image,labels\n1.jpg,"{cell}"\n2.jpg,dog\n')
+    words = ["--splits", "test", "--label-separator", separator]
+    assert main(["data", "folder", "prepare", str(tmp_path), *words]) == 0
+    assert open_split(tmp_path, "test").label_names == ("dog", "cow")
+
+
+MORE_NAMES = [*NAMES, "salt, pepper", "pepper", "a;b", "Washington, D.C."]
+
+
+@settings(max_examples=600, deadline=None)
+@given(
+    labels=st.lists(st.lists(st.sampled_from(MORE_NAMES), max_size=3, unique=True), min_size=1, max_size=6),
+    separator=st.sampled_from([", ", ",", ";", "; ", "|"]),
+)
+def test_no_label_is_changed_silently(tmp_path_factory, labels, separator):
+    "Read as they were meant, or asked about, or split with a remark that says so, or listed as odd."
+    rows = [[f"{number}.jpg", separator.join(labels_of)] for number, labels_of in enumerate(labels)]
+    path = tmp_path_factory.mktemp("table") / "labels.csv"
+    lines = write_cells([["image", "labels"], *rows], ",", quote_all=True)
+    path.write_text("\n".join(lines), encoding="utf-8")
+    try:
+        table = read_table(path)
+    except QKSError as error:
+        assert "--label-separator" in str(error)
+        return
+    meant = {f"{number}.jpg": set(labels_of) for number, labels_of in enumerate(labels)}
+    if present(table) != meant:
+        assert any("--label-separator" in remark or "contain a separator" in remark for remark in table.remarks)

@@ -167,14 +167,18 @@ def _index_one_table(
     unseen: Sequence[str],
     lists: Sequence[str],  # files that the labels came from
 ) -> dict[str, Index]:
-    "Index both splits from the training table; raises `QKSError` where there is a test table as well."
+    "Index both splits from the training table, test images being no validation ones; raises `QKSError` for a test table."
     if options.test != FolderOptions.test or (Path(root) / options.test).is_file():
         raise QKSError(
             f"part of {options.train} is for testing, and there is also the test table {options.test}: "
             "leave out --test-part, or remove the table"
         )
     index = index_folder(root, options.train, seen, unseen, options.image_folder, lists, options)
-    train, test = holdout(index, test_part, seed=0)
+    validation = set(index.validation)
+    others = index.subset([row for row, image in enumerate(index.images) if image not in validation])
+    _, test = holdout(others, test_part, seed=0)
+    in_test = set(test.images)
+    train = index.subset([row for row, image in enumerate(index.images) if image not in in_test])
     return {"train": train, "test": test}
 
 # %% ../../nbs/data/08_folder.ipynb #b09e29f0
