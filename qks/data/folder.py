@@ -167,7 +167,7 @@ def _index_one_table(
     unseen: Sequence[str],
     lists: Sequence[str],  # files that the labels came from
 ) -> dict[str, Index]:
-    "Index both splits from the training table, test images being no validation ones; raises `QKSError` for a test table."
+    "Index both splits from the training table, no validation image for testing; raises `QKSError` for a test table."
     if options.test != FolderOptions.test or (Path(root) / options.test).is_file():
         raise QKSError(
             f"part of {options.train} is for testing, and there is also the test table {options.test}: "
