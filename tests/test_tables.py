@@ -57,6 +57,7 @@ def cells(*texts, **options):
         (["dog, cat", "dog; cat", "dog", "cat"], [("dog", "cat"), ("dog", "cat"), ("dog",), ("cat",)]),
         (["dog", "cat", "salt, pepper"], [("dog",), ("cat",), ("salt, pepper",)]),
         (["dog|salt, pepper", "cat"], [("dog", "salt, pepper"), ("cat",)]),
+        (["dog|salt, pepper", "salt"], [("dog", "salt, pepper"), ("salt",)]),
         (['"salt, pepper", dog', "dog", "dog"], [("salt, pepper", "dog"), ("dog",), ("dog",)]),
         (["'salt, pepper'; dog", "dog", "salt, pepper"], [("salt, pepper", "dog"), ("dog",), ("salt, pepper",)]),
         (['"a;b", dog', "dog", "cow"], [("a;b", "dog"), ("dog",), ("cow",)]),
@@ -134,6 +135,8 @@ def test_brackets_without_quotes(texts, labels):
         (["dog;cow", "dog", "cat"], "line 2: 'dog;cow' may be one label or several with ';'"),
         (["dog", "cow, pig", "hen, duck"], "line 3: 'cow, pig' may be one label or several"),
         (["dog, cat", "dog", "cat", "salt, pepper"], "line 5: 'salt, pepper' may be one label or several"),
+        (["['dog', 'cat']", "dog, cow", "cat"], "line 3: 'dog, cow' may be one label or several"),
+        (["dog|cat", "dog, cow", "cat"], "line 3: 'dog, cow' may be one label or several"),
         (["[dog, cow]", "dog", "cat"], "line 2: 'dog, cow' may be|line 2: '.dog, cow.' may be one label or several"),
         (["dog||cat"], "line 2: label '' is empty"),
         (["|dog"], "line 2: label '' is empty"),
@@ -241,7 +244,7 @@ def test_the_summary_names_counts_and_everything_odd(tmp_path):
     assert "columns are separated by ','" in remarks[1] and "not used: note" in remarks[1]
     assert remarks[2].startswith("13 labels; most frequent: a 9, b 9, c 9, d 9, e 8; least frequent: ")
     assert remarks[2].endswith("i 8, j 8, k 8, l 8, salt, pepper 1")
-    assert remarks[3] == "odd: 1 contain a separator, a bracket or a quote: 'salt, pepper'"
+    assert remarks[3] == "odd labels (1), which contain a separator, a bracket or a quote: 'salt, pepper'"
 
 
 @pytest.mark.parametrize(
@@ -693,7 +696,9 @@ def test_names_that_look_the_same_are_one_label(tmp_path, one, other):
     assert index.label_names == ("sea", one) and index.n_seen == 1
 
 
-@pytest.mark.parametrize("other", ["hot_dog", "hot-dog", "Hot dog", "HOT_DOG", "hot \u2013 dog"])
+@pytest.mark.parametrize(
+    "other", ["hot_dog", "hot-dog", "Hot dog", "HOT_DOG", "hot \u2013 dog", "\uff28ot dog", "hot\u200d dog"]
+)
 def test_names_that_are_nearly_the_same_are_two_and_that_is_said(tmp_path, other):
     path = write_table(tmp_path, "image,labels", "1.jpg,hot dog", "2.jpg,hot dog", f"3.jpg,{other}")
     table = read_table(path)

@@ -58,9 +58,12 @@ def describe_twins(
     group: Sequence[str],  # names with one `twin_key`
 ) -> str:
     "In a sentence, how names differ."
-    folded = {name.casefold() for name in group}
-    difference = "capitals" if len(folded) == 1 else "capitals, hyphens, underscores or blanks"
-    return f"labels {' and '.join(map(repr, group))} differ in {difference} only"
+    labels = f"labels {' and '.join(map(repr, group))}"
+    if len({name.casefold() for name in group}) == 1:
+        return f"{labels} differ in capitals only"
+    if len({_JOINTS.sub(" ", name).casefold() for name in group}) == 1:
+        return f"{labels} differ in capitals, hyphens, underscores or blanks only"
+    return f"{labels} look alike"
 
 # %% ../../nbs/data/14_label_text.ipynb #2b9c902a
 class Part(NamedTuple):
@@ -270,7 +273,7 @@ class _Verdict(NamedTuple):
 def _judge_separator(
     candidates: dict[str, list[Part]],  # texts that contain the mark -> their parts
     others: Iterable[str],  # the other texts, and names that are labels for certain
-    has_separator: bool,  # whether the column has shown another separator
+    settled: Collection[str] = (),  # texts that are parts already: a mark inside them needs no question
 ) -> _Verdict:
     "Decide from a whole column whether a mark separates labels."
     alone = {twin_key(text) for text in others}
@@ -279,7 +282,7 @@ def _judge_separator(
     counts = Counter(key for part_keys in keys.values() for key in part_keys)
     labels = alone | quoted | {key for key, count in counts.items() if count > 1}
     known = {text: [key in labels for key in part_keys] for text, part_keys in keys.items()}
-    unclear = next((text for text in known if not all(known[text])), "")
+    unclear = [text for text in known if not all(known[text])]
     if not unclear:
         return _Verdict(True, "every part is a label elsewhere")
     if not alone:
@@ -288,9 +291,10 @@ def _judge_separator(
     if is_usual and all(any(flags) for flags in known.values()):
         return _Verdict(True, "most cells are written so")
     is_rare = not is_usual and not any(any(flags) for flags in known.values())
-    if is_rare or has_separator:
+    questions = [text for text in unclear if text not in settled]
+    if is_rare or not questions:
         return _Verdict(False, "")
-    return _Verdict(False, "", unclear)
+    return _Verdict(False, "", questions[0])
 
 # %% ../../nbs/data/14_label_text.ipynb #96660af0
 NO_LABEL_WORDS = "nan,NaN,None,null,NULL,<NA>,N/A,#N/A"  # cells that programs write for "nothing here"
@@ -340,7 +344,6 @@ class _Column:
         for cell, place in zip(cells, places, strict=True):
             self.places.setdefault(cell, place)
         self.remarks: list[str] = []
-        self.has_separator = False
 
     def place_of(self, text: str) -> str:
         "File and line of a text that is not split yet."
@@ -376,7 +379,6 @@ class _Column:
                     raise QKSError(
                         f"{self.places[cell]}: label '' is empty in {cell[:60]!r}: write a label between two separators"
                     )
-        self.has_separator = True
         if reason or mark != ",":  # a comma without a reason is what a command line documents
             self.remarks.append(describe_separator(mark, n_rows, next(iter(candidates)), reason))
 
@@ -413,7 +415,6 @@ def _split_lists(
     if lists:
         n_cells = sum(column.counts[cell] for cell in lists)
         column.parts |= lists
-        column.has_separator = True
         cells = "1 cell is read as a list" if n_cells == 1 else f"{n_cells:,} cells are read as lists"
         example = next(iter(lists))[:60]
         column.remarks.append(f"{cells}, such as {example!r}; --label-separator none keeps them whole")
@@ -445,7 +446,8 @@ def _split_by_evidence(
             column.split(candidates, mark, "")
             continue
         names = [part.text for parts in column.parts.values() for part in parts if part.text not in candidates]
-        verdict = _judge_separator(candidates, names, column.has_separator)
+        settled = {part.text for parts in column.parts.values() for part in parts if len(parts) > 1}
+        verdict = _judge_separator(candidates, names, settled)
         if verdict.is_separator:
             column.split(candidates, mark, verdict.reason)
         elif verdict.unclear:
@@ -505,8 +507,8 @@ def _finish_cells(
     same = [name for name, texts in spellings.items() if len(texts) > 1]
     if same:
         column.remarks.append(
-            f"{len(same):,} of the labels have spellings that look the same (blanks, composed letters) "
-            f"and count as one, such as {same[0]!r}"
+            f"spellings that look the same (blanks, composed letters) are one label, such as {same[0]!r} "
+            f"({len(same):,} in all)"
         )
     return LabelCells([labels_of[cell] for cell in cells], column.remarks)
 
@@ -635,7 +637,7 @@ def describe_list(
     lines = []
     for what, odd in odd_names(names).items():
         more = f" and {len(odd) - _SHOWN:,} more" if len(odd) > _SHOWN else ""
-        lines.append(f"odd: {len(odd):,} {what}: {', '.join(map(repr, odd[:_SHOWN]))}{more}")
+        lines.append(f"odd labels ({len(odd):,}), which {what}: {', '.join(map(repr, odd[:_SHOWN]))}{more}")
     twins = find_twins(names)
     if twins:
         groups = "; ".join(describe_twins(group) for group in twins[:_SHOWN])

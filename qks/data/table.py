@@ -776,9 +776,8 @@ def _assemble(
         rows = [_respell(row, spelling) for row in rows]
         changed = [name for name in spelling if spelling[name] != name]
         if changed:
-            remarks.append(
-                f"{len(changed):,} spellings are merged, such as {changed[0]!r} into {spelling[changed[0]]!r}"
-            )
+            example = f"{changed[0]!r} into {spelling[changed[0]]!r}"
+            remarks.append(f"spellings are merged, such as {example} ({len(changed):,} in all)")
     merged, conflicts = _merge_rows(rows, path)
     images = f"{len(merged):,} {'image' if len(merged) == 1 else 'images'}"
     if n_rows > len(merged):
