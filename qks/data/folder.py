@@ -7,14 +7,26 @@ __all__ = ['index_folder', 'FolderOptions', 'index_folder_splits']
 
 # %% ../../nbs/data/08_folder.ipynb #f498ec29
 import csv
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from ..core import QKSError, check_labels
-from .files import MAX_NAME_LENGTH, csv_rows, find_file, inside_path, read_label_list, text_lines
-from .index import Index, holdout, index_pairs, source_digest, without_unseen
+from qks.data.files import (
+    MAX_NAME_LENGTH,
+    csv_rows,
+    find_file,
+    inside_path,
+    locate_list,
+    names_inside,
+    read_image_list,
+    read_label_list,
+    text_lines,
+)
+from .index import Index, ProtocolName, index_pairs, source_digest, without_unseen
+from .own_splits import add_validation, stratified_holdout
 
 # %% ../../nbs/data/08_folder.ipynb #eb9865de
 class _TableRow(NamedTuple):
@@ -117,10 +129,9 @@ def index_folder(
     lists: Sequence[str] = (),  # files that the labels came from, relative to root: the index is stale when one changes
 ) -> Index:  # keyed by label
     "Index a folder of images with a CSV; raises `QKSError` with the line for an image or a label that is wrong."
-    path = find_file(root, inside_path(table, "the name of the table"))
+    path = locate_list(root, table) if os.path.isabs(table) else find_file(root, table)
     image_folder = inside_path(image_folder, "the folder of the images") if image_folder else ""
-    sources = [path.relative_to(root).as_posix()]
-    sources += [inside_path(name, "the name of a list of labels") for name in lists]
+    sources = names_inside(root, [path.absolute(), *(Path(root, name).absolute() for name in lists)])
     digest = source_digest(root, sources)  # first, so that a change during reading shows later
     unseen = check_labels(unseen) if len(unseen) else []
     seen = None if seen is None else check_labels(seen)
@@ -155,10 +166,22 @@ class FolderOptions:
 
     train: str = "train.csv"  # table of training images below ROOT: a header image,labels, '|' between labels
     test: str = "test.csv"  # table of the test images, relative to ROOT
-    test_part: float | None = None  # part of the training table's images to test on, drawn at random, such as 0.2
-    unseen: str | None = None  # list of the unseen labels, one per line, relative to ROOT
+    test_part: float | None = None  # part of the training table's images to test on, drawn by label, such as 0.2
+    test_seed: int = 0  # of that draw
+
+    # your own choice of images to choose the epoch by: a table (.csv or .tsv) like the others, or a list of images of
+    # the training table, one per line; looked for in the current folder, then in ROOT
+    validation: str | None = None
+
+    # list of the unseen labels, one per line; looked for in the current folder, then in ROOT
+    unseen: str | None = None
+
     seen: str | None = None  # list of the seen labels, likewise; None: all of the training table but the unseen
     image_folder: str = ""  # the folder of the images, relative to ROOT
+
+    # whose rules measure the test images and choose the epoch, unless others are asked for there; own-data: every image
+    # counts, also one without a label; official: the authors' for NUS-WIDE
+    protocol: ProtocolName = "own-data"
 
 # %% ../../nbs/data/08_folder.ipynb #77bc20ff
 def _index_one_table(
@@ -176,8 +199,62 @@ def _index_one_table(
             "leave out --test-part, or remove the table"
         )
     index = index_folder(root, options.train, seen, unseen, options.image_folder, lists)
-    train, test = holdout(index, test_part, seed=0)
-    return {"train": without_unseen(train), "test": test}
+    train, test = stratified_holdout(index, test_part, options.test_seed)
+    return {"train": train, "test": test}
+
+# %% ../../nbs/data/08_folder.ipynb #343552f8
+def _index_tables(
+    root: str | Path,  # the folder
+    splits: Sequence[str],  # "train", "test"
+    options: FolderOptions,
+    seen: Sequence[str] | None,
+    unseen: Sequence[str],
+    lists: Sequence[str],  # files that the labels came from
+) -> dict[str, Index]:
+    "Index each split from its own table; without a test table at the usual place the training images stand alone."
+    indexes = {}
+    if "train" in splits:
+        index = indexes["train"] = index_folder(root, options.train, seen, unseen, options.image_folder, lists)
+        if seen is None:  # the test split has the same seen labels
+            seen = index.label_ids[: index.n_seen]
+            lists = [*lists, *names_inside(root, [locate_list(root, options.train).absolute()])]
+    has_test = options.test != FolderOptions.test or (Path(root) / options.test).is_file()
+    if "test" in splits and (has_test or "train" not in splits):
+        indexes["test"] = index_folder(root, options.test, seen, unseen, options.image_folder, lists)
+    return indexes
+
+# %% ../../nbs/data/08_folder.ipynb #aeff3420
+def _read_validation(
+    root: str | Path,  # the folder
+    options: FolderOptions,  # with a table or a list of images
+    train: Index,  # the training table, all labels
+    unseen: Sequence[str],
+    lists: Sequence[str],  # files that the labels came from
+) -> Index:  # the training split, with the images to choose the epoch by marked
+    "Read the user's own validation images; raises `QKSError` where they do not fit the training table."
+    path = locate_list(root, options.validation or "").absolute()
+    source = str(options.validation)
+    if path.suffix.lower() not in (".csv", ".tsv"):
+        marked = add_validation(train, read_image_list(path), f"the list {source}")
+    else:
+        seen = train.label_ids[: train.n_seen]
+        table = index_folder(root, str(path), seen, unseen, options.image_folder, lists)
+        marked = add_validation(train, table, f"the table {source}")
+    sources = tuple(dict.fromkeys([*train.sources, *names_inside(root, [path])]))
+    return replace(marked, sources=sources, digest=source_digest(root, sources))
+
+# %% ../../nbs/data/08_folder.ipynb #48db7343
+def _describe_lists(
+    root: str | Path,  # the folder
+    options: FolderOptions,
+) -> list[str]:  # sentences
+    "Say which lists lie outside the folder, so that the index cannot tell when they change."
+    given = [name for name in (options.seen, options.unseen, options.validation) if name]
+    return [
+        f"{locate_list(root, name).absolute()} is outside the folder: prepare again when it changes"
+        for name in given
+        if not names_inside(root, [name])
+    ]
 
 # %% ../../nbs/data/08_folder.ipynb #c0e99737
 def index_folder_splits(
@@ -186,19 +263,23 @@ def index_folder_splits(
     options: FolderOptions,
 ) -> dict[str, Index]:
     "Index the splits of a folder; raises `QKSError` for a table or a list that is wrong."
-    seen: Sequence[str] | None = read_label_list(root, options.seen)
+    seen = read_label_list(root, options.seen)
     unseen = read_label_list(root, options.unseen) or ()
-    lists = [name for name in (options.seen, options.unseen) if name]
+    lists = names_inside(root, [options.seen, options.unseen])
+    notes = _describe_lists(root, options)
     if options.test_part is not None:
         indexes = _index_one_table(root, options, options.test_part, seen, unseen, lists)
-        return {split: indexes[split] for split in indexes if split in splits}
-    indexes = {}
-    if "train" in splits:
-        index = index_folder(root, options.train, seen, unseen, options.image_folder, lists)
-        if seen is None:  # the test split has the same seen labels
-            seen = index.label_ids[: index.n_seen]
-            lists = [*lists, options.train]
-        indexes["train"] = without_unseen(index)
-    if "test" in splits:
-        indexes["test"] = index_folder(root, options.test, seen, unseen, options.image_folder, lists)
-    return indexes
+    else:
+        indexes = _index_tables(root, splits, options, seen, unseen, lists)
+    if "train" in indexes:
+        train = indexes["train"]
+        if options.validation:
+            train = _read_validation(root, options, train, unseen, lists)
+        indexes["train"] = without_unseen(train)
+    if "train" in splits and "test" in splits and "test" not in indexes:
+        notes.append(f"there is no test table {options.test}: training works, and no test table is printed")
+    indexes = {split: index for split, index in indexes.items() if split in splits}
+    return {
+        split: replace(index, protocol=options.protocol, is_own=True, notes=(*notes, *index.notes))
+        for split, index in indexes.items()
+    }

@@ -13,13 +13,14 @@ import os
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..core import QKSError, check_count
-from .check import Report, check_images, label_remarks, missing_images
+from .check import Report, check_images, damaged_images, label_remarks, missing_images
 from .index import SPLITS, Index, check_split_name, load_index
+from .own_splits import settle_labels
 from .registry import DATASETS, detect_dataset, find_dataset
 
 # %% ../../nbs/data/10_splits.ipynb #df174ee2
@@ -53,6 +54,15 @@ def check_splits(
         )
     return splits
 
+# %% ../../nbs/data/10_splits.ipynb #cd21609b
+def _finish_splits(
+    splits: dict[str, Index],  # as they were read
+) -> dict[str, Index]:
+    "Settle the labels of a folder of the user's own, and check the splits of any data set; raises `QKSError`."
+    if all(index.is_own for index in splits.values()):
+        splits = settle_labels(splits)
+    return check_splits(splits)
+
 # %% ../../nbs/data/10_splits.ipynb #e7c94ee9
 def index_splits(
     root: str | Path,  # the data set's folder
@@ -64,7 +74,7 @@ def index_splits(
     detect_dataset(root)  # raises where there is no such folder
     entry = find_dataset(dataset)
     names = tuple(dict.fromkeys(check_split_name(split) for split in splits))
-    return check_splits(entry.index(root, names, entry.make_options(**options)))
+    return _finish_splits(entry.index(root, names, entry.make_options(**options)))
 
 # %% ../../nbs/data/10_splits.ipynb #681432ce
 def index_paths(
@@ -114,6 +124,7 @@ class Prepared:
     seconds: float  # for reading and saving
     left_out: dict[str, int]  # split -> how many images were not there; empty where all were to stay
     missing: dict[str, list[str]]  # split -> images that are not there and stay, where they were looked for
+    damaged: dict[str, list[str]] = field(default_factory=dict)  # split -> images left out because they are damaged
 
     def __str__(self) -> str:
         lines = []
@@ -135,6 +146,13 @@ class Prepared:
                 f"  {self.left_out[split]:,} images are missing or too small, and left out; "
                 "prepare again after fetching more"
             )
+        if self.damaged.get(split):
+            names = self.damaged[split]
+            lines.append(f"  {len(names):,} damaged images are left out: {', '.join(names[:_MAX_REMARKS])}")
+            if len(names) > _MAX_REMARKS:
+                lines[-1] += ", …: `check --decode --list FILE` names them all"
+        if index.is_own:
+            lines.append(f"  measured by the protocol {index.protocol!r}, unless another is asked for")
         if index.conflicts:
             lines.append(f"  conflicts count as not annotated, the first: {index.first_conflict}")
         if split == "test" and S == C:
@@ -145,12 +163,26 @@ class Prepared:
                 f"  {len(missing):,} images are missing or empty, the first: {missing[0]}; "
                 "training needs them, or leave them out with --leave-out-missing"
             )
-        remarks = label_remarks(index) if split == "test" else []
+        remarks = [*index.notes, *(label_remarks(index) if split == "test" else [])]
         lines += [f"  {remark}" for remark in remarks[:_MAX_REMARKS]]
         if len(remarks) > _MAX_REMARKS:
-            lines.append(f"  … and {len(remarks) - _MAX_REMARKS} more such labels")
+            lines.append(f"  … and {len(remarks) - _MAX_REMARKS} more such remarks")
         lines.append(f"  {self.files[split].stat().st_size:,} bytes in {self.files[split]}")
         return lines
+
+# %% ../../nbs/data/10_splits.ipynb #8c5c635a
+def _without_images(
+    index: Index,
+    split: str,  # its name, for the message
+    left_out: Sequence[str],  # images
+) -> Index:  # the other images
+    "Leave out images; raises `QKSError` where all would be."
+    names = set(left_out)
+    if len(index) and len(names) == len(index):
+        raise QKSError(f"none of the {len(index):,} {split} images can be read: fetch them again")
+    validation = tuple(image for image in index.validation if image not in names)
+    rest = index.subset([row for row, image in enumerate(index.images) if image not in names])
+    return replace(rest, validation=validation)
 
 # %% ../../nbs/data/10_splits.ipynb #848a5ea9
 def _present_images(
@@ -159,12 +191,12 @@ def _present_images(
     min_bytes: int = 1,  # smaller files count as missing
 ) -> Index:  # the images whose files are there
     "Leave out missing images; raises `QKSError` where all are missing."
-    missing = set(missing_images(index, min_bytes))
+    missing = missing_images(index, min_bytes)
     if len(missing) == len(index):
         raise QKSError(
             f"none of the {len(index):,} {split} images is in {Path(index.root) / index.image_folder}: fetch them first"
         )
-    return index.subset([i for i, image in enumerate(index.images) if image not in missing])
+    return _without_images(index, split, missing)
 
 # %% ../../nbs/data/10_splits.ipynb #848a5eae
 def prepare(
@@ -172,23 +204,36 @@ def prepare(
     dataset: str,  # a name in the registry
     splits: Sequence[str] = SPLITS,  # which of the two
     min_bytes: int | None = None,  # leave out images that are absent or smaller than this; None: all stay
+    leave_out_damaged: bool = False,  # decode every image that is there, and leave out those that cannot be read
     **options: Any,  # fields of the data set's options
 ) -> Prepared:  # print it; `files` says where the indexes are
     "Index a data set and save what training and evaluation read; raises `QKSError` before anything is changed."
     start = time.perf_counter()
     if min_bytes is not None:
         check_count("min_bytes", min_bytes)
-    indexes = index_splits(root, dataset, splits, **options)
+    detect_dataset(root)  # raises where there is no such folder
+    entry = find_dataset(dataset)
+    names = tuple(dict.fromkeys(check_split_name(split) for split in splits))
+    indexes = entry.index(root, names, entry.make_options(**options))
     left_out = {}
     missing = {}
+    damaged = {}
+    if leave_out_damaged:
+        damaged = {split: damaged_images(index) for split, index in indexes.items()}
+        indexes = {split: _without_images(index, split, damaged[split]) for split, index in indexes.items()}
     if min_bytes is not None:
         present = {split: _present_images(index, split, min_bytes) for split, index in indexes.items()}
         left_out = {split: len(index) - len(present[split]) for split, index in indexes.items()}
         indexes = present
-    elif find_dataset(dataset).looks_for_images:
+    elif entry.looks_for_images:
         missing = {split: missing_images(index) for split, index in indexes.items()}
+    indexes = _finish_splits(indexes)
+    for split in names:
+        if split not in indexes:  # an own folder without a test table: what an earlier preparation left is no more true
+            for path in index_paths(root, split):
+                path.unlink(missing_ok=True)
     files = {split: _save_split(index, root, split) for split, index in indexes.items()}
-    return Prepared(indexes, files, time.perf_counter() - start, left_out, missing)
+    return Prepared(indexes, files, time.perf_counter() - start, left_out, missing, damaged)
 
 # %% ../../nbs/data/10_splits.ipynb #36d93270
 def open_split(
@@ -212,9 +257,12 @@ def open_split(
 # %% ../../nbs/data/10_splits.ipynb #40bfb36f
 def open_splits(
     root: str | Path,  # the data set's folder
-) -> dict[str, Index]:  # "train" with S labels, "test" with S + U labels
+) -> dict[str, Index]:  # "train" with S labels, "test" with S + U labels; of an own folder perhaps "train" alone
     "Open both splits of a data set; raises `QKSError` where they do not fit together."
-    return check_splits({split: open_split(root, split) for split in SPLITS})
+    train = open_split(root, "train")
+    if train.is_own and not any(path.exists() for path in index_paths(root, "test")):
+        return {"train": train}
+    return check_splits({"train": train, "test": open_split(root, "test")})
 
 # %% ../../nbs/data/10_splits.ipynb #0f01aee2
 def _check_prepared_split(

@@ -118,7 +118,7 @@ def resampled_means(
     count_absent_labels: bool,  # whether a label without a positive in the data counts as 0
 ) -> dict[str, np.ndarray]:  # part -> [R] mAP of every resample
     "The mAP of every resample, part by part."
-    kept = {name: set(part.labels.tolist()) for name, part in parts.items()}
+    kept = {name: set(part.labels[part.measurable_labels].tolist()) for name, part in parts.items()}
     n_resamples = sum(matrix.shape[1] for matrix in weights)
     totals = {name: np.zeros(n_resamples) for name in parts}
     counts = {name: np.zeros(n_resamples) for name in parts}
@@ -202,6 +202,8 @@ def resampled_metrics(
         positives = measured.labels.positive_counts(part.labels)[part.images]
         hits = resampled_hits(measured.hits[name], positives, part.images, measured.topk, weights)
         values[name] = {"mAP": means[name], **hits}
+        if not part.is_measurable:
+            values[name] = {metric: np.full_like(resampled, np.nan) for metric, resampled in values[name].items()}
     return values
 
 # %% ../../nbs/evaluate/04_bootstrap.ipynb #b0e5f931

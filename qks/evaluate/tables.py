@@ -49,9 +49,9 @@ def format_percent(
     "A fraction in percent, with its 95 % interval if there is one."
 
     def show(number: float | None) -> str:
-        return "–" if number is None else f"{100 * number:.1f}"
+        return "–" if number is None or np.isnan(number) else f"{100 * number:.1f}"
 
-    if interval is None:
+    if interval is None or show(value) == "–":
         return show(value)
     return f"{show(value)} [{show(interval['low'])}, {show(interval['high'])}]"
 
@@ -340,9 +340,10 @@ Summary = dict[str, dict[str, MeanStd]]  # part -> metric -> mean and standard d
 def summarise(
     runs: Sequence[Metrics],  # metrics of each seed, as `evaluate_scores` returns them
 ) -> Summary:
-    "Mean and standard deviation over seeds."
+    "Mean and standard deviation over seeds; nan where nothing could be measured."
 
     def over_seeds(values: list[float]) -> MeanStd:
+        values = [float("nan") if value is None else value for value in values]
         std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
         return MeanStd(mean=float(np.mean(values)), std=std)
 
@@ -356,13 +357,15 @@ def results_table(
     rows: Mapping[str, Summary],  # method -> what `summarise` returns
     topk: Iterable[int] = (3, 5),  # k of the F1 columns
 ) -> str:  # a Markdown table, in percent
-    "Methods side by side; a standard deviation is shown unless it is 0."
+    "Methods side by side; a standard deviation is shown unless it is 0, and a dash where nothing could be measured."
     metrics = ["mAP", *(f"F1@{k}" for k in topk)]
     parts = list(next(iter(rows.values())))
     titles = ["seen" if part == "seen" else part.upper() for part in parts]
 
     def cell(number: MeanStd) -> str:
-        text = f"{100 * number['mean']:.1f}"
+        text = format_percent(number["mean"])
+        if text == "–":
+            return text
         return f"{text} ± {100 * number['std']:.1f}" if number["std"] else text
 
     table = [["", *(f"{title} {metric}" for title in titles for metric in metrics)]]
