@@ -119,6 +119,19 @@ def _read_rows(
     if not first_line:
         raise QKSError(f"{path} has no row below its header: expected one image per row")
 
+# %% ../../nbs/data/08_folder.ipynb #6c68e32a
+_DEFAULT_TABLES = ("labels.csv", "train.csv", "test.csv")
+
+
+def _find_table(
+    root: str | Path,  # the folder
+    table: str,  # as the user named it
+) -> Path:
+    "A table in the folder, or else where the user stands; raises `QKSError` where it is missing."
+    inside = os.path.isfile(Path(root, table))
+    is_default = table in _DEFAULT_TABLES  # one of these in the current folder belongs to another data set
+    return find_file(root, table) if inside or is_default or not os.path.isfile(table) else Path(table)
+
 # %% ../../nbs/data/08_folder.ipynb #921014df
 def index_folder(
     root: str | Path,  # the folder
@@ -129,7 +142,7 @@ def index_folder(
     lists: Sequence[str] = (),  # files that the labels came from, relative to root: the index is stale when one changes
 ) -> Index:  # keyed by label
     "Index a folder of images with a CSV; raises `QKSError` with the line for an image or a label that is wrong."
-    path = locate_list(root, table) if os.path.isabs(table) else find_file(root, table)
+    path = _find_table(root, table)
     image_folder = inside_path(image_folder, "the folder of the images") if image_folder else ""
     sources = names_inside(root, [path.absolute(), *(Path(root, name).absolute() for name in lists)])
     digest = source_digest(root, sources)  # first, so that a change during reading shows later
@@ -217,7 +230,7 @@ def _index_tables(
         index = indexes["train"] = index_folder(root, options.train, seen, unseen, options.image_folder, lists)
         if seen is None:  # the test split has the same seen labels
             seen = index.label_ids[: index.n_seen]
-            lists = [*lists, *names_inside(root, [locate_list(root, options.train).absolute()])]
+            lists = [*lists, *names_inside(root, [_find_table(root, options.train).absolute()])]
     has_test = options.test != FolderOptions.test or (Path(root) / options.test).is_file()
     if "test" in splits and (has_test or "train" not in splits):
         indexes["test"] = index_folder(root, options.test, seen, unseen, options.image_folder, lists)

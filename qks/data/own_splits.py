@@ -151,9 +151,7 @@ def move_untrained_labels(
     fit = split_validation(train)[0] if train.validation else train
     trained = dict(zip(train.label_ids, fit.positives().tolist()))
     seen = [label for label, count in trained.items() if count]
-    if not seen:
-        raise QKSError(f"no training image in {train.root} shows a label, so there is none to train on: add some")
-    if len(seen) == len(trained):
+    if not seen or len(seen) == len(trained):  # with none left, there is nothing to regroup: training refuses it
         return splits
     shown: Counter[str] = Counter()
     for index in splits.values():
