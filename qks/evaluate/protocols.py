@@ -258,7 +258,7 @@ def plan_part(
     if not images.any() and not protocol.only_measurable:
         raise QKSError(
             f"no image has a positive label in the part {part_name} ({len(columns)} labels), so nothing can be "
-            "measured there: check the labels and n_seen."
+            "measured there: give images that show some of them."
         )
     if protocol.keep_all_images:
         images = np.ones_like(images)
