@@ -122,7 +122,8 @@ def split_validation(
             f"{int(mask.sum()):,} of the {len(train):,} training images are for choosing the epoch: "
             "leave some for training, and name some that are there"
         )
-    return train.subset(np.flatnonzero(~mask)), train.subset(np.flatnonzero(mask))
+    unmarked = replace(train, validation=())
+    return unmarked.subset(np.flatnonzero(~mask)), unmarked.subset(np.flatnonzero(mask))
 
 # %% ../../nbs/data/13_own_splits.ipynb #a2c6b428
 def count_note(
@@ -144,7 +145,7 @@ def count_note(
 
 # %% ../../nbs/data/13_own_splits.ipynb #373047ee
 def move_untrained_labels(
-    splits: dict[str, Index],  # "train" with S labels; others with these S labels first, such as "test"
+    splits: dict[str, Index],  # "train" and perhaps "validation" with S labels, "test" with these S labels first
 ) -> dict[str, Index]:  # the same images
     "Count seen labels without a training image as unseen; those that no image of any split shows are left out."
     train = splits["train"]
@@ -159,7 +160,7 @@ def move_untrained_labels(
     moved = [label for label, count in trained.items() if not count and shown[label]]
     result = {}
     for name, index in splits.items():
-        unseen = [] if name == "train" else [*index.label_ids[index.n_seen :], *moved]
+        unseen = [] if name in ("train", "validation") else [*index.label_ids[index.n_seen :], *moved]
         result[name] = regroup_labels(index, seen, unseen)
     return result
 

@@ -206,7 +206,7 @@ def close_epoch(
     trainer: Trainer,  # at the end of an epoch
     metrics: dict[str, float],  # "score", and whatever else belongs in the history
 ) -> None:
-    "Write the epoch into the history, keep its weights if it is the best so far or the last counts, and start the next."
+    "Write the epoch into the history, keep its weights if it is the best or the last counts, and start the next."
     if trainer.config.schedule == "plateau":
         trainer.schedule.step(metrics["score"])
     keeps_last = trainer.config.selection == "last"
