@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from .options import Command, Device, Force, MessageOptions, Workers, prepare_processor
+from .tag import read_label_arguments
 from ..core.errors import QKSError, check_count
 from ..experiment.spec import VLPSource, check_cache_dtype
 from ..train.config import PrecisionName
@@ -60,8 +61,16 @@ class EvaluateCommand:
 
     root: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ROOT")]  # the data set's folder
 
-    # whose rules: official (the authors'), all-images, annotated, leak-free, …, or all of them
-    protocol: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = ("official",)
+    # whose rules: official (the authors'), all-images, annotated, leak-free, own-data, or all of them; None: those of
+    # the data set, own-data for a folder of your own and official for published ones
+    protocol: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="NAME [NAME ...]")] = None
+
+    labels: str | None = None  # measure these labels alone, by name, separated by commas: cat,dog; None: all
+    labels_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None  # text file of them, one per line
+
+    # measure these test images alone: a list, one per line, or a table (.csv, .tsv) of them; looked for in the current
+    # folder, then in ROOT; None: all
+    images: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
 
     # k of precision, recall and F1; None: 3 5, the authors' for NUS-WIDE, as far as there are labels; give 10 20 for
     # Open Images
@@ -89,6 +98,8 @@ class EvaluateCommand:
 
     def __post_init__(self):
         check_count("workers", self.workers, least=0)
+        if self.topk == ():
+            raise QKSError("topk is empty: give at least one whole number")
         check_cache_dtype(self.cache_dtype, self.cache)
 
     def execute(self) -> int:
@@ -105,18 +116,31 @@ def run_evaluation(
     from qks.evaluate.protocols import default_topk
     from qks.evaluate.report import ReportConfig
     from qks.evaluate.tables import check_new_file, save_labels, save_report
-    from qks.experiment.evaluation import evaluate_model, evaluation_facts
+    from qks.experiment.evaluation import (
+        evaluate_model,
+        evaluation_facts,
+        group_by_training,
+        select_images,
+        select_labels,
+    )
     from qks.experiment.loading import load_model
 
-    index = open_split(options.root, "test")
-    topk = options.topk
-    if topk is None:
-        topk = default_topk(len(index.label_ids), index.n_seen)
-    config = ReportConfig(protocol_names(options.protocol), topk, options.bootstrap, options.seed)
     files = [check_new_file(path, options.force) for path in (options.json, options.per_label) if path]
     if len({path.resolve() for path in files}) < len(files):
         raise QKSError(f"--json and --per-label both name {files[0]}: give each a file of its own")
+    split = open_split(options.root, "test")
+    protocols = protocol_names(options.protocol or (split.protocol,))
+    ReportConfig(protocols, options.topk or (1,), options.bootstrap, options.seed)  # raises for a mistake
+    index = split if options.images is None else select_images(split, options.images)
+    labels = read_label_arguments(options.labels, options.labels_file)
+    if labels is not None:
+        index = select_labels(index, labels)
     model = load_model(options.model, options.vlp, options.n_heads, options.precision, options.device)
+    index, remarks = group_by_training(index, model.labels)
+    topk = options.topk
+    if topk is None:
+        topk = min((default_topk(len(index.label_ids), index.n_seen, name) for name in protocols), key=max)
+    config = ReportConfig(protocols, topk, options.bootstrap, options.seed)
     dtype = PRECISIONS[options.cache_dtype or "fp16"]
     facts = evaluation_facts(options.model, model, options.cache, dtype)
     report = facts | evaluate_model(
@@ -130,9 +154,16 @@ def run_evaluation(
     finally:
         print_report(report)
     n_unseen = len(index.label_ids) - index.n_seen
+    if len(index) < len(split) or len(index.label_ids) < len(split.label_ids):
+        remarks.append(
+            f"{len(index):,} of {len(split):,} test images and {len(index.label_ids):,} of {len(split.label_ids):,} "
+            "labels were measured, as you asked for."
+        )
     print(
         f"\n{len(index):,} test images, {index.n_seen:,} seen and {n_unseen:,} unseen labels; "
-        f"epoch of the model chosen by: {facts['selection']}"
+        f"epoch of the model chosen by: {facts['selection']}",
+        *remarks,
+        sep="\n",
     )
     return 0
 

@@ -376,8 +376,8 @@ def holdout(
 
 # %% ../../nbs/data/02_index.ipynb #c0c102ca
 def regroup_labels(
-    index: Index,  # C labels, whose ids are their names
-    seen: Sequence[str],  # the seen labels to be
+    index: Index,  # C labels
+    seen: Sequence[str],  # ids of the seen labels to be
     unseen: Sequence[str],  # the unseen labels to be; labels in neither list are left out
 ) -> Index:  # the same images
     "The same images with labels grouped otherwise."
