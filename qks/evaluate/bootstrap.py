@@ -193,17 +193,17 @@ def resampled_metrics(
     measured: MeasuredScores,
     weights: list[Tensor],  # matrices that side by side are [B, R]
 ) -> dict[str, dict[str, np.ndarray]]:  # part -> "mAP", "P@k", "R@k", "F1@k" -> [R]
-    "Every metric in every resample."
+    "Every metric in every resample, for the parts in which there is something to measure."
     entries = progress(measured.entries_by_label, "Bootstrap, label by label", measured.labels.n_labels)
     count_absent = measured.protocol.count_absent_labels
     means = resampled_means(entries, measured.parts, measured.n_seen, weights, count_absent)
     values = {}
     for name, part in measured.parts.items():
+        if not part.is_measurable:
+            continue
         positives = measured.labels.positive_counts(part.labels)[part.images]
         hits = resampled_hits(measured.hits[name], positives, part.images, measured.topk, weights)
         values[name] = {"mAP": means[name], **hits}
-        if not part.is_measurable:
-            values[name] = {metric: np.full_like(resampled, np.nan) for metric, resampled in values[name].items()}
     return values
 
 # %% ../../nbs/evaluate/04_bootstrap.ipynb #b0e5f931

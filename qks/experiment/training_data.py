@@ -78,8 +78,9 @@ def too_few_to_choose(
     n_positives = int(counts.sum())
     both_sides = (counts > 0) & (counts < len(validation))
     if n_positives < options.min_positives:
+        plural = "" if n_positives == 1 else "s"
         return (
-            f"the {len(validation):,} held-out images hold only {n_positives} positive labels, "
+            f"the {len(validation):,} held-out images hold only {n_positives} positive label{plural}, "
             f"fewer than {options.min_positives}"
         )
     if options.min_positives and not both_sides.any():

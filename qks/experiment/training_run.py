@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..core import QKSError
+from ..core import DamagedImage, QKSError
 from ..core.arithmetic import PRECISIONS
 from ..data.check import damaged_images, require_images
 from ..data.index import Index
@@ -206,9 +206,6 @@ def prepare_run(
         splits, remarks = without_damaged_images(splits)
     plan = plan_training(splits, spec.train.selection, spec.holdout)
     remarks += plan.remarks
-    for remark in remarks:
-        if process_state().is_main_process:
-            logging.getLogger("qks.experiment").warning(remark)
     spec = replace(spec, train=replace(spec.train, selection=plan.selection))
     parts = plan.parts
     spec = complete_spec(spec, plan.labels, n_processes)
@@ -221,6 +218,9 @@ def prepare_run(
         digest = state_digest({name: tensor.cpu() for name, tensor in initial.items()}, "")
         spec = replace(spec, head=head.config, init_digest=digest)
     check_feasible(spec, vlp, parts)
+    if process_state().is_main_process:
+        for remark in remarks:
+            logging.getLogger("qks.experiment").warning(remark)
     return PreparedRun(spec, vlp, parts, initial, replaces, remarks)
 
 # %% ../../nbs/experiment/06_training_run.ipynb #f61762d5
@@ -244,6 +244,11 @@ def load_run_data(
     )
     try:
         return rank_by_rank(load)
+    except DamagedImage as error:
+        raise QKSError(
+            f"{error}; `qks data … check ROOT --decode --list FILE` names all such images, and --leave-out-damaged "
+            "goes on without them"
+        ) from error
     except KeyboardInterrupt as interrupt:
         kept = f"{tokens.cache} keeps what is finished" if tokens.cache else "none of them is kept without --cache"
         again = "again" if prepared.replaces else "with --resume to continue"
