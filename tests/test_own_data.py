@@ -22,6 +22,7 @@ from qks.evaluate.tables import report_breakdown, report_table, unmeasured_notes
 from qks.experiment.evaluation import evaluate_model, group_by_training, select_images, select_labels
 from qks.experiment.spec import HoldoutConfig
 from qks.experiment.training_data import plan_training
+from qks.model.prompts import embed_names
 from qks.model.tagger import QKS
 from qks.train import config as train_config
 from qks.train.config import TrainConfig
@@ -127,7 +128,7 @@ def test_the_number_of_a_run_is_that_of_all_test_images(trained):
     test = open_split(root, "test")
     model = QKS.from_pretrained(out / "model")
     images = [load_image(test.path(row)) for row in range(len(test))]
-    scores = model.predict(images, ["defect"]).logits[:, 0].numpy()
+    scores = model.predict(images, embed_names(model.pool, model.vlp, ["defect"])).logits[:, 0].numpy()
     expected = average_precision_score(test.labels()[:, 0] > 0, scores)
     assert results["protocol"] == "own-data"
     assert results["runs"][0]["metrics"]["seen"]["mAP"] == pytest.approx(expected, abs=1e-6)

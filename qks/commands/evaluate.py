@@ -19,7 +19,8 @@ from ..experiment.spec import VLPSource, check_cache_dtype
 from ..train.config import PrecisionName
 
 if TYPE_CHECKING:
-    from qks.evaluate.report import Report
+    from qks.data.index import Index
+    from qks.evaluate.report import Report, ReportConfig
 
 # %% ../../nbs/commands/04_evaluate.ipynb #5189570f
 def protocol_names(
@@ -98,13 +99,59 @@ class EvaluateCommand:
 
     def __post_init__(self):
         check_count("workers", self.workers, least=0)
-        if self.topk == ():
-            raise QKSError("topk is empty: give at least one whole number")
         check_cache_dtype(self.cache_dtype, self.cache)
 
     def execute(self) -> int:
         prepare_processor(self.device, self.precision)
         return run_evaluation(self)
+
+# %% ../../nbs/commands/04_evaluate.ipynb #5e0c24fe
+def choose_part(
+    options: EvaluateCommand,
+) -> tuple["Index", list[str]]:  # the test split or a part of it; sentences
+    "Open the test split, and take the images and labels that the user wants measured."
+    from qks.data.splits import open_split
+    from qks.experiment.evaluation import select_images, select_labels
+
+    split = open_split(options.root, "test")
+    index = split if options.images is None else select_images(split, options.images)
+    labels = read_label_arguments(options.labels, options.labels_file)
+    if labels is not None:
+        index = select_labels(index, labels)
+    if options.images is None and labels is None:
+        return index, []
+    remark = (
+        f"{len(index):,} of {len(split):,} test images and {len(index.label_ids):,} of {len(split.label_ids):,} "
+        "labels were measured, as you asked for."
+    )
+    return index, [remark]
+
+# %% ../../nbs/commands/04_evaluate.ipynb #572fcf4a
+def report_config(
+    options: EvaluateCommand,
+    index: "Index",  # what is measured
+) -> "ReportConfig":
+    "Protocols, k and intervals: as asked for, or as they suit the data set."
+    from qks.evaluate.protocols import default_topk
+    from qks.evaluate.report import ReportConfig
+
+    protocols = protocol_names(options.protocol or (index.protocol,))
+    topk = options.topk
+    if topk is None:
+        ReportConfig(protocols)  # raises for an unknown protocol
+        topk = min((default_topk(len(index.label_ids), index.n_seen, name) for name in protocols), key=max)
+    return ReportConfig(protocols, topk, options.bootstrap, options.seed)
+
+# %% ../../nbs/commands/04_evaluate.ipynb #6a12973a
+def check_output_files(
+    options: EvaluateCommand,
+) -> None:
+    "Raise `QKSError` where the report cannot be written to the files that were named."
+    from qks.evaluate.tables import check_new_file
+
+    files = [check_new_file(path, options.force) for path in (options.json, options.per_label) if path]
+    if len({path.resolve() for path in files}) < len(files):
+        raise QKSError(f"--json and --per-label both name {files[0]}: give each a file of its own")
 
 # %% ../../nbs/commands/04_evaluate.ipynb #8beee5a1
 def run_evaluation(
@@ -112,35 +159,16 @@ def run_evaluation(
 ) -> int:  # 0
     "Score a model on a test split, write the report where asked, and print it."
     from qks.core.arithmetic import PRECISIONS
-    from qks.data.splits import open_split
-    from qks.evaluate.protocols import default_topk
-    from qks.evaluate.report import ReportConfig
-    from qks.evaluate.tables import check_new_file, save_labels, save_report
-    from qks.experiment.evaluation import (
-        evaluate_model,
-        evaluation_facts,
-        group_by_training,
-        select_images,
-        select_labels,
-    )
+    from qks.evaluate.tables import save_labels, save_report
+    from qks.experiment.evaluation import evaluate_model, evaluation_facts, group_by_training
     from qks.experiment.loading import load_model
 
-    files = [check_new_file(path, options.force) for path in (options.json, options.per_label) if path]
-    if len({path.resolve() for path in files}) < len(files):
-        raise QKSError(f"--json and --per-label both name {files[0]}: give each a file of its own")
-    split = open_split(options.root, "test")
-    protocols = protocol_names(options.protocol or (split.protocol,))
-    ReportConfig(protocols, options.topk or (1,), options.bootstrap, options.seed)  # raises for a mistake
-    index = split if options.images is None else select_images(split, options.images)
-    labels = read_label_arguments(options.labels, options.labels_file)
-    if labels is not None:
-        index = select_labels(index, labels)
+    index, remarks = choose_part(options)
+    report_config(options, index)  # a mistake is found before the model is loaded
+    check_output_files(options)
     model = load_model(options.model, options.vlp, options.n_heads, options.precision, options.device)
-    index, remarks = group_by_training(index, model.labels)
-    topk = options.topk
-    if topk is None:
-        topk = min((default_topk(len(index.label_ids), index.n_seen, name) for name in protocols), key=max)
-    config = ReportConfig(protocols, topk, options.bootstrap, options.seed)
+    index, more = group_by_training(index, model.labels)
+    config = report_config(options, index)
     dtype = PRECISIONS[options.cache_dtype or "fp16"]
     facts = evaluation_facts(options.model, model, options.cache, dtype)
     report = facts | evaluate_model(
@@ -154,15 +182,11 @@ def run_evaluation(
     finally:
         print_report(report)
     n_unseen = len(index.label_ids) - index.n_seen
-    if len(index) < len(split) or len(index.label_ids) < len(split.label_ids):
-        remarks.append(
-            f"{len(index):,} of {len(split):,} test images and {len(index.label_ids):,} of {len(split.label_ids):,} "
-            "labels were measured, as you asked for."
-        )
     print(
         f"\n{len(index):,} test images, {index.n_seen:,} seen and {n_unseen:,} unseen labels; "
         f"epoch of the model chosen by: {facts['selection']}",
         *remarks,
+        *more,
         sep="\n",
     )
     return 0

@@ -127,7 +127,7 @@ def _find_table(
     root: str | Path,  # the folder
     table: str,  # as the user named it
 ) -> Path:
-    "A table in the folder, or else where the user stands; raises `QKSError` where it is missing."
+    "A table in the folder, or else in the current one; raises `QKSError` where it is missing."
     inside = os.path.isfile(Path(root, table))
     is_default = table in _DEFAULT_TABLES  # one of these in the current folder belongs to another data set
     return find_file(root, table) if inside or is_default or not os.path.isfile(table) else Path(table)
@@ -224,7 +224,7 @@ def _index_tables(
     unseen: Sequence[str],
     lists: Sequence[str],  # files that the labels came from
 ) -> dict[str, Index]:
-    "Index each split from its own table; without a test table at the usual place the training images stand alone."
+    "Index each split from its own table; where the usual test table is missing, index the training images only."
     indexes = {}
     if "train" in splits:
         index = indexes["train"] = index_folder(root, options.train, seen, unseen, options.image_folder, lists)

@@ -67,7 +67,7 @@ class Holdout(NamedTuple):
     selection: str  # the rule for the best epoch: as asked for, or "last"
     remarks: list[str]  # sentences
 
-
+# %% ../../nbs/experiment/01_training_data.ipynb #5a95af78
 def too_few_to_choose(
     validation: Index,  # held-out images
     n_seen: int,  # S
@@ -346,7 +346,8 @@ def load_training_data(
         plan = plan_training(open_splits(root), selection, options)
         for remark in plan.remarks:
             logging.getLogger("qks.experiment").warning(remark)
-        parts, selection = plan.parts, plan.selection
+        parts = plan.parts
+        selection = plan.selection
         for name, images in parts.items():
             require_images(images, name)
         check_room(cache, token_bytes(vlp, parts, cache, dtype))  # of all parts, before the first is computed
