@@ -228,6 +228,8 @@ def _index_tables(
     indexes = {}
     if "train" in splits:
         index = indexes["train"] = index_folder(root, options.train, seen, unseen, options.image_folder, lists)
+        if not index.n_seen:
+            without_unseen(index)  # raises: there is nothing to train on
         if seen is None:  # the test split has the same seen labels
             seen = index.label_ids[: index.n_seen]
             lists = [*lists, *names_inside(root, [_find_table(root, options.train).absolute()])]
