@@ -374,7 +374,7 @@ def test_train_and_evaluate_read_what_was_prepared(tmp_path, capsys):
         (["nuswide", "prepare", "nowhere"], "nowhere is no folder"),
         (["nuswide", "prepare", "ROOT/ImageList"], "TagList1k.txt is missing"),
         (["openimages", "prepare", "ROOT"], "is missing"),
-        (["voc", "prepare", "ROOT", "--unseen", "../x.txt"], "relative"),
+        (["voc", "prepare", "ROOT", "--unseen", "../x.txt"], "x.txt is missing: looked for it at"),
         (["coco", "prepare", "ROOT"], "instances_train2014.json is missing"),
         (["coco", "prepare", "ROOT", "--train", "../x"], "relative"),
         (["voc", "prepare", "ROOT"], "trainval.txt is missing"),

@@ -332,7 +332,7 @@ def test_folder_arguments(tmp_path):
         index_folder(tmp_path, seen=["a", "b"], unseen=["a"])
     with pytest.raises(QKSError, match="must be a list of strings"):
         index_folder(tmp_path, unseen="a")
-    with pytest.raises(QKSError, match="leaves"):
+    with pytest.raises(QKSError, match="labels.csv is missing: expected it at"):
         index_folder(tmp_path, "../labels.csv")
     with pytest.raises(QKSError, match="leaves"):
         index_folder(tmp_path, image_folder="/tmp")

@@ -234,7 +234,8 @@ def test_folder_by_lists_and_other_names(own):
     (own / "train.csv").rename(own / "lists/train.csv")
     prepare(own, "folder", train="lists/train.csv", seen="seen.txt", unseen="unseen.txt", image_folder="pictures")
     train = open_split(own, "train")
-    assert train.label_ids == ("sand", "sea", "sky") and train.path(0) == own / "pictures/a.jpg"
+    assert train.label_ids == ("sand", "sea") and train.path(0) == own / "pictures/a.jpg"
+    assert "label 'sky' has no training images and no test images: it is left out" in open_split(own, "test").notes
 
 
 def test_folder_to_test_only(own):
@@ -285,12 +286,17 @@ def test_one_table_for_both_splits(tmp_path):
             index_splits(tmp_path, "folder", test_part=part)
 
 
+def test_images_do_not_leave_the_folder(own):
+    with pytest.raises(QKSError, match="relative, without '..'"):
+        prepare(own, "folder", image_folder="../x")
+
+
 @pytest.mark.parametrize(
     "options",
-    [{"unseen": "../unseen.txt"}, {"seen": "/etc/passwd"}, {"train": "../train.csv"}, {"image_folder": "../x"}],
+    [{"unseen": "../no.txt"}, {"seen": "/no/such.txt"}, {"validation": "no.csv"}, {"train": "../no.csv"}],
 )
-def test_no_option_leaves_the_folder(own, options):
-    with pytest.raises(QKSError, match="relative, without '..'"):
+def test_a_list_that_is_nowhere_is_refused_with_its_places(own, options):
+    with pytest.raises(QKSError, match=r"(no|such)\.(txt|csv) is missing: .*"):
         prepare(own, "folder", **options)
 
 

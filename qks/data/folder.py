@@ -6,14 +6,16 @@
 __all__ = ['index_folder', 'FolderOptions', 'index_folder_splits']
 
 # %% ../../nbs/data/08_folder.ipynb #f498ec29
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core import QKSError, check_labels
-from .files import find_file, inside_path
-from .index import Index, holdout, index_pairs, source_digest, without_unseen
+from .files import find_file, inside_path, locate_list, names_inside, read_image_list
+from .index import Index, ProtocolName, index_pairs, source_digest, without_unseen
 from .label_text import clean_name, describe_twins, find_twins, twin_key
+from .own_splits import add_validation, stratified_holdout
 from .table import LabelFile, Table, TableOptions, read_label_file, read_parts, read_table
 
 # %% ../../nbs/data/08_folder.ipynb #e6c3c8d0
@@ -61,6 +63,19 @@ def _table_notes(
     twins = [group for group in find_twins(labels) if not set(group) <= set(table.label_names)]
     return (f"{name}: {table.remarks[0]}", *table.remarks[1:], *(describe_twins(group) for group in twins))
 
+# %% ../../nbs/data/08_folder.ipynb #6c68e32a
+_DEFAULT_TABLES = ("labels.csv", "train.csv", "test.csv")
+
+
+def _find_table(
+    root: str | Path,  # the folder
+    table: str,  # as the user named it
+) -> Path:
+    "A table in the folder, or else in the current one; raises `QKSError` where it is missing."
+    inside = os.path.isfile(Path(root, table))
+    is_default = table in _DEFAULT_TABLES  # one of these in the current folder belongs to another data set
+    return find_file(root, table) if inside or is_default or not os.path.isfile(table) else Path(table)
+
 # %% ../../nbs/data/08_folder.ipynb #921014df
 def index_folder(
     root: str | Path,  # the folder
@@ -73,10 +88,9 @@ def index_folder(
     parts: Sequence[str] | None = None,  # rows of which parts: train, val, test; None: all
 ) -> Index:  # keyed by label
     "Index a folder of images with a table; raises `QKSError` with the line for an image or a label that is wrong."
-    path = find_file(root, inside_path(table, "the name of the table"))
+    path = _find_table(root, table)
     image_folder = inside_path(image_folder, "the folder of the images") if image_folder else ""
-    sources = [path.relative_to(root).as_posix()]
-    sources += [inside_path(name, "the name of a list of labels") for name in lists]
+    sources = names_inside(root, [path.absolute(), *(Path(root, name).absolute() for name in lists)])
     digest = source_digest(root, sources)  # first, so that a change during reading shows later
     unseen = [clean_name(label) for label in check_labels(unseen)] if len(unseen) else []
     if seen is not None:
@@ -121,22 +135,33 @@ class FolderOptions(TableOptions):
 
     train: str = "train.csv"  # table of training images below ROOT: a header image,labels, '|' between labels
     test: str = "test.csv"  # table of the test images, relative to ROOT
-    test_part: float | None = None  # part of the training table's images to test on, drawn at random, such as 0.2
-    unseen: str | None = None  # list of the unseen labels, one per line, relative to ROOT
+    test_part: float | None = None  # part of the training table's images to test on, drawn by label, such as 0.2
+    test_seed: int = 0  # of that draw
+
+    # your own choice of images to choose the epoch by: a table (.csv or .tsv) like the others, or a list of images of
+    # the training table, one per line; looked for in the current folder, then in ROOT
+    validation: str | None = None
+
+    # list of the unseen labels, one per line; looked for in the current folder, then in ROOT
+    unseen: str | None = None
+
     seen: str | None = None  # list of the seen labels, likewise; None: all of the training table but the unseen
     image_folder: str = ""  # the folder of the images, relative to ROOT
+
+    # whose rules measure the test images and choose the epoch, unless others are asked for there; own-data: every image
+    # counts, also one without a label; official: the authors' for NUS-WIDE
+    protocol: ProtocolName = "own-data"
 
 # %% ../../nbs/data/08_folder.ipynb #4f4850ab
 def _read_list(
     root: str | Path,  # the folder
-    name: str | None,  # a list of labels, relative to root; None: no list
+    name: str | None,  # a list of labels, None: no list
     options: TableOptions,
 ) -> LabelFile | None:
-    "Read a list of labels in the folder."
+    "Read a list of labels that the user named."
     if not name:
         return None
-    path = find_file(root, inside_path(name, "the name of a list of labels"))
-    result = read_label_file(path, options.label_separator, options.encoding)
+    result = read_label_file(locate_list(root, name), options.label_separator, options.encoding)
     return result._replace(remarks=[f"{name}: {remark}" for remark in result.remarks])
 
 # %% ../../nbs/data/08_folder.ipynb #112e5bb3
@@ -145,9 +170,10 @@ def _table_parts(
     options: FolderOptions,
 ) -> set[str]:  # of train, val and test; empty where the table does not say
     "The parts that the training table names; raises `QKSError` where the test images have two sources."
-    path = Path(root) / inside_path(options.train, "the name of the table")
-    if not path.is_file():
-        return set()
+    try:
+        path = _find_table(root, options.train)
+    except QKSError:
+        return set()  # whoever needs the table says that it is missing
     parts = set(read_parts(path, options))
     has_test_table = options.test != FolderOptions.test or (Path(root) / options.test).is_file()
     if "test" in parts and (has_test_table or options.test_part is not None):
@@ -176,7 +202,7 @@ def _index_one_table(
     index = index_folder(root, options.train, seen, unseen, options.image_folder, lists, options)
     validation = set(index.validation)
     others = index.subset([row for row, image in enumerate(index.images) if image not in validation])
-    _, test = holdout(others, test_part, seed=0)
+    _, test = stratified_holdout(others, test_part, options.test_seed)
     in_test = set(test.images)
     train = index.subset([row for row, image in enumerate(index.images) if image not in in_test])
     return {"train": train, "test": test}
@@ -199,16 +225,18 @@ def _index_tables(
         index = index_folder(root, options.train, seen, unseen, options.image_folder, lists, options, train_parts)
         if not len(index):
             raise QKSError(f"{Path(root) / options.train} has no image of the part train: there is none to train on")
+        if not index.n_seen and "train" in splits:
+            without_unseen(index)  # raises: there is nothing to train on
         if seen is None:  # the test split has the same seen labels
             seen = index.label_ids[: index.n_seen]
-            lists = [*lists, options.train]
+            lists = [*lists, *names_inside(root, [_find_table(root, options.train).absolute()])]
         indexes["train"] = index
     if "test" in splits and is_one_table:
-        others = [name for name in lists if name != options.train]
-        test = index_folder(root, options.train, seen, unseen, options.image_folder, others, options, ("test",))
+        test = index_folder(root, options.train, seen, unseen, options.image_folder, lists, options, ("test",))
         indexes["test"] = test
-    elif "test" in splits:
-        path = find_file(root, inside_path(options.test, "the name of the table"))
+    has_test = options.test != FolderOptions.test or (Path(root) / options.test).is_file()
+    if "test" in splits and not is_one_table and (has_test or "train" not in splits):
+        path = _find_table(root, options.test)
         test_parts = read_parts(path, options)
         if set(test_parts) - {"test"}:
             raise QKSError(
@@ -217,6 +245,39 @@ def _index_tables(
             )
         indexes["test"] = index_folder(root, options.test, seen, unseen, options.image_folder, lists, options)
     return indexes
+
+# %% ../../nbs/data/08_folder.ipynb #aeff3420
+def _read_validation(
+    root: str | Path,  # the folder
+    options: FolderOptions,  # with a table or a list of images
+    train: Index,  # the training table, all labels
+    unseen: Sequence[str],
+    lists: Sequence[str],  # files that the labels came from
+) -> Index:  # the training split, with the images to choose the epoch by marked
+    "Read the user's own validation images; raises `QKSError` where they do not fit the training table."
+    path = locate_list(root, options.validation or "").absolute()
+    source = str(options.validation)
+    if path.suffix.lower() not in (".csv", ".tsv"):
+        marked = add_validation(train, read_image_list(path), f"the list {source}")
+    else:
+        seen = train.label_ids[: train.n_seen]
+        table = index_folder(root, str(path), seen, unseen, options.image_folder, lists, options)
+        marked = add_validation(train, table, f"the table {source}")
+    sources = tuple(dict.fromkeys([*train.sources, *names_inside(root, [path])]))
+    return replace(marked, sources=sources, digest=source_digest(root, sources))
+
+# %% ../../nbs/data/08_folder.ipynb #48db7343
+def _describe_lists(
+    root: str | Path,  # the folder
+    options: FolderOptions,
+) -> list[str]:  # sentences
+    "Say which lists lie outside the folder, so that the index cannot tell when they change."
+    given = [name for name in (options.seen, options.unseen, options.validation) if name]
+    return [
+        f"{locate_list(root, name).absolute()} is outside the folder: prepare again when it changes"
+        for name in given
+        if not names_inside(root, [name])
+    ]
 
 # %% ../../nbs/data/08_folder.ipynb #c0e99737
 def index_folder_splits(
@@ -229,16 +290,26 @@ def index_folder_splits(
     unseen_list = _read_list(root, options.unseen, options)
     seen = seen_list.labels if seen_list else None
     unseen = unseen_list.labels if unseen_list else ()
-    notes = [remark for result in (seen_list, unseen_list) if result for remark in result.remarks]
-    lists = [name for name in (options.seen, options.unseen) if name]
+    lists = names_inside(root, [options.seen, options.unseen])
+    notes = _describe_lists(root, options)
+    notes += [remark for result in (seen_list, unseen_list) if result for remark in result.remarks]
     if options.test_part is not None:
         _table_parts(root, options)  # raises where the table has test images of its own
         indexes = _index_one_table(root, options, options.test_part, seen, unseen, lists)
     else:
         indexes = _index_tables(root, splits, options, seen, unseen, lists)
     if "train" in indexes:
-        train = without_unseen(indexes["train"])
+        train = indexes["train"]
+        if options.validation:
+            train = _read_validation(root, options, train, unseen, lists)
+        train = without_unseen(train)
         images = set(train.images)
         validation = tuple(image for image in train.validation if image in images)
         indexes["train"] = replace(train, validation=validation)
-    return {split: replace(index, notes=(*notes, *index.notes)) for split, index in indexes.items() if split in splits}
+    if "train" in splits and "test" in splits and "test" not in indexes:
+        notes.append(f"there is no test table {options.test}: training works, and no test table is printed")
+    indexes = {split: index for split, index in indexes.items() if split in splits}
+    return {
+        split: replace(index, protocol=options.protocol, is_own=True, notes=(*notes, *index.notes))
+        for split, index in indexes.items()
+    }
