@@ -173,7 +173,7 @@ def _table_parts(
     try:
         path = _find_table(root, options.train)
     except QKSError:
-        return set()  # whoever needs the table says that it is missing
+        return set()  # a missing table is an error where it is read
     parts = set(read_parts(path, options))
     has_test_table = options.test != FolderOptions.test or (Path(root) / options.test).is_file()
     if "test" in parts and (has_test_table or options.test_part is not None):
