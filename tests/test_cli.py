@@ -116,8 +116,8 @@ def test_a_labels_file_with_and_without_a_byte_order_mark(tmp_path, encoding):
 
 def test_a_labels_file_of_one_line_with_commas(tmp_path):
     (tmp_path / "labels.txt").write_text("cat, dog\n")
-    with pytest.raises(QKSError, match="labels.txt has one line, with commas in it: give one label per line"):
-        read_label_arguments(None, tmp_path / "labels.txt")
+    assert read_label_arguments(None, tmp_path / "labels.txt") == ["cat", "dog"]
+    assert read_label_arguments(None, tmp_path / "labels.txt", "none") == ["cat, dog"]
 
 
 def test_without_labels_the_models_own(picture, run, monkeypatch, capsys):
@@ -328,7 +328,7 @@ def test_tag_labels_file_and_threshold(picture, tmp_path, capsys):
         (["tag", "missing.jpg", "--labels", "cat"], "missing.jpg"),
         (["tag", "PICTURE", "--labels", "cat,cat"], "'cat' appears twice"),
         (["tag", "PICTURE", "--labels", " "], "label list is empty"),
-        (["tag", "PICTURE", "--labels", "cat,,dog"], "blank"),
+        (["tag", "PICTURE", "--labels", "cat,,dog"], "label '' is empty in 'cat,,dog'"),
         (["tag", "PICTURE", "--labels", "cat", "--top-k", "0"], "top_k is 0"),
         (["tag", "PICTURE", "--labels", "cat", "--device", "abacus"], "qks: device 'abacus' is not available"),
         (["tag", "PICTURE", "--labels", "cat", "--pretrained", "openai", "--model", "nowhere"], "pass --vlp as well"),

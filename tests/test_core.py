@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from qks.core import (
     ASSETS,
+    DamagedImage,
     QKSError,
     UnreadableImage,
     atomic_file,
@@ -506,9 +507,9 @@ def test_a_full_disk_names_the_file(tmp_path):
 @pytest.mark.parametrize(
     "error, kind, message",
     [
-        (RuntimeError("Failed to decode frame"), QKSError, "is damaged or truncated .Failed to decode frame."),
-        (NotImplementedError("a format"), QKSError, "is damaged"),
-        (OSError("image file is truncated"), QKSError, "is damaged"),
+        (RuntimeError("Failed to decode frame"), DamagedImage, "is damaged or truncated .Failed to decode frame."),
+        (NotImplementedError("a format"), DamagedImage, "is damaged"),
+        (OSError("image file is truncated"), DamagedImage, "is damaged"),
         (
             OSError(24, "Too many open files"),
             UnreadableImage,

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_formats import coco, write_coco
+from test_formats import coco, write_coco, write_images
 from test_openimages import write_tree
 
 from qks.commands.data import COMMANDS
@@ -84,6 +84,7 @@ def own(tmp_path):
     (root / "train.csv").write_text("image,labels\na.jpg,sea|sand\nb.jpg,\n")
     (root / "test.csv").write_text("image,labels\nc.jpg,sea|dog\n")
     (root / "unseen.txt").write_text("dog\n")
+    write_images(root / "pictures", "a.jpg", "b.jpg", "c.jpg")
     return root
 
 
@@ -228,11 +229,12 @@ def test_prepare_nuswide(nuswide, capsys):
         == "train: 31 images, 925 labels (925 seen, 0 unseen), 119 entries, 0 conflicts; other entries count as absent"
     )
     assert (
-        lines[2] == "test: 30 images, 1,006 labels (925 seen, 81 unseen), 111 entries, 0 conflicts; "
+        lines[3] == "test: 30 images, 1,006 labels (925 seen, 81 unseen), 111 entries, 0 conflicts; "
         "other entries count as absent"
     )
     size = (nuswide / "qks-index-train.npz").stat().st_size
-    assert lines[1] == f"  {size:,} bytes in {nuswide / 'qks-index-train.npz'}" and re.fullmatch(
+    assert lines[1].startswith("  31 images are missing or empty, the first: ")
+    assert lines[2] == f"  {size:,} bytes in {nuswide / 'qks-index-train.npz'}" and re.fullmatch(
         r"read and saved in \d+\.\d s", lines[-1]
     )
 
@@ -284,6 +286,7 @@ def test_prepare_openimages(openimages, capsys):
 def test_prepare_coco(tmp_path, options, labels):
     for name, number in (("train2014", 1), ("val2017", 2)):
         write_coco(tmp_path, coco(images=[(number, f"{number}.jpg")], objects=[(number, "person")]), name)
+        write_images(tmp_path / name, f"{number}.jpg")
     assert data("coco", "prepare", tmp_path, "--test", "val2017", *options) == 0
     assert tuple(len(index.label_ids) for index in open_splits(tmp_path).values()) == labels
 
@@ -295,6 +298,7 @@ def test_prepare_voc(tmp_path):
         (tmp_path / f"ImageSets/Main/{split}.txt").write_text(f"{name}\n")
         (tmp_path / f"Annotations/{name}.xml").write_text("<annotation><object><name>dog</name></object></annotation>")
     (tmp_path / "unseen.txt").write_text("cat\n")
+    write_images(tmp_path / "JPEGImages", "000001.jpg", "000002.jpg")
     assert data("voc", "prepare", tmp_path, "--unseen", "unseen.txt") == 0
     assert open_splits(tmp_path)["test"].label_ids[-1] == "cat"
 
@@ -370,7 +374,7 @@ def test_train_and_evaluate_read_what_was_prepared(tmp_path, capsys):
         (["nuswide", "prepare", "nowhere"], "nowhere is no folder"),
         (["nuswide", "prepare", "ROOT/ImageList"], "TagList1k.txt is missing"),
         (["openimages", "prepare", "ROOT"], "is missing"),
-        (["voc", "prepare", "ROOT", "--unseen", "../x.txt"], "relative"),
+        (["voc", "prepare", "ROOT", "--unseen", "../x.txt"], "x.txt is missing: looked for it at"),
         (["coco", "prepare", "ROOT"], "instances_train2014.json is missing"),
         (["coco", "prepare", "ROOT", "--train", "../x"], "relative"),
         (["voc", "prepare", "ROOT"], "trainval.txt is missing"),
@@ -502,17 +506,21 @@ def test_the_commands_of_the_readme_run(server, tmp_path, monkeypatch, nuswide, 
         Path("data", folder).mkdir(parents=True)
     for number, name in ((1, "train2014"), (2, "val2014")):
         write_coco(Path("data/coco"), coco(images=[(number, f"{number}.jpg")], objects=[(number, "person")]), name)
+        write_images(Path("data/coco") / name, f"{number}.jpg")
     for name, split in (("000001", "trainval"), ("000002", "test")):
         Path(f"data/voc/ImageSets/Main/{split}.txt").write_text(f"{name}\n")
         Path(f"data/voc/Annotations/{name}.xml").write_text(
             "<annotation><object><name>dog</name></object></annotation>"
         )
+    write_images(Path("data/voc/JPEGImages"), "000001.jpg", "000002.jpg")
     Path("data/voc/unseen.txt").write_text("cat\n")
     table = README.partition("```\nimage,labels\n")[2].partition("```")[0]
     for split in ("train", "test"):
         Path(f"data/folder/{split}.csv").write_text(
             "image,labels\n" + "".join(table.replace("/", f"/{split}{number}-") for number in range(4))
         )
+        for line in Path(f"data/folder/{split}.csv").read_text().splitlines()[1:]:
+            write_images(Path("data/folder"), line.split(",")[0])
     Path("data/folder/unseen.txt").write_text("dog\n")
     lines = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
     lines += re.findall(r"`(qks data [^`]* --min-bytes 1)`", README)

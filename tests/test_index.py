@@ -318,7 +318,7 @@ def test_a_damaged_index_is_refused(small, tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda a: a.update(numbers=np.append(2, a["numbers"][1:])), "format 2"),
+        (lambda a: a.update(numbers=np.append(3, a["numbers"][1:])), "format 3"),
         (lambda a: a.update(numbers=a["numbers"][:2]), "damaged"),
         (lambda a: a.update(numbers=a["numbers"].astype(float)), "damaged"),
         (lambda a: a.pop("images_at"), "damaged"),

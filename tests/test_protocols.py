@@ -105,7 +105,7 @@ def test_a_protocol_of_ones_own(sample):
 
 
 def test_names_and_rules():
-    assert list(PROTOCOLS) == ["official", "all-images", "annotated", "leak-free"]
+    assert list(PROTOCOLS) == ["official", "all-images", "annotated", "leak-free", "own-data"]
     assert all(name == protocol.name and protocol.rule for name, protocol in PROTOCOLS.items())
     with pytest.raises(AttributeError):
         PROTOCOLS["official"].name = "other"
@@ -114,7 +114,7 @@ def test_names_and_rules():
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(protocol="biam"), "'biam' is not known: use one of official, all-images, annotated, leak-free"),
+        (dict(protocol="biam"), "'biam' is not known: use one of official, all-images, annotated, leak-free, own-data"),
         (dict(protocol="leak-free"), "give label_names"),
         (dict(protocol="leak-free", label_names=NAMES[:9]), "9 label names for 10 labels"),
         (

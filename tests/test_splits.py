@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_formats import coco, write_coco
+from test_formats import coco, write_coco, write_images
 from test_openimages import write_tree
 
 from qks.core import QKSError
@@ -57,6 +57,7 @@ def own(tmp_path):
     (root / "train.csv").write_text("image,labels\na.jpg,sea|dog\nb.jpg,dog\nc.jpg,\nd.jpg,sand\n")
     (root / "test.csv").write_text("image,labels\ne.jpg,sand|dog\nf.jpg,sea\n")
     (root / "unseen.txt").write_text("dog\n")
+    write_images(root, *(f"{name}.jpg" for name in "abcdef"))
     return root
 
 
@@ -71,6 +72,7 @@ def voc(tmp_path):
     ):
         (root / f"VOCdevkit/VOC2007/ImageSets/Main/{split}.txt").write_text("".join(f"{name}\n" for name in objects))
         for name, found in objects.items():
+            write_images(root, f"VOCdevkit/VOC2007/JPEGImages/{name}.jpg")
             (root / f"VOCdevkit/VOC2007/Annotations/{name}.xml").write_text(
                 "<annotation>" + "".join(f"<object><name>{n}</name></object>" for n in found) + "</annotation>"
             )
@@ -174,6 +176,7 @@ def test_coco_divisions(tmp_path):
     objects = [(1, "person"), (2, "person"), (2, "cat"), (3, "hot dog")]
     for name in ("train2014", "val2014", "minival"):
         write_coco(root, coco(objects=objects), name)
+        write_images(root / name, "a.jpg", "b.jpg", "c.jpg")
     prepare(root, "coco")
     assert [(open_split(root, split).images, len(open_split(root, split).label_ids)) for split in SPLITS] == [
         (("a.jpg",), 48),
@@ -227,10 +230,12 @@ def test_folder(own):
 def test_folder_by_lists_and_other_names(own):
     (own / "seen.txt").write_text("sand\nsea\nsky\n")
     (own / "lists").mkdir()
+    write_images(own / "pictures", "a.jpg", "e.jpg")
     (own / "train.csv").rename(own / "lists/train.csv")
     prepare(own, "folder", train="lists/train.csv", seen="seen.txt", unseen="unseen.txt", image_folder="pictures")
     train = open_split(own, "train")
-    assert train.label_ids == ("sand", "sea", "sky") and train.path(0) == own / "pictures/a.jpg"
+    assert train.label_ids == ("sand", "sea") and train.path(0) == own / "pictures/a.jpg"
+    assert "label 'sky' has no training images and no test images: it is left out" in open_split(own, "test").notes
 
 
 def test_folder_to_test_only(own):
@@ -246,8 +251,8 @@ def test_folder_to_test_only(own):
     [
         ("test.csv", "image,labels\ne.jpg,sky\n", "test.csv line 2: label 'sky' is neither in seen nor in unseen"),
         ("test.csv", "image,labels\na.jpg,sea\n", "are in both splits, 1 in all, such as a.jpg"),
-        ("unseen.txt", "dog\n\nsea\n", "unseen.txt line 2 is blank"),
-        ("test.csv", "picture,labels\ne.jpg,sky\n", "test.csv line 1 is .*expected the header"),
+        ("unseen.txt", "dog\n\ndog\n", "unseen.txt line 3: 'dog' is already in line 1"),
+        ("test.csv", "thing,labels\ne.jpg,sky\n", "test.csv line 1 is .*expected a header"),
     ],
 )
 def test_a_mistake_in_the_second_split_saves_neither(own, name, text, message):
@@ -281,12 +286,17 @@ def test_one_table_for_both_splits(tmp_path):
             index_splits(tmp_path, "folder", test_part=part)
 
 
+def test_images_do_not_leave_the_folder(own):
+    with pytest.raises(QKSError, match="relative, without '..'"):
+        prepare(own, "folder", image_folder="../x")
+
+
 @pytest.mark.parametrize(
     "options",
-    [{"unseen": "../unseen.txt"}, {"seen": "/etc/passwd"}, {"train": "../train.csv"}, {"image_folder": "../x"}],
+    [{"unseen": "../no.txt"}, {"seen": "/no/such.txt"}, {"validation": "no.csv"}, {"train": "../no.csv"}],
 )
-def test_no_option_leaves_the_folder(own, options):
-    with pytest.raises(QKSError, match="relative, without '..'"):
+def test_a_list_that_is_nowhere_is_refused_with_its_places(own, options):
+    with pytest.raises(QKSError, match=r"(no|such)\.(txt|csv) is missing: .*"):
         prepare(own, "folder", **options)
 
 

@@ -44,7 +44,8 @@ def test_ranking_equals_sorting_everything(top_k, threshold, kind):
     [
         ("cat, dog,", ["cat", "dog"]),
         ('"salt, pepper",cat', ["salt, pepper", "cat"]),
-        ("a,,b", ["a", "", "b"]),
+        ("cat | dog", ["cat", "dog"]),
+        ("['cat', 'dog']", ["cat", "dog"]),
         ("", []),
         ("cat\ndog\n", ["cat", "dog"]),
         ("a, b\nc", ["a", "b", "c"]),
@@ -54,14 +55,18 @@ def test_labels_as_a_user_types_them(text, labels):
     assert read_labels(text) == labels
 
 
-@pytest.mark.parametrize("labels", [["cat", "dog"], ["salt, pepper", 'a "b"', "cat"], ["crème brûlée"]], ids=str)
+@pytest.mark.parametrize(
+    "labels", [["cat", "dog"], ["salt, pepper", 'a "b"', "cat"], ["a|b", "[c]", "'n"], ["crème brûlée"]], ids=str
+)
 def test_labels_come_back(labels):
     assert read_labels(write_labels(labels)) == labels
 
 
 def test_labels_that_cannot_be_read():
-    with pytest.raises(QKSError, match="are not separated by commas"):
+    with pytest.raises(QKSError, match="is too long"):
         read_labels("x" * 200_000)
+    with pytest.raises(QKSError, match="label '' is empty in 'a,,b'"):
+        read_labels("a,,b")
 
 
 @pytest.fixture

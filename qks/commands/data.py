@@ -70,17 +70,33 @@ def check_command(
         min_bytes: int = entry.min_bytes  # smaller files count as placeholders, not as images
 
     @dataclass(frozen=True)
+    class ListOptions:
+        # write the names of all images that are missing to this file, one per line; with --decode also of those that
+        # are damaged
+        list: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+
+        force: Force = False
+
+    @dataclass(frozen=True)
     class CheckCommand:
         root: Root
         dataset: entry.options if has_options else tyro.conf.Suppress[entry.options] = entry.options()
         check: CheckOptions = CheckOptions()
+        output: ListOptions = ListOptions()
         messages: MessageOptions = MessageOptions()
 
         def execute(self) -> int:  # 0 where nothing has to be repaired, 1 where something has
+            from qks.core import write_atomic
             from qks.data.splits import check_dataset
+            from qks.evaluate.tables import check_new_file
 
             detect_dataset(self.root)  # raises where there is no such folder
+            file = self.output.list
+            if file is not None:
+                check_new_file(file, self.output.force)
             report = check_dataset(self.root, name, **asdict(self.check), **asdict(self.dataset))
+            if file is not None:
+                write_atomic(file, "".join(f"{image}\n" for image in report.faulty))
             return print_answer(report, report.ok)
 
     return CheckCommand
@@ -98,6 +114,7 @@ def prepare_command(
         dataset: entry.options = entry.options()
         splits: tuple[Literal["train", "test"], ...] = ("train", "test")  # which splits
         leave_out_missing: bool = False  # leave out images whose files are missing; else training asks for them
+        leave_out_damaged: bool = False  # decode every image, and leave out those that cannot be read
 
         # leave out smaller files as well; 4001 finds NUS-WIDE's placeholders; None: 1 where missing images are left out
         min_bytes: int | None = None
@@ -110,7 +127,8 @@ def prepare_command(
             min_bytes = self.min_bytes
             if min_bytes is None and self.leave_out_missing:
                 min_bytes = 1
-            return print_answer(prepare(self.root, name, self.splits, min_bytes, **asdict(self.dataset)))
+            prepared = prepare(self.root, name, self.splits, min_bytes, self.leave_out_damaged, **asdict(self.dataset))
+            return print_answer(prepared)
 
     return PrepareCommand
 

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from .options import Command, Device, Force, MessageOptions, Workers, prepare_processor
+from .tag import read_label_arguments
 from ..core.errors import QKSError, check_count
 from ..experiment.spec import VLPSource, check_cache_dtype
 from ..train.config import PrecisionName
 
 if TYPE_CHECKING:
-    from qks.evaluate.report import Report
+    from qks.data.index import Index
+    from qks.evaluate.report import Report, ReportConfig
 
 # %% ../../nbs/commands/04_evaluate.ipynb #5189570f
 def protocol_names(
@@ -60,8 +62,16 @@ class EvaluateCommand:
 
     root: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ROOT")]  # the data set's folder
 
-    # whose rules: official (the authors'), all-images, annotated, leak-free, …, or all of them
-    protocol: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = ("official",)
+    # whose rules: official (the authors'), all-images, annotated, leak-free, own-data, or all of them; None: those of
+    # the data set, own-data for a folder of your own and official for published ones
+    protocol: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="NAME [NAME ...]")] = None
+
+    labels: str | None = None  # measure these labels alone, by name, separated by commas: cat,dog; None: all
+    labels_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None  # text file of them, one per line
+
+    # measure these test images alone: a list, one per line, or a table (.csv, .tsv) of them; looked for in the current
+    # folder, then in ROOT; None: all
+    images: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
 
     # k of precision, recall and F1; None: 3 5, the authors' for NUS-WIDE, as far as there are labels; give 10 20 for
     # Open Images
@@ -95,28 +105,70 @@ class EvaluateCommand:
         prepare_processor(self.device, self.precision)
         return run_evaluation(self)
 
+# %% ../../nbs/commands/04_evaluate.ipynb #5e0c24fe
+def choose_part(
+    options: EvaluateCommand,
+) -> tuple["Index", list[str]]:  # the test split or a part of it; sentences
+    "Open the test split, and take the images and labels that the user wants measured."
+    from qks.data.splits import open_split
+    from qks.experiment.evaluation import select_images, select_labels
+
+    split = open_split(options.root, "test")
+    index = split if options.images is None else select_images(split, options.images)
+    labels = read_label_arguments(options.labels, options.labels_file)
+    if labels is not None:
+        index = select_labels(index, labels)
+    if options.images is None and labels is None:
+        return index, []
+    remark = (
+        f"{len(index):,} of {len(split):,} test images and {len(index.label_ids):,} of {len(split.label_ids):,} "
+        "labels were measured, as you asked for."
+    )
+    return index, [remark]
+
+# %% ../../nbs/commands/04_evaluate.ipynb #572fcf4a
+def report_config(
+    options: EvaluateCommand,
+    index: "Index",  # what is measured
+) -> "ReportConfig":
+    "Protocols, k and intervals: as asked for, or as they suit the data set."
+    from qks.evaluate.protocols import default_topk
+    from qks.evaluate.report import ReportConfig
+
+    protocols = protocol_names(options.protocol or (index.protocol,))
+    topk = options.topk
+    if topk is None:
+        ReportConfig(protocols)  # raises for an unknown protocol
+        topk = min((default_topk(len(index.label_ids), index.n_seen, name) for name in protocols), key=max)
+    return ReportConfig(protocols, topk, options.bootstrap, options.seed)
+
+# %% ../../nbs/commands/04_evaluate.ipynb #6a12973a
+def check_output_files(
+    options: EvaluateCommand,
+) -> None:
+    "Raise `QKSError` where the report cannot be written to the files that were named."
+    from qks.evaluate.tables import check_new_file
+
+    files = [check_new_file(path, options.force) for path in (options.json, options.per_label) if path]
+    if len({path.resolve() for path in files}) < len(files):
+        raise QKSError(f"--json and --per-label both name {files[0]}: give each a file of its own")
+
 # %% ../../nbs/commands/04_evaluate.ipynb #8beee5a1
 def run_evaluation(
     options: EvaluateCommand,
 ) -> int:  # 0
     "Score a model on a test split, write the report where asked, and print it."
     from qks.core.arithmetic import PRECISIONS
-    from qks.data.splits import open_split
-    from qks.evaluate.protocols import default_topk
-    from qks.evaluate.report import ReportConfig
-    from qks.evaluate.tables import check_new_file, save_labels, save_report
-    from qks.experiment.evaluation import evaluate_model, evaluation_facts
+    from qks.evaluate.tables import save_labels, save_report
+    from qks.experiment.evaluation import evaluate_model, evaluation_facts, group_by_training
     from qks.experiment.loading import load_model
 
-    index = open_split(options.root, "test")
-    topk = options.topk
-    if topk is None:
-        topk = default_topk(len(index.label_ids), index.n_seen)
-    config = ReportConfig(protocol_names(options.protocol), topk, options.bootstrap, options.seed)
-    files = [check_new_file(path, options.force) for path in (options.json, options.per_label) if path]
-    if len({path.resolve() for path in files}) < len(files):
-        raise QKSError(f"--json and --per-label both name {files[0]}: give each a file of its own")
+    index, remarks = choose_part(options)
+    report_config(options, index)  # a mistake is found before the model is loaded
+    check_output_files(options)
     model = load_model(options.model, options.vlp, options.n_heads, options.precision, options.device)
+    index, more = group_by_training(index, model.labels)
+    config = report_config(options, index)
     dtype = PRECISIONS[options.cache_dtype or "fp16"]
     facts = evaluation_facts(options.model, model, options.cache, dtype)
     report = facts | evaluate_model(
@@ -132,7 +184,10 @@ def run_evaluation(
     n_unseen = len(index.label_ids) - index.n_seen
     print(
         f"\n{len(index):,} test images, {index.n_seen:,} seen and {n_unseen:,} unseen labels; "
-        f"epoch of the model chosen by: {facts['selection']}"
+        f"epoch of the model chosen by: {facts['selection']}",
+        *remarks,
+        *more,
+        sep="\n",
     )
     return 0
 

@@ -27,29 +27,25 @@ logger = logging.getLogger("qks.commands.tag")
 def read_label_arguments(
     labels: str | None,  # labels separated by commas
     labels_file: Path | None,  # a file with one label per line
+    separator: str | None = None,  # between labels; None: judged by what is there
+    encoding: str | None = None,  # of the file; None: judged by its bytes
 ) -> list[str] | None:  # label names; None where neither is given
     "The labels that the user gave; raises `QKSError` where both are given, or the file cannot be read."
-    from qks.model.tagger import read_labels
+    from qks.data.label_text import read_label_text
+    from qks.data.table import read_label_file
 
     if labels is not None and labels_file is not None:
         raise QKSError("--labels and --labels-file both name labels: pass one of the two")
     if labels is not None:
-        return read_labels(labels)
-    if labels_file is None:
+        cells = read_label_text(labels, separator, "--labels")
+        names = list(cells.labels[0])
+        remarks = cells.remarks
+    elif labels_file is not None:
+        names, remarks = read_label_file(labels_file, separator, encoding)
+    else:
         return None
-    try:
-        lines = Path(labels_file).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise QKSError(
-            f"label file {labels_file} cannot be read ({type(error).__name__}): "
-            "give a UTF-8 text file with one label per line"
-        ) from error
-    names = [line.strip() for line in lines if line.strip()]
-    if len(names) == 1 and "," in names[0]:
-        raise QKSError(
-            f"label file {labels_file} has one line, with commas in it: "
-            "give one label per line, or the same line as --labels"
-        )
+    for remark in remarks:
+        logger.warning(f"{'--labels' if labels_file is None else labels_file}: {remark}")
     return names
 
 # %% ../../nbs/commands/02_tag.ipynb #edaaba26
@@ -93,6 +89,11 @@ class TagCommand:
 
     labels_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None  # text file with one label per line
 
+    # text between two labels, or tab, space, list (items in brackets), none; None: judged by what is there
+    label_separator: str | None = None
+
+    encoding: str | None = None  # of the file of labels, such as cp1252; None: judged by its bytes
+
     # 'pocket', the folder of a run or of its model, or the authors' checkpoint file with --vlp and --pretrained
     model: str = "pocket"
 
@@ -117,7 +118,7 @@ class TagCommand:
                 f"{len(others):,} files in these folders are no pictures by their names and are left out, "
                 f"such as {others[0]}"
             )
-        labels = read_label_arguments(self.labels, self.labels_file)
+        labels = read_label_arguments(self.labels, self.labels_file, self.label_separator, self.encoding)
         model = load_model(self.model, self.vlp, device=self.device)
         if labels is None:
             labels = list(model.labels)

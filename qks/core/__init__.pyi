@@ -13,6 +13,7 @@ from .files import (
 )
 from .images import (
     MAX_PIXELS as MAX_PIXELS,
+    DamagedImage as DamagedImage,
     UnreadableImage as UnreadableImage,
     check_image_exists as check_image_exists,
     load_image as load_image,

@@ -17,3 +17,4 @@ from .splits import (
     open_splits as open_splits,
     prepare as prepare,
 )
+from .table import Table as Table, TableOptions as TableOptions, read_table as read_table

@@ -6,106 +6,75 @@
 __all__ = ['index_folder', 'FolderOptions', 'index_folder_splits']
 
 # %% ../../nbs/data/08_folder.ipynb #f498ec29
-import csv
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 from ..core import QKSError, check_labels
-from .files import MAX_NAME_LENGTH, csv_rows, find_file, inside_path, read_label_list, text_lines
-from .index import Index, holdout, index_pairs, source_digest, without_unseen
+from .files import find_file, inside_path, locate_list, names_inside, read_image_list
+from .index import Index, ProtocolName, index_pairs, source_digest, without_unseen
+from .label_text import clean_name, describe_twins, find_twins, twin_key
+from .own_splits import add_validation, stratified_holdout
+from .table import LabelFile, Table, TableOptions, read_label_file, read_parts, read_table
 
-# %% ../../nbs/data/08_folder.ipynb #eb9865de
-class _TableRow(NamedTuple):
-    "A row of a table of images."
+# %% ../../nbs/data/08_folder.ipynb #e6c3c8d0
+def _use_spelling(
+    table: Table,
+    known: Sequence[str],  # the labels of the lists
+) -> Table:  # with the lists' spelling of labels that differ in capitals, hyphens, underscores or blanks only
+    "Spell a table's labels as the lists do."
+    spelling = {twin_key(label): label for label in reversed(known)}
+    rows = []
+    for row in table.rows:
+        labels = {spelling.get(twin_key(label), label): value for label, value in row.labels.items()}
+        rows.append(row._replace(labels=labels))
+    names = dict.fromkeys(spelling.get(twin_key(label), label) for label in table.label_names)
+    return replace(table, rows=rows, label_names=tuple(names))
 
-    line: int  # its number
-    image: str
-    labels: str  # as in the table
-
-# %% ../../nbs/data/08_folder.ipynb #921014d0
-_SEPARATORS = ((";", 0.5), (",", 0.51))  # what other tools put between labels, and the share of cells that shows it
-
-
-def _check_separator(
-    rows: Sequence[_TableRow],
-    path: str | Path,  # the table, for the message
+# %% ../../nbs/data/08_folder.ipynb #b72e9d18
+def _check_known(
+    table: Table,
+    known: Sequence[str],  # the labels of the lists
 ):
-    "Raise `QKSError` where labels seem to be separated by something other than '|'."
-    filled = [row for row in rows if row.labels]
-    if any("|" in row.labels for row in filled):
-        return
-    for separator, share in _SEPARATORS:  # a label may contain it, but hardly most of them do
-        rows_with = [row for row in filled if separator in row.labels]
-        if rows_with and len(rows_with) >= share * len(filled):
-            first = rows_with[0]
+    "Raise `QKSError` with the line for a label that is in neither list."
+    spelling = {twin_key(label): label for label in known}
+    names = set(known)
+    for row in table.rows:
+        for label in row.labels:
+            if label in names:
+                continue
+            twin = spelling.get(twin_key(label))
+            advice = "add it to one of the two lists, or correct it"
+            if twin is not None:
+                advice = f"it differs from {twin!r} in capitals, hyphens, underscores or blanks only (--merge-twins)"
             raise QKSError(
-                f"{path} line {first.line}: {first.labels[:60]!r} looks like several labels "
-                f"with {separator!r} between them: put '|' there"
+                f"{table.path} line {row.line}: label {label!r} is neither in seen nor in unseen: {advice} "
+                "(where no list is given, the seen labels are those of the training table)"
             )
 
-# %% ../../nbs/data/08_folder.ipynb #a662a2d1
-def _read_table(
-    path: str | Path,  # a table with the columns image and labels, in any order, perhaps among others
-) -> list[_TableRow]:  # every row that is not blank
-    "Read a table as a spreadsheet saves it; raises `QKSError` with the line for what is no such table."
-    first_line = next(iter(text_lines(path)))
-    has_decimal_comma = ";" in first_line and "," not in first_line  # as spreadsheets write in many countries
-    delimiter = ";" if has_decimal_comma else ","
-    try:
-        header = [name.strip() for name in next(csv.reader([first_line], delimiter=delimiter))]
-    except csv.Error as error:
-        raise QKSError(f"{path} line 1 is no header ({error}): expected 'image,labels'") from error
-    names = [name.lower() for name in header]
-    if names.count("image") != 1 or names.count("labels") != 1:
-        raise QKSError(
-            f"{path} line 1 is {first_line[:80]!r}: expected the header 'image,labels', with or without other columns"
-        )
-    image_column = names.index("image")
-    label_column = names.index("labels")
-    rows = []
-    for line, values in csv_rows(path, tuple(header), delimiter=delimiter):
-        if any(value.strip() for value in values):
-            rows.append(_TableRow(line, values[image_column].strip(), values[label_column].strip()))
-    _check_separator(rows, path)
-    return rows
+# %% ../../nbs/data/08_folder.ipynb #651ff980
+def _table_notes(
+    table: Table,
+    name: str,  # of the file
+    labels: Sequence[str],  # seen and unseen ones
+) -> tuple[str, ...]:  # sentences
+    "What was understood in a table, and labels of the lists that have a twin."
+    twins = [group for group in find_twins(labels) if not set(group) <= set(table.label_names)]
+    return (f"{name}: {table.remarks[0]}", *table.remarks[1:], *(describe_twins(group) for group in twins))
 
-# %% ../../nbs/data/08_folder.ipynb #ffe3716a
-def _split_labels(
-    cell: str,  # labels with '|' between
-    where: str,  # file and line, for the message
-) -> list[str]:
-    "The labels of one row; raises `QKSError` for one that is empty, too long, or appears twice."
-    labels = [label.strip() for label in cell.split("|")] if cell else []
-    for label in labels:
-        problem = None
-        if not label:
-            problem = "is empty"
-        elif len(label) > MAX_NAME_LENGTH:
-            problem = "is too long"
-        elif labels.count(label) > 1:
-            problem = "appears twice"
-        if problem:
-            raise QKSError(f"{where}: label {label[:40]!r} {problem}: expected distinct labels with '|' between")
-    return labels
+# %% ../../nbs/data/08_folder.ipynb #6c68e32a
+_DEFAULT_TABLES = ("labels.csv", "train.csv", "test.csv")
 
-# %% ../../nbs/data/08_folder.ipynb #14328ceb
-def _read_rows(
-    path: str | Path,  # the table
-) -> Iterator[tuple[int, str, list[str]]]:  # line number, image, labels
-    "Walk through images and their labels; raises `QKSError` with the line for an image or a label that is wrong."
-    first_line: dict[str, int] = {}
-    for line, name, cell in _read_table(path):
-        where = f"{path} line {line}"
-        if not name:
-            raise QKSError(f"{where} names no image: give its path, relative to the folder")
-        image = inside_path(name, where)
-        if first_line.setdefault(image, line) != line:
-            raise QKSError(f"{where}: image {image!r} is already in line {first_line[image]}; keep one")
-        yield line, image, _split_labels(cell, where)
-    if not first_line:
-        raise QKSError(f"{path} has no row below its header: expected one image per row")
+
+def _find_table(
+    root: str | Path,  # the folder
+    table: str,  # as the user named it
+) -> Path:
+    "A table in the folder, or else in the current one; raises `QKSError` where it is missing."
+    inside = os.path.isfile(Path(root, table))
+    is_default = table in _DEFAULT_TABLES  # one of these in the current folder belongs to another data set
+    return find_file(root, table) if inside or is_default or not os.path.isfile(table) else Path(table)
 
 # %% ../../nbs/data/08_folder.ipynb #921014df
 def index_folder(
@@ -115,50 +84,105 @@ def index_folder(
     unseen: Sequence[str] = (),  # labels never to be trained on
     image_folder: str = "",  # where below root the images lie
     lists: Sequence[str] = (),  # files that the labels came from, relative to root: the index is stale when one changes
+    options: TableOptions | None = None,  # how to read the table; None: as it shows itself
+    parts: Sequence[str] | None = None,  # rows of which parts: train, val, test; None: all
 ) -> Index:  # keyed by label
-    "Index a folder of images with a CSV; raises `QKSError` with the line for an image or a label that is wrong."
-    path = find_file(root, inside_path(table, "the name of the table"))
+    "Index a folder of images with a table; raises `QKSError` with the line for an image or a label that is wrong."
+    path = _find_table(root, table)
     image_folder = inside_path(image_folder, "the folder of the images") if image_folder else ""
-    sources = [path.relative_to(root).as_posix()]
-    sources += [inside_path(name, "the name of a list of labels") for name in lists]
+    sources = names_inside(root, [path.absolute(), *(Path(root, name).absolute() for name in lists)])
     digest = source_digest(root, sources)  # first, so that a change during reading shows later
-    unseen = check_labels(unseen) if len(unseen) else []
-    seen = None if seen is None else check_labels(seen)
-    known = None if seen is None else {*seen, *unseen}
-    images: list[str] = []
-    pairs: list[tuple[int, str, int]] = []
-    for line, image, labels in _read_rows(path):
-        for label in labels:
-            if known is not None and label not in known:
-                raise QKSError(
-                    f"{path} line {line}: label {label!r} is neither in seen nor in unseen: "
-                    "add it to one of the two lists, or correct it "
-                    "(where none is given, the seen labels are those of the training table)"
-                )
-            pairs.append((len(images), label, 1))
-        images.append(image)
-    never_trained = set(unseen)
-    if seen is None:
-        labels_in_order = dict.fromkeys(label for _, label, _ in pairs)
-        seen = [label for label in labels_in_order if label not in never_trained]
-    in_both = [label for label in seen if label in never_trained]
+    unseen = [clean_name(label) for label in check_labels(unseen)] if len(unseen) else []
+    if seen is not None:
+        seen = [clean_name(label) for label in check_labels(seen)] if len(seen) else []
+    options = options or TableOptions()
+    content = read_table(path, options, Path(root) / image_folder)
+    rows = [row for row in content.rows if parts is None or row.part in parts]
+    if options.merge_twins:
+        content = _use_spelling(replace(content, rows=rows), [*(seen or ()), *unseen])
+    else:
+        content = replace(content, rows=rows)
+    if seen is not None:
+        _check_known(content, [*seen, *unseen])
+    else:
+        labels_in_order = dict.fromkeys(label for row in content.rows for label in row.labels)
+        seen = [label for label in labels_in_order if label not in set(unseen)]
+    in_both = [label for label in seen if label in set(unseen)]
     if in_both:
         raise QKSError(f"label {in_both[0]!r} is in seen and in unseen: a label is one or the other")
-    return index_pairs(
-        root, images, pairs, seen, unseen, image_folder=image_folder, sources=tuple(sources), digest=digest
-    )
+    images = [row.image for row in content.rows]
+    pairs = [
+        (number, label, value)
+        for number, row in enumerate(content.rows)
+        for label, value in row.labels.items()
+        if value != -1  # other labels are absent
+    ]
+    fields = {
+        "image_folder": image_folder,
+        "sources": tuple(sources),
+        "digest": digest,
+        "conflicts": content.conflicts,
+        "first_conflict": content.first_conflict,
+        "validation": tuple(row.image for row in content.rows if row.part == "val"),
+        "notes": _table_notes(content, table, [*seen, *unseen]),
+    }
+    return index_pairs(root, images, pairs, seen, unseen, **fields)
 
 # %% ../../nbs/data/08_folder.ipynb #f3c671a9
 @dataclass(frozen=True)
-class FolderOptions:
+class FolderOptions(TableOptions):
     "What can be chosen about a folder of your own."
 
     train: str = "train.csv"  # table of training images below ROOT: a header image,labels, '|' between labels
     test: str = "test.csv"  # table of the test images, relative to ROOT
-    test_part: float | None = None  # part of the training table's images to test on, drawn at random, such as 0.2
-    unseen: str | None = None  # list of the unseen labels, one per line, relative to ROOT
+    test_part: float | None = None  # part of the training table's images to test on, drawn by label, such as 0.2
+    test_seed: int = 0  # of that draw
+
+    # your own choice of images to choose the epoch by: a table (.csv or .tsv) like the others, or a list of images of
+    # the training table, one per line; looked for in the current folder, then in ROOT
+    validation: str | None = None
+
+    # list of the unseen labels, one per line; looked for in the current folder, then in ROOT
+    unseen: str | None = None
+
     seen: str | None = None  # list of the seen labels, likewise; None: all of the training table but the unseen
     image_folder: str = ""  # the folder of the images, relative to ROOT
+
+    # whose rules measure the test images and choose the epoch, unless others are asked for there; own-data: every image
+    # counts, also one without a label; official: the authors' for NUS-WIDE
+    protocol: ProtocolName = "own-data"
+
+# %% ../../nbs/data/08_folder.ipynb #4f4850ab
+def _read_list(
+    root: str | Path,  # the folder
+    name: str | None,  # a list of labels, None: no list
+    options: TableOptions,
+) -> LabelFile | None:
+    "Read a list of labels that the user named."
+    if not name:
+        return None
+    result = read_label_file(locate_list(root, name), options.label_separator, options.encoding)
+    return result._replace(remarks=[f"{name}: {remark}" for remark in result.remarks])
+
+# %% ../../nbs/data/08_folder.ipynb #112e5bb3
+def _table_parts(
+    root: str | Path,  # the folder
+    options: FolderOptions,
+) -> set[str]:  # of train, val and test; empty where the table does not say
+    "The parts that the training table names; raises `QKSError` where the test images have two sources."
+    try:
+        path = _find_table(root, options.train)
+    except QKSError:
+        return set()  # a missing table is an error where it is read
+    parts = set(read_parts(path, options))
+    has_test_table = options.test != FolderOptions.test or (Path(root) / options.test).is_file()
+    if "test" in parts and (has_test_table or options.test_part is not None):
+        other = "--test-part" if options.test_part is not None else f"the test table {options.test}"
+        raise QKSError(
+            f"{options.train} has images of the part test in a column of its own, and there is also {other}: "
+            "leave that out, or ignore the column with --split-column none"
+        )
+    return parts
 
 # %% ../../nbs/data/08_folder.ipynb #77bc20ff
 def _index_one_table(
@@ -169,15 +193,91 @@ def _index_one_table(
     unseen: Sequence[str],
     lists: Sequence[str],  # files that the labels came from
 ) -> dict[str, Index]:
-    "Index both splits from the training table; raises `QKSError` where there is a test table as well."
+    "Index both splits from the training table, no validation image for testing; raises `QKSError` for a test table."
     if options.test != FolderOptions.test or (Path(root) / options.test).is_file():
         raise QKSError(
             f"part of {options.train} is for testing, and there is also the test table {options.test}: "
             "leave out --test-part, or remove the table"
         )
-    index = index_folder(root, options.train, seen, unseen, options.image_folder, lists)
-    train, test = holdout(index, test_part, seed=0)
-    return {"train": without_unseen(train), "test": test}
+    index = index_folder(root, options.train, seen, unseen, options.image_folder, lists, options)
+    validation = set(index.validation)
+    others = index.subset([row for row, image in enumerate(index.images) if image not in validation])
+    _, test = stratified_holdout(others, test_part, options.test_seed)
+    in_test = set(test.images)
+    train = index.subset([row for row, image in enumerate(index.images) if image not in in_test])
+    return {"train": train, "test": test}
+
+# %% ../../nbs/data/08_folder.ipynb #b09e29f0
+def _index_tables(
+    root: str | Path,  # the folder
+    splits: Sequence[str],  # "train", "test"
+    options: FolderOptions,
+    seen: Sequence[str] | None,
+    unseen: Sequence[str],
+    lists: Sequence[str],  # files that the labels came from
+) -> dict[str, Index]:
+    "Index each split from its own table, or both from the parts of one; raises `QKSError` where tables contradict."
+    parts = _table_parts(root, options)
+    is_one_table = "test" in parts
+    train_parts = ("train", "val") if parts else None
+    indexes = {}
+    if "train" in splits or is_one_table:
+        index = index_folder(root, options.train, seen, unseen, options.image_folder, lists, options, train_parts)
+        if not len(index):
+            raise QKSError(f"{Path(root) / options.train} has no image of the part train: there is none to train on")
+        if not index.n_seen and "train" in splits:
+            without_unseen(index)  # raises: there is nothing to train on
+        if seen is None:  # the test split has the same seen labels
+            seen = index.label_ids[: index.n_seen]
+            lists = [*lists, *names_inside(root, [_find_table(root, options.train).absolute()])]
+        indexes["train"] = index
+    if "test" in splits and is_one_table:
+        test = index_folder(root, options.train, seen, unseen, options.image_folder, lists, options, ("test",))
+        indexes["test"] = test
+    has_test = options.test != FolderOptions.test or (Path(root) / options.test).is_file()
+    if "test" in splits and not is_one_table and (has_test or "train" not in splits):
+        path = _find_table(root, options.test)
+        test_parts = read_parts(path, options)
+        if set(test_parts) - {"test"}:
+            raise QKSError(
+                f"{path} is read as the test table, and has rows of the parts {', '.join(sorted(test_parts))}: "
+                "pass it as --train, or ignore the column with --split-column none"
+            )
+        indexes["test"] = index_folder(root, options.test, seen, unseen, options.image_folder, lists, options)
+    return indexes
+
+# %% ../../nbs/data/08_folder.ipynb #aeff3420
+def _read_validation(
+    root: str | Path,  # the folder
+    options: FolderOptions,  # with a table or a list of images
+    train: Index,  # the training table, all labels
+    unseen: Sequence[str],
+    lists: Sequence[str],  # files that the labels came from
+) -> Index:  # the training split, with the images to choose the epoch by marked
+    "Read the user's own validation images; raises `QKSError` where they do not fit the training table."
+    path = locate_list(root, options.validation or "").absolute()
+    source = str(options.validation)
+    if path.suffix.lower() not in (".csv", ".tsv"):
+        marked = add_validation(train, read_image_list(path), f"the list {source}")
+    else:
+        seen = train.label_ids[: train.n_seen]
+        table = index_folder(root, str(path), seen, unseen, options.image_folder, lists, options)
+        marked = add_validation(train, table, f"the table {source}")
+    sources = tuple(dict.fromkeys([*train.sources, *names_inside(root, [path])]))
+    return replace(marked, sources=sources, digest=source_digest(root, sources))
+
+# %% ../../nbs/data/08_folder.ipynb #48db7343
+def _describe_lists(
+    root: str | Path,  # the folder
+    options: FolderOptions,
+) -> list[str]:  # sentences
+    "Say which lists lie outside the folder, so that the index cannot tell when they change."
+    given = [name for name in (options.seen, options.unseen, options.validation) if name]
+    return [
+        f"{locate_list(root, name).absolute()} is outside the folder: prepare again when it changes"
+        for name in given
+        if not names_inside(root, [name])
+    ]
 
 # %% ../../nbs/data/08_folder.ipynb #c0e99737
 def index_folder_splits(
@@ -186,19 +286,30 @@ def index_folder_splits(
     options: FolderOptions,
 ) -> dict[str, Index]:
     "Index the splits of a folder; raises `QKSError` for a table or a list that is wrong."
-    seen: Sequence[str] | None = read_label_list(root, options.seen)
-    unseen = read_label_list(root, options.unseen) or ()
-    lists = [name for name in (options.seen, options.unseen) if name]
+    seen_list = _read_list(root, options.seen, options)
+    unseen_list = _read_list(root, options.unseen, options)
+    seen = seen_list.labels if seen_list else None
+    unseen = unseen_list.labels if unseen_list else ()
+    lists = names_inside(root, [options.seen, options.unseen])
+    notes = _describe_lists(root, options)
+    notes += [remark for result in (seen_list, unseen_list) if result for remark in result.remarks]
     if options.test_part is not None:
+        _table_parts(root, options)  # raises where the table has test images of its own
         indexes = _index_one_table(root, options, options.test_part, seen, unseen, lists)
-        return {split: indexes[split] for split in indexes if split in splits}
-    indexes = {}
-    if "train" in splits:
-        index = index_folder(root, options.train, seen, unseen, options.image_folder, lists)
-        if seen is None:  # the test split has the same seen labels
-            seen = index.label_ids[: index.n_seen]
-            lists = [*lists, options.train]
-        indexes["train"] = without_unseen(index)
-    if "test" in splits:
-        indexes["test"] = index_folder(root, options.test, seen, unseen, options.image_folder, lists)
-    return indexes
+    else:
+        indexes = _index_tables(root, splits, options, seen, unseen, lists)
+    if "train" in indexes:
+        train = indexes["train"]
+        if options.validation:
+            train = _read_validation(root, options, train, unseen, lists)
+        train = without_unseen(train)
+        images = set(train.images)
+        validation = tuple(image for image in train.validation if image in images)
+        indexes["train"] = replace(train, validation=validation)
+    if "train" in splits and "test" in splits and "test" not in indexes:
+        notes.append(f"there is no test table {options.test}: training works, and no test table is printed")
+    indexes = {split: index for split, index in indexes.items() if split in splits}
+    return {
+        split: replace(index, protocol=options.protocol, is_own=True, notes=(*notes, *index.notes))
+        for split, index in indexes.items()
+    }

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..core import QKSError, check_count
 from .check import Report, check_images
-from .files import MAX_NAME_LENGTH, csv_rows, find_file, inside_path, read_names
+from .files import MAX_NAME_LENGTH, csv_rows, find_file, locate_list, names_inside, read_names
 from .index import SPLITS, Index, check_split_name, source_digest
 
 # %% ../../nbs/data/05_openimages.ipynb #384e973f
@@ -59,11 +59,14 @@ UNSEEN_LIST = "unseen_400.txt"  # ours: the file name of the list of unseen MIDs
 
 def find_label_files(
     root: str | Path,  # the data set's folder
-    unseen: str = UNSEEN_LIST,  # the list of unseen MIDs, relative to root
+    unseen: str = UNSEEN_LIST,  # the list of unseen MIDs; another one is first looked for in the current folder
 ) -> LabelFiles:
     "Locate the files that define the labels; raises `QKSError` for one that is missing."
-    names = ("class-descriptions.csv", "classes-trainable.txt", inside_path(unseen, "the list of unseen labels"))
-    return LabelFiles(*(find_file(root, *(folder + name for folder in _FOLDERS)) for name in names))
+    names = ("class-descriptions.csv", "classes-trainable.txt", UNSEEN_LIST)
+    if unseen == UNSEEN_LIST:
+        return LabelFiles(*(find_file(root, *(folder + name for folder in _FOLDERS)) for name in names))
+    files = (find_file(root, *(folder + name for folder in _FOLDERS)) for name in names[:2])
+    return LabelFiles(*files, locate_list(root, unseen))
 
 # %% ../../nbs/data/05_openimages.ipynb #b37e0e4c
 class OpenImagesLabels(NamedTuple):
@@ -192,7 +195,7 @@ def index_openimages(
     name = f"{check_split_name(split)}-annotations-human-imagelabels.csv"
     root = Path(root)
     path = find_file(root, f"{split}/{name}", name, f"2018_04/{split}/{name}", f"2018_04/{name}")
-    sources = tuple(file.relative_to(root).as_posix() for file in (path, *find_label_files(root, unseen)))
+    sources = tuple(names_inside(root, [file.absolute() for file in (path, *find_label_files(root, unseen))]))
     digest = source_digest(root, sources)  # first, so that a change during reading shows later
     seen_ids, unseen_ids, names = read_openimages_labels(root, unseen)
     label_ids = tuple(seen_ids) if split == "train" else (*seen_ids, *unseen_ids)
@@ -230,7 +233,8 @@ def index_openimages(
 class OpenImagesOptions:
     "What can be chosen about Open Images."
 
-    unseen: str = UNSEEN_LIST  # list of the unseen MIDs, one per line, relative to ROOT
+    # list of the unseen MIDs, one per line; another name than this is first looked for in the current folder
+    unseen: str = UNSEEN_LIST
 
 # %% ../../nbs/data/05_openimages.ipynb #b62a770c
 def index_openimages_splits(

@@ -34,7 +34,7 @@ class Dataset:
     min_bytes: int = 1  # smaller files count as placeholders
     example: str = ""  # options for the example of `prepare`
     is_ready: bool = False  # whether the raw files define everything, so that a folder can be opened without `prepare`
-    looks_for_images: bool = False  # whether `prepare` reports missing images: the table was written by hand
+    needs_images: bool = True  # whether `prepare` refuses a folder without any image; else they are fetched later
 
     def make_options(self, **values: Any) -> Any:  # an instance of `options`
         "Options from values by name; raises `QKSError` for one that does not exist or has a wrong type."
@@ -55,6 +55,7 @@ _ENTRIES = (
         marks=("ImageList", "NUS_WID_Tags"),
         options=NUSWideOptions,
         index=index_nuswide_splits,
+        needs_images=False,
         check=check_nuswide,
         min_bytes=4001,
         is_ready=True,
@@ -65,6 +66,7 @@ _ENTRIES = (
         marks=("class-descriptions.csv", "2018_04"),
         options=OpenImagesOptions,
         index=index_openimages_splits,
+        needs_images=False,
         check=check_openimages,
         min_bytes=4001,
     ),
@@ -91,7 +93,6 @@ _ENTRIES = (
         options=FolderOptions,
         index=index_folder_splits,
         example="--unseen unseen.txt",
-        looks_for_images=True,
     ),
 )
 DATASETS: dict[str, Dataset] = {entry.name: entry for entry in _ENTRIES}

@@ -17,7 +17,7 @@ from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from ..core import QKSError
-from .files import find_file, inside_path, open_bytes, read_label_list, read_names
+from .files import find_file, inside_path, names_inside, open_bytes, read_label_list, read_names
 from .index import Index, index_pairs, source_digest, without_unseen
 
 # %% ../../nbs/data/07_voc.ipynb #d321d556
@@ -151,7 +151,8 @@ def index_voc(
 class VOCOptions:
     "What can be chosen about PASCAL VOC 2007."
 
-    unseen: str | None = None  # list of the unseen classes, one per line, relative to ROOT
+    # list of the unseen classes, one per line; looked for in the current folder, then in ROOT
+    unseen: str | None = None
 
 # %% ../../nbs/data/07_voc.ipynb #2e851743
 def index_voc_splits(
@@ -162,7 +163,7 @@ def index_voc_splits(
     "Index the splits of PASCAL VOC 2007."
     official = {"train": "trainval", "test": "test"}
     unseen = read_label_list(root, options.unseen) or ()
-    lists = [options.unseen] if options.unseen else []
+    lists = names_inside(root, [options.unseen])
     indexes = {split: index_voc(root, official[split], unseen, lists=lists) for split in splits}
     if "train" in indexes:
         indexes["train"] = without_unseen(indexes["train"])

@@ -118,7 +118,7 @@ def resampled_means(
     count_absent_labels: bool,  # whether a label without a positive in the data counts as 0
 ) -> dict[str, np.ndarray]:  # part -> [R] mAP of every resample
     "The mAP of every resample, part by part."
-    kept = {name: set(part.labels.tolist()) for name, part in parts.items()}
+    kept = {name: set(part.labels[part.measurable_labels].tolist()) for name, part in parts.items()}
     n_resamples = sum(matrix.shape[1] for matrix in weights)
     totals = {name: np.zeros(n_resamples) for name in parts}
     counts = {name: np.zeros(n_resamples) for name in parts}
@@ -193,12 +193,14 @@ def resampled_metrics(
     measured: MeasuredScores,
     weights: list[Tensor],  # matrices that side by side are [B, R]
 ) -> dict[str, dict[str, np.ndarray]]:  # part -> "mAP", "P@k", "R@k", "F1@k" -> [R]
-    "Every metric in every resample."
+    "Every metric in every resample, for the parts in which there is something to measure."
     entries = progress(measured.entries_by_label, "Bootstrap, label by label", measured.labels.n_labels)
     count_absent = measured.protocol.count_absent_labels
     means = resampled_means(entries, measured.parts, measured.n_seen, weights, count_absent)
     values = {}
     for name, part in measured.parts.items():
+        if not part.is_measurable:
+            continue
         positives = measured.labels.positive_counts(part.labels)[part.images]
         hits = resampled_hits(measured.hits[name], positives, part.images, measured.topk, weights)
         values[name] = {"mAP": means[name], **hits}

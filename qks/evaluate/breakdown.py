@@ -41,6 +41,7 @@ def precision_within_parts(
         part = by_part[name]
         kept = parts[name].labels
         in_mean = (part.positives > 0) | protocol.count_absent_labels
+        in_mean &= parts[name].measurable_labels & parts[name].is_measurable
         precision[kept] = np.where(in_mean, part.precision, np.nan)
         positives[kept] = part.positives
     return LabelPrecision(precision, positives)

@@ -6,7 +6,7 @@
 __all__ = ['MAX_THREADS', 'PartMetrics', 'Metrics', 'PrecisionFunction', 'to_array', 'thread_map', 'InvalidValues',
            'find_invalid', 'check_finite', 'check_scores', 'NestedPrecision', 'nested_precision',
            'average_precision_per_label', 'topk_hits', 'LabelPrecision', 'part_metrics', 'evaluate_part',
-           'precision_by_part', 'evaluate_scores']
+           'precision_by_part', 'evaluate_scores', 'mask_unmeasured']
 
 # %% ../../nbs/evaluate/02_metrics.ipynb #1acc9b50
 from collections.abc import Callable, Iterable, Sequence
@@ -301,6 +301,13 @@ class LabelPrecision(NamedTuple):
     precision: np.ndarray  # [labels] AP
     positives: np.ndarray  # int64 [labels]
 
+# %% ../../nbs/evaluate/02_metrics.ipynb #e62fc607
+def _metric_names(
+    topk: Iterable[int],  # numbers of predictions per image
+) -> list[str]:
+    "The names of all metrics of a part."
+    return ["mAP", *(f"{name}@{k}" for k in topk for name in ("P", "R", "F1"))]
+
 # %% ../../nbs/evaluate/02_metrics.ipynb #648502d5
 PartMetrics = dict[str, float]  # "mAP" and "P@k", "R@k", "F1@k" for every k -> fraction
 Metrics = dict[str, PartMetrics]  # "seen", "zsl", "gzsl" -> metrics
@@ -311,11 +318,16 @@ def part_metrics(
     hits: np.ndarray,  # bool [kept B, k] as `topk_hits` returns them, k >= max(topk)
     topk: Sequence[int],  # numbers of predictions per image
     count_absent_labels: bool = True,  # whether a label without a positive counts as 0 in the mean
+    part: Part | None = None,  # which labels leave the mean because nothing can be measured; None: none does
 ) -> PartMetrics:
-    "Combine the metrics of one part."
+    "Combine the metrics of one part; nan where the protocol leaves no label in the mean."
     precision, positives = by_label
-    in_mean = precision if count_absent_labels else precision[positives > 0]
-    metrics = {"mAP": float(in_mean.mean())}
+    in_mean = (positives > 0) | count_absent_labels
+    if part is not None:
+        in_mean &= part.measurable_labels
+    if not in_mean.any():
+        return dict.fromkeys(_metric_names(topk), float("nan"))
+    metrics = {"mAP": float(precision[in_mean].mean())}
     total = int(positives.sum())
     for k in topk:
         correct = int(hits[:, :k].sum())
@@ -342,7 +354,7 @@ def evaluate_part(
     nested = nested_precision(score_matrix, label_matrix, slice(0, n_labels), part.images, part.images)
     by_label = LabelPrecision(nested.inner[part.labels], nested.positives[part.labels])
     hits = topk_hits(score_matrix, label_matrix, part, max(checked_topk))
-    return part_metrics(by_label, hits, checked_topk, rules.count_absent_labels)
+    return part_metrics(by_label, hits, checked_topk, rules.count_absent_labels, part)
 
 # %% ../../nbs/evaluate/02_metrics.ipynb #538e18f1
 PrecisionFunction = Callable[[slice, np.ndarray, np.ndarray], NestedPrecision]  # of columns, inner and outer images
@@ -391,5 +403,16 @@ def evaluate_scores(
     metrics = {}
     for name, part in parts.items():
         hits = topk_hits(score_matrix, label_matrix, part, max(checked_topk))
-        metrics[name] = part_metrics(by_part[name], hits, checked_topk, rules.count_absent_labels)
+        metrics[name] = part_metrics(by_part[name], hits, checked_topk, rules.count_absent_labels, part)
     return metrics
+
+# %% ../../nbs/evaluate/02_metrics.ipynb #da4a099d
+def mask_unmeasured(
+    metrics: Metrics,  # as `evaluate_scores` returns them
+    parts: dict[str, Part],  # what was kept in each part
+) -> Metrics:  # nan in every part in which no positive or no negative takes part
+    "Metrics for print: numbers that say nothing become nan."
+    return {
+        name: values if parts[name].is_measurable else dict.fromkeys(values, float("nan"))
+        for name, values in metrics.items()
+    }

@@ -27,6 +27,7 @@ class Protocol:
     keep_all_images: bool = False  # keep images without a positive in the part
     count_absent_labels: bool = True  # count a kept label without a positive as AP 0; if False, it leaves the mean
     keep_twins: bool = True  # keep unseen labels that have a twin among the seen labels
+    only_measurable: bool = False  # a label is in the mean only if a kept image shows it and another one does not
 
 # %% ../../nbs/evaluate/01_protocols.ipynb #1015dbdc
 PART_NAMES = ("seen", "zsl", "gzsl")  # in the order of every table
@@ -44,6 +45,14 @@ _ALL_PROTOCOLS = (
         count_absent_labels=False,
     ),
     Protocol("leak-free", "official, without the unseen labels that have a twin among the seen ones", keep_twins=False),
+    Protocol(
+        "own-data",
+        "the default for a folder of your own: every image stays, with a label or without; "
+        "a label that no image shows, or that every image shows, leaves the mean",
+        keep_all_images=True,
+        count_absent_labels=False,
+        only_measurable=True,
+    ),
 )
 PROTOCOLS = {protocol.name: protocol for protocol in _ALL_PROTOCOLS}
 
@@ -190,6 +199,19 @@ class DenseLabels:
                 break
         return annotated
 
+    def labels_with(
+        self,
+        value: int,  # +1 or -1
+        images: np.ndarray,  # bool [B]
+    ) -> np.ndarray:  # bool [C]
+        "The labels that have this value on any of these images."
+        has_value = np.zeros(self.n_labels, dtype=bool)  # [C]
+        for block in self.blocks:
+            has_value |= (self.labels[block][images[block]] == value).any(axis=0)
+            if has_value.all():
+                break
+        return has_value
+
 # %% ../../nbs/evaluate/01_protocols.ipynb #fc9a6e60
 @typing.runtime_checkable
 class LabelAnnotations(typing.Protocol):
@@ -206,6 +228,8 @@ class LabelAnnotations(typing.Protocol):
 
     def annotated_labels(self, images: np.ndarray) -> np.ndarray: ...
 
+    def labels_with(self, value: int, images: np.ndarray) -> np.ndarray: ...
+
 # %% ../../nbs/evaluate/01_protocols.ipynb #1b674307
 @dataclass(frozen=True, eq=False)
 class Part:
@@ -213,6 +237,13 @@ class Part:
 
     images: np.ndarray  # bool [B]
     labels: np.ndarray  # columns of the kept labels, rising
+    is_measurable: bool = True  # False: no positive or no negative takes part, so that no number says anything
+    measurable: np.ndarray | None = None  # bool [kept C], the labels that may be in the mean; None: all of them
+
+    @property
+    def measurable_labels(self) -> np.ndarray:  # bool [kept C]
+        "The labels that may be in the mean."
+        return np.ones(len(self.labels), dtype=bool) if self.measurable is None else self.measurable
 
 # %% ../../nbs/evaluate/01_protocols.ipynb #23af8959
 def plan_part(
@@ -224,10 +255,10 @@ def plan_part(
 ) -> Part:
     "Apply a protocol to one group of labels; raises `QKSError` if there is nothing to measure."
     images = labels.positive_images(columns)  # [B]
-    if not images.any():
+    if not images.any() and not protocol.only_measurable:
         raise QKSError(
             f"no image has a positive label in the part {part_name} ({len(columns)} labels), so nothing can be "
-            "measured there: check the labels and n_seen."
+            "measured there: give images that show some of them."
         )
     if protocol.keep_all_images:
         images = np.ones_like(images)
@@ -237,7 +268,12 @@ def plan_part(
             f"topk asks for {max(topk)} labels per image, but the part {part_name} has only "
             f"{len(kept_columns)} annotated labels: use topk of at most {len(kept_columns)}."
         )
-    return Part(images, kept_columns)
+    has_negative = labels.labels_with(-1, images)[kept_columns]  # [kept C]
+    if not protocol.only_measurable:
+        return Part(images, kept_columns, is_measurable=bool(has_negative.any()))
+    has_positive = labels.labels_with(1, images)[kept_columns]  # [kept C]
+    measurable = has_positive & has_negative
+    return Part(images, kept_columns, bool(measurable.any()), measurable)
 
 # %% ../../nbs/evaluate/01_protocols.ipynb #acd1c172
 def check_topk(
@@ -255,9 +291,16 @@ def check_topk(
 def default_topk(
     n_labels: int,  # C
     n_seen: int,  # S
+    protocol: str | Protocol = "official",  # a name in PROTOCOLS, or your own Protocol
 ) -> tuple[int, ...]:  # numbers of predictions per image
-    "The authors' k, 3 and 5, as far as every part has enough labels; otherwise 1."
+    """The authors' k, 3 and 5, as far as every part has enough labels; otherwise 1.
+
+    Under a protocol for measurable labels only, k stays below the number of labels where it can: a prediction of all
+    labels has the same precision, recall and F1 for every model.
+    """
     fewest_labels = min(count for count in (n_seen, n_labels - n_seen) if count)
+    if find_protocol(protocol).only_measurable:
+        fewest_labels -= 1
     return tuple(k for k in (3, 5) if k <= fewest_labels) or (1,)
 
 # %% ../../nbs/evaluate/01_protocols.ipynb #7e69a354
@@ -274,9 +317,16 @@ def plan_parts(
     columns = part_columns(labels.n_labels, n_seen, rules, label_names)
     if not labels.has_absent():
         raise QKSError(
-            "labels hold no -1: 0 means not annotated, so write absent labels as -1 (labels * 2 - 1 for 0/1)."
+            "labels hold no -1: 0 means not annotated, so write absent labels as -1 (labels * 2 - 1 for 0/1); "
+            "where every image shows every label there is nothing to measure."
         )
-    return {part: plan_part(labels, columns[part], checked_topk, rules, part) for part in columns}
+    parts = {part: plan_part(labels, columns[part], checked_topk, rules, part) for part in columns}
+    if rules.only_measurable and not any(part.is_measurable for part in parts.values()):
+        raise QKSError(
+            f"not one of the {labels.n_labels:,} labels is shown by some of the {labels.n_images:,} images and not by "
+            "others, so nothing can be measured: give images with a label, and images without it."
+        )
+    return parts
 
 # %% ../../nbs/evaluate/01_protocols.ipynb #7e69a35a
 def widest_part(

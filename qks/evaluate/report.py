@@ -27,7 +27,7 @@ from qks.evaluate.breakdown import (
     precision_per_label,
     precision_per_label_from_stream,
 )
-from .metrics import Metrics, check_scores, evaluate_scores
+from .metrics import Metrics, check_scores, evaluate_scores, mask_unmeasured
 from qks.evaluate.protocols import (
     DenseLabels,
     Part,
@@ -161,11 +161,12 @@ def part_sizes(
     "How many images and labels each part keeps."
     sizes = {}
     for name, part in parts.items():
-        with_positive = int((positives[part.labels] > 0).sum())
+        in_mean = (positives[part.labels] > 0) | protocol.count_absent_labels
+        in_mean &= part.measurable_labels & part.is_measurable
         sizes[name] = PartSizes(
             images=int(part.images.sum()),
             labels=len(part.labels),
-            labels_in_mean=len(part.labels) if protocol.count_absent_labels else with_positive,
+            labels_in_mean=int(in_mean.sum()),
         )
     return sizes
 
@@ -251,7 +252,7 @@ def assemble_report(
     rows = {
         method: {
             protocol: ReportRow(
-                metrics=measurement.metrics,
+                metrics=mask_unmeasured(measurement.metrics, measurement.parts),
                 intervals=measurement.intervals,
                 breakdown=breakdown_by_kind(measurement.ap, positives, n_seen, label_names),
                 ap_per_label=dict(zip(ids, measurement.ap)),

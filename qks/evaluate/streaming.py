@@ -157,6 +157,14 @@ class SparseLabels:
         "The labels that are annotated on any of these images."
         return np.bincount(self.columns[(self.values != 0) & images[self.image]], minlength=self.n_labels) > 0
 
+    def labels_with(
+        self,
+        value: int,  # +1 or -1
+        images: np.ndarray,  # bool [B]
+    ) -> np.ndarray:  # bool [C]
+        "The labels that have this value on any of these images."
+        return np.bincount(self.columns[(self.values == value) & images[self.image]], minlength=self.n_labels) > 0
+
     def dense(
         self,
         start: int,  # first image
@@ -298,7 +306,10 @@ class StreamingScores:
         "The metrics, as `evaluate_scores` returns them; raises `QKSError` while images are missing."
         by_part = precision_by_part(self.entries().nested_precision, self.parts, self.n_seen, self.labels.n_labels)
         count_absent = self.protocol.count_absent_labels
-        return {name: part_metrics(by_part[name], self.hits(name), self.topk, count_absent) for name in self.parts}
+        return {
+            name: part_metrics(by_part[name], self.hits(name), self.topk, count_absent, part)
+            for name, part in self.parts.items()
+        }
 
     @property
     def n_bytes(self) -> int:  # what is kept of the scores

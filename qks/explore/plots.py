@@ -316,12 +316,14 @@ def plot_token_use(
 # %% ../../nbs/explore/01_plots.ipynb #cf218029
 def plot_history(
     history: Sequence[Mapping[str, float]],  # per epoch, as `fit` returns it: epoch, loss, mAP, F1@k …, score
+    kept: float | None = None,  # the epoch that was kept; None: the best one
 ) -> Figure:
     "Training loss and held-out metrics over epochs, the best epoch marked; raises `QKSError` for an empty history."
     if not history:
         raise QKSError("the history is empty: train for at least one epoch")
     epochs = [row["epoch"] for row in history]
     best = epochs[int(np.argmax([row["score"] for row in history]))]
+    line_name = f"best epoch: {best}" if kept in (None, best) else f"epoch kept: {kept}"
     figure, left = plt.subplots(figsize=(6.5, 3.2), layout="constrained")
     plt.close(figure)
     left.plot(epochs, [row["loss"] for row in history], "o-", color="black", markersize=3, label="loss")
@@ -333,7 +335,9 @@ def plot_history(
         values = [row[name] for row in history]
         right.plot(epochs, values, f"{marker}--", color=colour, markersize=4, label=f"{name} (right)")
     right.set(ylabel="held-out mAP and F1, 0 to 1", ylim=(0, None))
-    right.axvline(best, color="grey", linestyle=":", label=f"best epoch: {best}")
+    if not metrics:  # nothing was held out
+        right.set_axis_off()
+    right.axvline(kept or best, color="grey", linestyle=":", label=line_name)
     lines = left.get_lines() + right.get_lines()
     figure.legend(
         lines, [str(line.get_label()) for line in lines], loc="outside lower center", ncols=len(lines), fontsize=8

@@ -7,8 +7,6 @@ __all__ = ['FoundPictures', 'find_pictures', 'read_labels', 'write_labels', 'che
            'model_folder', 'QKS']
 
 # %% ../../nbs/model/03_tagger.ipynb #47709eee
-import csv
-import io
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
@@ -33,6 +31,7 @@ from qks.core import (
     progress,
     read_tensors,
 )
+from ..data.label_text import read_label_text, write_label_text
 from .head import QKSHead, QKSOutput
 from .prompts import PromptPool
 from ..vlp.frozen import VLP, fingerprint, preprocess_images
@@ -118,29 +117,17 @@ def _read_pictures(
 
 # %% ../../nbs/model/03_tagger.ipynb #10a00012
 def read_labels(
-    text: str,  # labels, separated by commas or line breaks
+    text: str,  # labels, separated by commas, semicolons, '|' or line breaks
 ) -> list[str]:  # C label names
-    "The labels that a user typed; raises `QKSError` where the text cannot be read as CSV."
-    try:
-        rows = list(csv.reader(text.splitlines(), skipinitialspace=True))
-    except csv.Error as error:
-        raise QKSError(
-            f"the labels {text[:40]!r} are not separated by commas ({error}): write them as cat,dog"
-        ) from error
-    labels = []
-    for row in rows:
-        ends_in_comma = bool(row) and not row[-1].strip()
-        labels += row[:-1] if ends_in_comma else row
-    return [label.strip() for label in labels]
+    "The labels that a user typed; raises `QKSError` where one is empty or too long."
+    return list(read_label_text(text).labels[0])
 
 # %% ../../nbs/model/03_tagger.ipynb #10a00014
 def write_labels(
     labels: Iterable[str],
 ) -> str:  # what `read_labels` reads
     "Labels in one line."
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(labels)
-    return line.getvalue()
+    return write_label_text(labels)
 
 # %% ../../nbs/model/03_tagger.ipynb #9efcb95e
 def check_tag_arguments(

@@ -6,9 +6,11 @@
 __all__ = ['fit']
 
 # %% ../../nbs/train/12_loop.ipynb #f1359722
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +23,7 @@ from .config import RunConfig, TrainConfig
 from .devices import make_accelerator, release_accelerator
 from .logs import check_trackers
 from .run_folder import Checkpointing, lock_run_folder
-from .selection import selection_score, validation_labels
+from .selection import data_protocol, selection_score, validation_labels
 from .signals import StopSignals
 from .steps import check_finite
 from .targets import Targets
@@ -47,7 +49,7 @@ def _restore_weights_on_failure(
 # %% ../../nbs/train/12_loop.ipynb #c01dee7b
 def train_epochs(
     trainer: Trainer,  # new, or resumed
-    validation: tuple,  # image_tokens [m, N, D], labels [m, S] or [m, S+U]
+    validation: tuple | None,  # image_tokens [m, N, D], labels [m, S] or [m, S+U]; None: nothing is scored
     label_embeddings: torch.Tensor,  # [S+U, E], on the trainer's device
     checkpointing: Checkpointing,  # of the run
 ) -> None:
@@ -65,12 +67,19 @@ def train_epochs(
             for _ in epoch_steps(trainer, stop_requested):
                 trainer.seconds = time.time() - start
                 checkpointing.after_step()
-        metrics = selection_score(trainer.eval_head, validation, label_embeddings, trainer.targets.n_seen, config)
+        loss_score = -trainer.loss_sum / len(trainer.targets)
+        if validation is None:  # the schedule then follows the loss
+            metrics = {"score": loss_score}
+        else:
+            metrics = selection_score(trainer.eval_head, validation, label_embeddings, trainer.targets.n_seen, config)
+            if config.selection == "last" and math.isnan(metrics["score"]):
+                metrics["score"] = loss_score
         trainer.seconds = time.time() - start
         close_epoch(trainer, metrics)
         checkpointing.after_epoch()
         loss = trainer.history[-1]["loss"]
-        epochs.set_postfix(loss=f"{loss:.3g}", mAP=f"{metrics['mAP']:.3f}", refresh=False)
+        shown = {"mAP": f"{metrics['mAP']:.3f}"} if "mAP" in metrics else {}
+        epochs.set_postfix(loss=f"{loss:.3g}", **shown, refresh=False)
 
 # %% ../../nbs/train/12_loop.ipynb #59823008
 def check_training(
@@ -120,10 +129,10 @@ def _accelerator(
 
 # %% ../../nbs/train/12_loop.ipynb #703ded3c
 def fit(
-    head: QKSHead,  # trained in place; ends with the weights of its best epoch
+    head: QKSHead,  # trained in place; ends with the weights of its best epoch, or of the last
     train: tuple,  # image tokens [n, N, D] (tensor, DiskTokens, ViewSampler, LiveTokens), and labels as below
     label_embeddings: torch.Tensor,  # [S+U, E], seen labels first; only the first S take part in training
-    validation: tuple,  # image tokens [m, N, D] and labels [m, S], or [m, S+U] for selection="official"
+    validation: tuple | None,  # image tokens [m, N, D] and labels [m, S], or [m, S+U] for selection="official"
     config: TrainConfig = TrainConfig(),  # what changes the result
     run: RunConfig | None = None,  # where to save checkpoints and logs, and to resume from; None: nowhere
 ) -> list[dict[str, Any]]:  # per epoch: epoch, loss, lr, seconds, and the metrics of `selection_score`
@@ -131,11 +140,17 @@ def fit(
 
     Training labels [n, S] are -1, 0 (not annotated) or +1; an `Index` will do as well. Raises `QKSError` for data that
     do not fit together, and for a loss that is not finite. Raises `Interrupted` after Ctrl-C, where there is a folder.
+    With selection "last" the last epoch is kept, and validation may be None: a plateau schedule then follows the loss.
     """
     image_tokens, labels = train
     targets = Targets(labels)
     check_training(image_tokens, targets, label_embeddings)
-    validation = validation[0], validation_labels(validation, len(label_embeddings), targets.n_seen, config)
+    if config.protocol is None:
+        config = replace(config, protocol=data_protocol(validation))
+    if validation is not None:
+        validation = validation[0], validation_labels(validation, len(label_embeddings), targets.n_seen, config)
+    elif config.selection != "last":
+        raise QKSError(f"selection {config.selection!r} needs validation data: give some, or use selection 'last'")
     folder = None
     if run is not None:
         check_trackers(run.log_with)

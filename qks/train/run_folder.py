@@ -37,7 +37,7 @@ from .trainer import Trainer, restore_trainer, trainer_state
 # %% ../../nbs/train/11_run_folder.ipynb #c47084fb
 def run_identity(
     trainer: Trainer,
-    validation: tuple,  # image_tokens [m, N, D], labels [m, S] or [m, S+U]
+    validation: tuple | None,  # image_tokens [m, N, D], labels [m, S] or [m, S+U]
 ) -> dict[str, Any]:  # name -> number, text or list
     "Everything by which two runs differ."
     settings = {
@@ -45,15 +45,15 @@ def run_identity(
     }
     head_sizes = {f"head {name}": value for name, value in asdict(trainer.head.config).items()}
     embeddings = trainer.embeddings.cpu().numpy().tobytes()
-    validation_tokens, validation_labels = validation
+    validation_tokens, validation_labels = validation or (None, None)
     data = {
         "images": len(trainer.targets),
         "labels": trainer.targets.digest(),
         "tokens": token_digest(trainer.tokens),
         "processes": trainer.accelerator.num_processes,
         "embeddings": hashlib.blake2b(embeddings, digest_size=8).hexdigest(),
-        "validation labels": Targets(validation_labels).digest(),
-        "validation tokens": token_digest(validation_tokens),
+        "validation labels": None if validation is None else Targets(validation_labels).digest(),
+        "validation tokens": None if validation is None else token_digest(validation_tokens),
     }
     return settings | head_sizes | data
 
@@ -192,7 +192,7 @@ class Checkpointing:
         run: RunConfig | None,  # where to save, and how often; None: nowhere
         trainer: Trainer,  # new; resumes from the folder
         signals: StopSignals,  # that are noted meanwhile
-        validation: tuple | None = None,  # image_tokens [m, N, D], labels [m, S] or [m, S+U]; needed with a folder
+        validation: tuple | None = None,  # image_tokens [m, N, D], labels [m, S] or [m, S+U]
     ):
         self.run = run
         self.trainer = trainer

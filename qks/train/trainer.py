@@ -206,10 +206,11 @@ def close_epoch(
     trainer: Trainer,  # at the end of an epoch
     metrics: dict[str, float],  # "score", and whatever else belongs in the history
 ) -> None:
-    "Write the epoch into the history, keep its weights if they are the best so far, and start the next epoch."
+    "Write the epoch into the history, keep its weights if it is the best or the last counts, and start the next."
     if trainer.config.schedule == "plateau":
         trainer.schedule.step(metrics["score"])
-    if trainer.best_step is None or metrics["score"] > trainer.best_score:
+    keeps_last = trainer.config.selection == "last"
+    if keeps_last or trainer.best_step is None or metrics["score"] > trainer.best_score:
         trainer.best_weights = {name: tensor.clone() for name, tensor in trainer.eval_head.state_dict().items()}
         trainer.best_step = trainer.steps_done
     trainer.history.append(
