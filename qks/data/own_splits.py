@@ -94,7 +94,7 @@ def add_validation(
         if new:
             raise QKSError(
                 f"{source}: image {names[new[0]]!r} is not in the training table ({len(new):,} such images): "
-                "correct the list, or give a table image,labels of these images"
+                "correct it, or prepare with --validation and a table image,labels of these images"
             )
         return replace(train, validation=names, notes=(*train.notes, note))
     if len(new) < len(names):

@@ -316,9 +316,13 @@ def plan_parts(
     checked_topk = check_topk(topk)
     columns = part_columns(labels.n_labels, n_seen, rules, label_names)
     if not labels.has_absent():
+        if (labels.positive_counts(np.arange(labels.n_labels)) == labels.n_labels).all():
+            raise QKSError(
+                f"all {labels.n_images:,} images show every label, so nothing can be measured: "
+                "give images without some of the labels as well."
+            )
         raise QKSError(
-            "labels hold no -1: 0 means not annotated, so write absent labels as -1 (labels * 2 - 1 for 0/1); "
-            "where every image shows every label there is nothing to measure."
+            "labels hold no -1: 0 means not annotated, so write absent labels as -1 (labels * 2 - 1 for 0/1)."
         )
     parts = {part: plan_part(labels, columns[part], checked_topk, rules, part) for part in columns}
     if rules.only_measurable and not any(part.is_measurable for part in parts.values()):

@@ -186,7 +186,7 @@ def run_report(
         test.label_ids,
     )
     rows = {name: summarise([report["rows"][name][protocol]["metrics"]]) for name in baselines}
-    rows["QKS"] = summarise([result.metrics for result in results])
+    rows["QKS"] = summarise([result.metrics or {} for result in results])
     return {
         "rows": rows,
         "ap_per_label": report["rows"]["QKS"][protocol]["ap_per_label"],

@@ -132,7 +132,7 @@ def without_damaged_images(
     splits: dict[str, Index],
 ) -> tuple[dict[str, Index], list[str]]:  # the splits without these images; a sentence for each split with some
     "Decode every image, and leave out those that cannot be read; raises `QKSError` where none is left."
-    remarks = []
+    remarks: list[str] = []
     sound = {}
     for name, index in splits.items():
         damaged = damaged_images(index)
@@ -201,7 +201,7 @@ def prepare_run(
     replaces = force and (spec.run.folder / RUN_CONFIG_NAME).is_file()
     cache = spec.tokens.resolve(spec.run.folder, n_processes).cache
     check_run_folder(spec.run.folder, force, resume, cache)
-    remarks = []
+    remarks: list[str] = []
     if spec.leave_out_damaged:
         splits, remarks = without_damaged_images(splits)
     plan = plan_training(splits, spec.train.selection, spec.holdout)
