@@ -29,7 +29,6 @@ from qks.data.label_text import (
     read_label_cells,
     read_list,
     split_text,
-    twin_key,
 )
 from .locate import locate_images
 
