@@ -58,6 +58,7 @@ def test_train_leaves_table_results_model_and_figures(run):
     assert {path.name for path in run.iterdir()} == {
         ".lock",
         "config.json",
+        "qks-run.json",
         "results.json",
         "table.md",
         "model",

@@ -149,7 +149,7 @@ class RunSpec:
         }
 
 # %% ../../nbs/experiment/03_spec.ipynb #ec08fe18
-RUN_CONFIG_NAME = "config.json"  # written first, so that a run's folder can be told from any other
+RUN_CONFIG_NAME = "config.json"  # the settings of a run
 
 
 def spec_values(
@@ -166,6 +166,8 @@ def read_spec(
 ) -> RunSpec | None:  # None where nothing was written down: the run was stopped before it began
     "Read what a run was asked to do; raises `QKSError` where its file is damaged."
     file = Path(folder) / RUN_CONFIG_NAME
+    if not file.exists():
+        return None
     try:
         text = file.read_text(encoding="utf-8").strip()
         if text in ("", "{}"):

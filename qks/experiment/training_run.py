@@ -25,7 +25,7 @@ from ..data.splits import open_splits
 from ..evaluate.metrics import evaluate_scores
 from ..evaluate.protocols import default_topk
 from .results import SeedResult, closing_remarks, save_run
-from .run_folder import RUN_CONFIG_NAME, check_run_folder, claim_run_folder
+from .run_folder import check_run_folder, claim_run_folder, is_run_folder
 from .spec import RunOptions, RunSpec, TokenConfig
 from qks.experiment.training_data import (
     TrainingData,
@@ -172,7 +172,7 @@ def prepare_run(
             raise QKSError(f"each of the processes has its own device: leave out --device {device}")
         device = str(process_state().device)
     spec = complete_spec(spec, splits["test"], n_processes)
-    replaces = force and (spec.run.folder / RUN_CONFIG_NAME).is_file()
+    replaces = force and is_run_folder(spec.run.folder)
     check_run_folder(spec.run.folder, force, resume, spec.tokens.cache)
     vlp = load_vlp(spec.vlp.name or "pocket", spec.vlp.pretrained, device, quick_gelu=not spec.vlp.gelu)
     spec = replace(spec, vlp_fingerprint=fingerprint(vlp), init_digest=None)
