@@ -212,16 +212,22 @@ class Interval(TypedDict):
     high: float
 
 # %% ../../nbs/evaluate/04_bootstrap.ipynb #6b06ff88
-Intervals = dict[str, dict[str, Interval]]  # part -> metric -> interval
+Intervals = dict[str, dict[str, Interval | None]]  # part -> metric -> interval; None where it is not defined
 
 
 def percentile_intervals(
     values: dict[str, dict[str, np.ndarray]],  # part -> metric -> [R]
     measured: Metrics,  # part -> metric -> the measured number
 ) -> Intervals:
-    "95 % percentile intervals, moved so that the mean of the resamples is the measured number."
+    """95 % percentile intervals, moved so that the mean of the resamples is the measured number.
 
-    def interval(resampled: np.ndarray, number: float) -> Interval:
+    None where the number, or half of the resamples or more, are not defined: too little is left to say how it varies.
+    """
+
+    def interval(resampled: np.ndarray, number: float) -> Interval | None:
+        is_defined = np.isfinite(resampled)
+        if not np.isfinite(number) or 2 * np.count_nonzero(is_defined) <= len(resampled):
+            return None
         low, high = np.nanpercentile(resampled, [2.5, 97.5]) - np.nanmean(resampled) + number
         return Interval(low=max(0.0, float(low)), high=min(1.0, float(high)))
 

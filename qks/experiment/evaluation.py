@@ -100,8 +100,16 @@ class ScoreMatrix:
 
     def update(self, scores) -> None:  # [B, C] of the next B images
         batch = to_array(scores)
+        if self.done + len(batch) > len(self.scores):
+            raise QKSError(f"scores of more than {len(self.scores):,} images came: give each image once")
         self.scores[self.done : self.done + len(batch)] = batch
         self.done += len(batch)
+
+    def result(self) -> np.ndarray:  # [n, C]
+        "All scores; raises `QKSError` while images are missing."
+        if self.done < len(self.scores):
+            raise QKSError(f"scores of {self.done:,} of {len(self.scores):,} images came: give all of them")
+        return self.scores
 
 # %% ../../nbs/experiment/09_evaluation.ipynb #d1c9f8be
 @worker_errors()
@@ -141,7 +149,7 @@ def evaluate_model(
                 sink.update(scores)
     if streamed:
         return build_report_from_streams(sinks, config, names, index.label_ids)
-    matrices = {method: sink["matrix"].scores for method, sink in sinks.items()}
+    matrices = {method: sink["matrix"].result() for method, sink in sinks.items()}
     return build_report(matrices, labels, n_seen, config, names, index.label_ids)
 
 # %% ../../nbs/experiment/09_evaluation.ipynb #33540878

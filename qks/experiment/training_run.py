@@ -42,7 +42,7 @@ from ..model.tagger import QKS
 from ..tokens.augment import Augmentation, LiveTokens
 from ..tokens.cache import cache_tokens, check_room
 from ..tokens.stream import ViewSampler
-from ..train.checkpoint import state_digest
+from ..train.checkpoint import keep_random_states, state_digest
 from ..train.config import RunConfig, TrainConfig
 from ..train.devices import collective_call, process_state, rank_by_rank, score_images
 from ..train.logs import check_trackers
@@ -61,8 +61,9 @@ def train_head(
     initial: dict[str, torch.Tensor] | None = None,  # weights to begin with, of a head of these sizes; None: new ones
 ) -> tuple[QKSHead, list[dict[str, Any]]]:  # the trained head, and `fit`'s history
     "Train a head on the seen labels; the epoch is chosen by `config.selection`."
-    torch.manual_seed(config.seed)
-    head = QKSHead(data.vlp.projection, head_config).to(data.vlp.device)
+    with keep_random_states():
+        torch.manual_seed(config.seed)
+        head = QKSHead(data.vlp.projection, head_config).to(data.vlp.device)
     if initial is not None:
         head.load_state_dict(initial)
     validation = data.pair("test" if config.selection == "official" else "validation")

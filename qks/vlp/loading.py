@@ -183,11 +183,11 @@ def _load_clip(
 def check_device(
     device: str | torch.device | None = None,  # None: CUDA where there is one, else the CPU
 ) -> torch.device:
-    "The device asked for; raises `QKSError` where torch does not see it."
+    "The device asked for; raises `QKSError` where torch does not see it, or cannot compute there."
     try:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # unknown name, or no such device
+        torch.zeros(1, device=device).item()  # refused by "meta", which holds no numbers
+    except (RuntimeError, AssertionError, TypeError) as error:  # unknown name, no such device, or no name at all
         reason = str(error).splitlines()[0][:80]
         raise QKSError(
             f"device {str(device)!r} is not available ({reason}): use cpu, or a device that torch sees"
