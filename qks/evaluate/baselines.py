@@ -31,7 +31,7 @@ def zero_shot_scores(
     labels = normalize(label_embeddings.cpu(), dim=-1)  # [C, E]
     scores = []
     for tokens in progress(image_tokens.split(batch_size), "Zero-shot"):
-        images = normalize(vlp.image_features(tokens.float()), dim=-1).cpu()  # [B, E]
+        images = normalize(vlp.image_features(tokens.to(torch.float32)), dim=-1).cpu()  # [B, E]
         scores.append(images @ labels.T)  # [B, C]
     return torch.cat(scores)
 
