@@ -952,7 +952,9 @@ def test_no_question_reads_the_file(stored, monkeypatch):
         with pytest.raises(AttributeError, match=f"DiskTokens has no '{name}'"):
             getattr(tokens, name)
     with pytest.raises(AttributeError, match="tokens.read.. reads all of them into a tensor"):
-        tokens.mean
+        _ = tokens.mean
+    for function in (copy.copy, pickle.dumps, repr, bool):
+        function(tokens)
     for function in (lambda: torch.equal(tokens, values), lambda: torch.stack([tokens]), lambda: tokens + 1):
         with pytest.raises(TypeError):
             function()
