@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from .options import Command, Device, Force, MessageOptions, Workers, prepare_processor
-from ..core.errors import QKSError, check_count
+from ..core.errors import QKSError, check_count, check_fields
 from ..experiment.spec import VLPSource, check_cache_dtype
 from ..train.config import PrecisionName
 
@@ -74,7 +74,6 @@ class EvaluateCommand:
     per_label: Annotated[Path | None, tyro.conf.arg(metavar="FILE.csv")] = None  # write AP per label to this table
     vlp: VLPSource = VLPSource()
     n_heads: int | None = None  # attention heads of a checkpoint file; None: one per 64 channels
-    precision: PrecisionName = "fp32"  # of the VLP
 
     # keep image tokens in this folder, in half precision, for the next evaluation
     cache: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
@@ -88,11 +87,12 @@ class EvaluateCommand:
     messages: MessageOptions = MessageOptions()
 
     def __post_init__(self):
+        check_fields(self)
         check_count("workers", self.workers, least=0)
         check_cache_dtype(self.cache_dtype, self.cache)
 
     def execute(self) -> int:
-        prepare_processor(self.device, self.precision)
+        prepare_processor(self.device, {"--vlp-precision": self.vlp.precision})
         return run_evaluation(self)
 
 # %% ../../nbs/commands/04_evaluate.ipynb #8beee5a1
@@ -116,7 +116,7 @@ def run_evaluation(
     files = [check_new_file(path, options.force) for path in (options.json, options.per_label) if path]
     if len({path.resolve() for path in files}) < len(files):
         raise QKSError(f"--json and --per-label both name {files[0]}: give each a file of its own")
-    model = load_model(options.model, options.vlp, options.n_heads, options.precision, options.device)
+    model = load_model(options.model, options.vlp, options.n_heads, options.device)
     dtype = PRECISIONS[options.cache_dtype or "fp16"]
     facts = evaluation_facts(options.model, model, options.cache, dtype)
     report = facts | evaluate_model(

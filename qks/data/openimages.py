@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core import QKSError, check_count
+from ..core import QKSError, check_count, check_fields
 from .check import Report, check_images
 from .files import MAX_NAME_LENGTH, csv_rows, find_file, inside_path, read_names
 from .index import SPLITS, Index, check_split_name, source_digest
@@ -231,6 +231,9 @@ class OpenImagesOptions:
     "What can be chosen about Open Images."
 
     unseen: str = UNSEEN_LIST  # list of the unseen MIDs, one per line, relative to ROOT
+
+    def __post_init__(self):
+        check_fields(self)
 
 # %% ../../nbs/data/05_openimages.ipynb #b62a770c
 def index_openimages_splits(

@@ -29,10 +29,18 @@ class VLPSource:
     # its weights: an open_clip tag such as openai, or a file
     pretrained: Annotated[str | None, tyro.conf.arg(metavar="TAG|FILE")] = None
 
-    gelu: bool = False  # the weight file was trained with GELU, as LAION's and DataComp's; else QuickGELU, as OpenAI's
+    gelu: bool = False  # the weight file was trained with GELU; else as open_clip's model of that name
+
+    # of the VLP, which computes image tokens and label embeddings
+    precision: Annotated[PrecisionName, tyro.conf.arg(name="vlp-precision")] = "fp32"
 
     def __post_init__(self):
         check_fields(self)
+
+    @property
+    def quick_gelu(self) -> bool | None:
+        "The activation as `load_vlp` takes it; None: as the model of that name has it."
+        return False if self.gelu else None
 
 # %% ../../nbs/experiment/03_spec.ipynb #e29d4941
 def check_cache_dtype(
@@ -139,6 +147,7 @@ class RunSpec:
             "root": str(self.root.resolve()),
             "vlp": self.vlp.name,
             "gelu": self.vlp.gelu,
+            "VLP precision": self.vlp.precision,
             "fingerprint": self.vlp_fingerprint,
             **asdict(self.head),
             "init": self.init_digest,

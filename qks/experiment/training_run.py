@@ -175,7 +175,9 @@ def prepare_run(
     spec = complete_spec(spec, splits["test"], n_processes)
     replaces = force and is_run_folder(spec.run.folder)
     check_run_folder(spec.run.folder, force, resume, spec.tokens.cache)
-    vlp = load_vlp(spec.vlp.name or "pocket", spec.vlp.pretrained, device, quick_gelu=not spec.vlp.gelu)
+    source = spec.vlp
+    name = source.name or "pocket"
+    vlp = load_vlp(name, source.pretrained, device, source.precision, quick_gelu=source.quick_gelu)
     spec = replace(spec, vlp_fingerprint=fingerprint(vlp), init_digest=None)
     initial = None
     if spec.init:
