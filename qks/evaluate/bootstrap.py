@@ -241,7 +241,7 @@ def bootstrap_intervals(
     scores: ArrayLike,  # one number per image and label, [B, C], seen labels first
     labels: ArrayLike,  # [B, C], values -1 (absent), 0 (not annotated), +1 (present)
     n_seen: int,  # S
-    topk: Iterable[int] = (3, 5),  # predictions per image
+    topk: Iterable[int] | None = None,  # predictions per image; None: as for `evaluate_scores`
     protocol: str | Protocol = "official",  # a name in qks.evaluate.protocols.PROTOCOLS, or your own Protocol
     resamples: int = 1000,  # R
     seed: int = 0,  # the same seed gives the same intervals
@@ -251,7 +251,7 @@ def bootstrap_intervals(
     score_matrix, label_matrix = check_scores(scores, labels)
     rules = find_protocol(protocol)
     dense = DenseLabels(label_matrix)
-    checked_topk = check_topk(topk)
+    checked_topk = check_topk(topk, dense.n_labels, n_seen)
     parts = plan_parts(dense, n_seen, checked_topk, rules, label_names)
     weights = resample_weights(dense.n_images, check_count("resamples", resamples), seed)
     hits = {name: topk_hits(score_matrix, label_matrix, part, max(checked_topk)) for name, part in parts.items()}

@@ -114,6 +114,15 @@ def columns_without_twins(
         )
     return np.array(columns, dtype=np.int64)
 
+# %% ../../nbs/evaluate/01_protocols.ipynb #c5239cfa
+def _check_n_seen(
+    n_labels: int,  # C
+    n_seen: int,  # S
+) -> None:
+    "Raise `QKSError` for a number of seen labels that is none."
+    if not isinstance(n_seen, Integral) or not 0 <= n_seen <= n_labels:
+        raise QKSError(f"n_seen is {n_seen} with {n_labels} labels: give a whole number, 0 to {n_labels}.")
+
 # %% ../../nbs/evaluate/01_protocols.ipynb #1f4bc528
 def part_columns(
     n_labels: int,  # C
@@ -122,8 +131,7 @@ def part_columns(
     label_names: Sequence[str] | None = None,  # [C], needed by a protocol that drops twins
 ) -> dict[str, np.ndarray]:  # "seen", "zsl", "gzsl" -> label columns, rising; one part if all labels are of one kind
     "The labels that each part may hold, before any annotation is read."
-    if not isinstance(n_seen, Integral) or not 0 <= n_seen <= n_labels:
-        raise QKSError(f"n_seen is {n_seen} with {n_labels} labels: give a whole number, 0 to {n_labels}.")
+    _check_n_seen(n_labels, n_seen)
     seen = np.arange(n_seen)  # [S]
     unseen = np.arange(n_seen, n_labels)  # [U]
     if not protocol.keep_twins and n_seen < n_labels:
@@ -241,9 +249,14 @@ def plan_part(
 
 # %% ../../nbs/evaluate/01_protocols.ipynb #acd1c172
 def check_topk(
-    topk: Iterable[int],  # numbers of predictions per image
+    topk: Iterable[int] | None,  # numbers of predictions per image; None: the default for these labels
+    n_labels: int,  # C
+    n_seen: int,  # S
 ) -> list[int]:
     "Check the k of precision, recall and F1; raises `QKSError` for an empty list or a k below 1."
+    if topk is None:
+        _check_n_seen(n_labels, n_seen)
+        return list(default_topk(n_labels, n_seen))
     if not isinstance(topk, Iterable):
         raise QKSError(f"topk is {topk!r}: give a list of whole numbers such as (3, 5).")
     values = list(topk)
@@ -257,21 +270,21 @@ def default_topk(
     n_seen: int,  # S
 ) -> tuple[int, ...]:  # numbers of predictions per image
     "The authors' k, 3 and 5, as far as every part has enough labels; otherwise 1."
-    fewest_labels = min(count for count in (n_seen, n_labels - n_seen) if count)
+    fewest_labels = min((count for count in (n_seen, n_labels - n_seen) if count > 0), default=0)
     return tuple(k for k in (3, 5) if k <= fewest_labels) or (1,)
 
 # %% ../../nbs/evaluate/01_protocols.ipynb #7e69a354
 def plan_parts(
     labels: LabelAnnotations,
     n_seen: int,  # S, 0 to C
-    topk: Iterable[int] = (3, 5),  # numbers of predictions per image
+    topk: Iterable[int] | None = None,  # numbers of predictions per image; None: `default_topk`
     protocol: str | Protocol = "official",  # a name in PROTOCOLS, or your own Protocol
     label_names: Sequence[str] | None = None,  # [C], needed by "leak-free"
 ) -> dict[str, Part]:  # "seen", "zsl", "gzsl"; one of the first two if all labels are of one kind
     "What a protocol keeps in each part; raises `QKSError` for input that cannot be measured."
     rules = find_protocol(protocol)
-    checked_topk = check_topk(topk)
     columns = part_columns(labels.n_labels, n_seen, rules, label_names)
+    checked_topk = check_topk(topk, labels.n_labels, n_seen)
     if not labels.has_absent():
         raise QKSError(
             "labels hold no -1: 0 means not annotated, so write absent labels as -1 (labels * 2 - 1 for 0/1)."

@@ -59,7 +59,8 @@ class ReportConfig:
     "What a report contains; raises `QKSError` for settings that make no sense."
 
     protocols: tuple[ProtocolOrName, ...] = ("official",)  # protocols: official, all-images, annotated or leak-free
-    topk: tuple[int, ...] = (3, 5)  # k of precision, recall and F1: 3 5 for NUS-WIDE, 10 20 for Open Images
+    # k of precision, recall and F1: 3 5 for NUS-WIDE, 10 20 for Open Images; None: 3 5, as far as there are labels
+    topk: tuple[int, ...] | None = None
     resamples: int = 0  # bootstrap resamples for 95 % intervals, such as 1000; 0 for no intervals
     seed: int = 0  # random seed of the resamples
 
@@ -71,7 +72,8 @@ class ReportConfig:
         repeated = [name for name in names if names.count(name) > 1]
         if repeated:
             raise QKSError(f"protocol {repeated[0]!r} appears twice: give each once.")
-        check_topk(self.topk)
+        if self.topk is not None:
+            check_topk(self.topk, 0, 0)
         check_count("resamples", self.resamples, least=0)
         check_count("seed", self.seed, least=0)
 
@@ -268,7 +270,7 @@ def assemble_report(
     bootstrap = {"resamples": config.resamples, "seed": config.seed, "level": 0.95}
     report = Report(
         protocols=protocols,
-        topk=config.topk,
+        topk=check_topk(config.topk, len(ids), n_seen),
         bootstrap=bootstrap if config.resamples else None,
         images=len(widest_part(any_measurement.parts).images),
         labels={"seen": n_seen, "unseen": len(ids) - n_seen},

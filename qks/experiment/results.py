@@ -22,6 +22,7 @@ from ..core import load_image, write_atomic
 from ..data.drawings import read_concepts
 from ..evaluate.baselines import baseline_methods
 from ..evaluate.breakdown import precision_per_label
+from ..evaluate.protocols import default_topk
 from ..evaluate.report import ReportConfig, build_report, code_version, pool_facts
 from ..evaluate.tables import results_table, summarise
 from .training_data import TrainingData
@@ -143,12 +144,13 @@ def run_results(
     "Everything that `results.json` says."
     test = data.test
     first = results[0]
+    topk = config.topk or default_topk(len(test.label_names), test.n_seen)
     baselines = baseline_scores(data)
     first_report = build_report(
         {**baselines, "QKS": first.logits},
         test.labels,
         test.n_seen,
-        ReportConfig(topk=tuple(config.topk)),
+        ReportConfig(topk=topk),
         test.label_names,
         test.label_ids,
     )
@@ -184,7 +186,7 @@ def save_run(
 ) -> str:  # the table
     "Write table.md, model/, figures/ and, when all of them are there, results.json."
     values = run_results(data, results, config, seconds, init_digest)
-    table = results_table(values["rows"], config.topk)
+    table = results_table(values["rows"], values["report"]["topk"])
     write_atomic(folder / "table.md", table + "\n")
     results[0].model.save_pretrained(folder / "model")
     save_figures(folder / "figures", data, results[0])

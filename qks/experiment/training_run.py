@@ -152,7 +152,7 @@ def complete_spec(
 ) -> RunSpec:  # without what only loaded weights tell
     "Settle folders and `topk`; raises `QKSError` where they do not go together."
     train = spec.train
-    if train.topk == TrainConfig.topk:  # the default, as far as there are labels
+    if train.topk is None:
         train = replace(train, topk=default_topk(len(test.label_ids), test.n_seen))
     tokens = spec.tokens.resolve(spec.run.folder, n_processes)
     return replace(spec, root=spec.root.resolve(), train=train, tokens=tokens)

@@ -9,11 +9,13 @@ __all__ = ['fit']
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ..core import QKSError, progress
+from ..evaluate.protocols import default_topk
 from ..model.head import QKSHead
 from ..tokens.augment import worker_errors
 from .checkpoint import keep_random_states
@@ -142,6 +144,8 @@ def fit(
     image_tokens, labels = train
     targets = Targets(labels)
     check_training(image_tokens, targets, label_embeddings)
+    if config.topk is None:
+        config = replace(config, topk=default_topk(len(label_embeddings), targets.n_seen))
     validation = validation[0], validation_labels(validation, len(label_embeddings), targets.n_seen, config)
     folder = None
     if run is not None:

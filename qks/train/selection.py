@@ -12,7 +12,7 @@ import torch
 from ..core import QKSError
 from ..data.index import Index
 from ..evaluate.metrics import check_scores, evaluate_part, evaluate_scores
-from ..evaluate.protocols import PROTOCOLS, DenseLabels, plan_part, plan_parts
+from ..evaluate.protocols import PROTOCOLS, DenseLabels, check_topk, plan_part, plan_parts
 from ..model.head import QKSHead
 from .config import TrainConfig
 from .devices import score_images
@@ -50,7 +50,8 @@ def validation_labels(
             "validation labels hold no -1: 0 means not annotated, so write absent labels as -1 (labels*2 - 1 for 0/1)"
         )
     if config.selection == "seen":
-        plan_part(DenseLabels(labels), np.arange(n_seen), config.topk, PROTOCOLS["official"], "seen")
+        topk = check_topk(config.topk, n_labels, n_seen)
+        plan_part(DenseLabels(labels), np.arange(n_seen), topk, PROTOCOLS["official"], "seen")
     else:
         plan_parts(DenseLabels(labels), n_seen, config.topk)
     return labels
@@ -66,9 +67,10 @@ def selection_score(
     "Score a head by the rule of `config.selection`; raises `QKSError` where the validation labels do not fit the rule."
     labels = validation_labels(validation, len(label_embeddings), n_seen, config)  # [m, S or S+U]
     logits, _ = score_images(head, validation[0], label_embeddings[: labels.shape[1]])  # [m, S or S+U]
+    topk = check_topk(config.topk, len(label_embeddings), n_seen)
     if config.selection == "seen":
-        metrics = evaluate_part(logits, labels, config.topk, "seen")
+        metrics = evaluate_part(logits, labels, topk, "seen")
     else:
-        metrics = evaluate_scores(logits, labels, n_seen, config.topk)["zsl"]
-    score = metrics["mAP"] + sum(metrics[f"F1@{k}"] for k in config.topk)
+        metrics = evaluate_scores(logits, labels, n_seen, topk)["zsl"]
+    score = metrics["mAP"] + sum(metrics[f"F1@{k}"] for k in topk)
     return metrics | {"score": score}
