@@ -61,8 +61,7 @@ class TrainConfig:
     plateau_factor: float = 0.1  # what schedule plateau multiplies lr with; the authors'
     warmup: int | None = None  # steps in which schedule cosine rises to lr; None: one epoch, at most 100
     selection: SelectionRule = "seen"  # best epoch by held-out seen labels (ours) or official: by unseen test labels
-    # k of the F1@k that choose the best epoch; None: 3 5, the authors' for NUS-WIDE, as far as there are labels
-    topk: tuple[int, ...] | None = None
+    topk: tuple[int, ...] | None = None  # k of the F1@k that choose the epoch; None: 3 5, as far as there are labels
     seed: int = 0  # seed of batches and dropout; the authors'
     precision: PrecisionName = "fp32"  # fp32 (the authors'), bf16, or on a GPU fp16
     accumulate: int = 1  # parts in which a device computes its share of a batch, to save memory
