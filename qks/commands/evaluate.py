@@ -8,7 +8,7 @@ __all__ = ['COMMANDS', 'protocol_names', 'print_report', 'EvaluateCommand']
 # %% ../../nbs/commands/04_evaluate.ipynb #0e8bc5e7
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -81,6 +81,10 @@ class EvaluateCommand:
     # number type in that folder; bf16 for a VLP whose tokens are too large for fp16; None: fp16
     cache_dtype: PrecisionName | None = None
 
+    # when an image of the cache is read again to see whether it changed: where its time or size differs, where its size
+    # differs, or always
+    cache_check: Literal["time", "size", "content"] = "time"
+
     force: Force = False
     device: Device = None
     workers: Workers = 0
@@ -120,7 +124,14 @@ def run_evaluation(
     dtype = PRECISIONS[options.cache_dtype or "fp16"]
     facts = evaluation_facts(options.model, model, options.cache, dtype)
     report = facts | evaluate_model(
-        model, index, config, options.baselines, options.workers, options.cache, dtype=dtype
+        model,
+        index,
+        config,
+        options.baselines,
+        options.workers,
+        options.cache,
+        dtype=dtype,
+        identify=options.cache_check,
     )
     try:
         if options.json:

@@ -37,7 +37,7 @@ from ..model.head import head_scores
 from ..model.prompts import embed_names
 from ..model.tagger import QKS, model_folder
 from ..tokens.augment import ImageViews, load_batches, worker_errors
-from ..tokens.cache import DTYPES, cache_tokens
+from ..tokens.cache import DTYPES, IdentifyBy, cache_tokens
 from ..tokens.store import missing_batches
 from ..tokens.stream import read_ahead
 from ..vlp.frozen import VLP
@@ -65,6 +65,7 @@ def token_batches(
     workers: int = 0,  # processes that read and preprocess images
     cache: Path | None = None,  # folder of the token cache; None: tokens are not kept
     dtype: torch.dtype = torch.float16,  # of the tokens in that folder
+    identify: IdentifyBy = "time",  # when images of the cache are read again, as for `cache_tokens`
 ) -> Iterator[torch.Tensor]:  # [B, N, D]
     "Yield the tokens of all images, a batch at a time, in order; raises `QKSError` for an image that cannot be read."
     batches = missing_batches([], len(data), batch_size)
@@ -73,7 +74,8 @@ def token_batches(
         tokens = map(vlp.image_tokens, load_batches(ImageViews(data, vlp.preprocess), batches, workers))
     else:
         rows = [list(batch) for batch in batches]  # named one by one: read by the thread that reads ahead
-        tokens = read_ahead(cache_tokens(vlp, data, batch_size, workers, cache, dtype), rows, vlp.device)
+        cached = cache_tokens(vlp, data, batch_size, workers, cache, dtype, identify=identify)
+        tokens = read_ahead(cached, rows, vlp.device)
     for batch, _ in zip(tokens, progress(batches, "Evaluating")):
         yield batch.float()
 
@@ -122,6 +124,7 @@ def evaluate_model(
     cache: Path | None = None,  # folder of the token cache; None: tokens are not kept
     streamed: bool | None = None,  # scores never exist at once; None: where labels are ternary
     dtype: torch.dtype = torch.float16,  # of the tokens in the cache
+    identify: IdentifyBy = "time",  # when images of the cache are read again, as for `cache_tokens`
 ) -> Report:
     "Score a model on a split and report; raises `QKSError`, before the first image, for what cannot be measured."
     streamed = index.absent == 0 if streamed is None else streamed
@@ -142,7 +145,7 @@ def evaluate_model(
         method: open_streams(index, n_seen, config, names) if streamed else {"matrix": ScoreMatrix(*shape)}
         for method in scorers
     }
-    for tokens in token_batches(qks.vlp, index, workers=workers, cache=cache, dtype=dtype):
+    for tokens in token_batches(qks.vlp, index, workers=workers, cache=cache, dtype=dtype, identify=identify):
         for method, scorer in scorers.items():
             scores = scorer(tokens)  # [B, C]
             for sink in sinks[method].values():

@@ -9,7 +9,7 @@ __all__ = ['RUN_CONFIG_NAME', 'VLPSource', 'check_cache_dtype', 'TokenConfig', '
 # %% ../../nbs/experiment/03_spec.ipynb #7cbbb4e5
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -64,6 +64,10 @@ class TokenConfig:
 
     # number type in that folder; bf16 for a VLP whose tokens are too large for fp16; None: fp16
     cache_dtype: PrecisionName | None = None
+
+    # when an image of the cache is read again to see whether it changed: where its time or size differs, where its size
+    # differs, or always
+    cache_check: Literal["time", "size", "content"] = "time"
 
     views: int = 1  # augmented views of each training image in the cache; 1: the plain image
     no_cache: bool = False  # the paper's pipeline: augment training images and run the image tower in every step

@@ -21,7 +21,7 @@ from ..data.index import Index, LabelledImages, holdout
 from ..data.splits import open_splits
 from ..evaluate.protocols import PROTOCOLS, DenseLabels, plan_part, plan_parts
 from ..model.prompts import PromptPool, embed_names
-from ..tokens.cache import cache_tokens, check_room, missing_bytes
+from ..tokens.cache import IdentifyBy, cache_tokens, check_room, missing_bytes
 from ..train.config import CHOICES
 from ..vlp.frozen import VLP
 
@@ -166,6 +166,7 @@ def load_training_data(
     train_tokens: Callable[[VLP, Any], Any] | None = None,  # (vlp, training images) -> tokens; None: as the others'
     dtype: torch.dtype = torch.float16,  # of the tokens in the cache
     selection: str = "seen",  # rule for the best epoch; for "official" nothing is held out
+    identify: IdentifyBy = "time",  # when images of the cache are read again, as for `cache_tokens`
 ) -> TrainingData:  # with everything that training needs
     "Read labels, embed prompts, cache tokens; raises `QKSError` where an image is missing or the tokens do not fit."
     pool = pool or PromptPool()
@@ -180,5 +181,5 @@ def load_training_data(
         if train_tokens and name == "train":
             tokens[name] = train_tokens(vlp, images)
         else:
-            tokens[name] = cache_tokens(vlp, images, workers=workers, folder=cache, dtype=dtype)
+            tokens[name] = cache_tokens(vlp, images, workers=workers, folder=cache, dtype=dtype, identify=identify)
     return TrainingData(vlp, pool, embeddings, parts["train"], parts.get("validation"), parts["test"], tokens)

@@ -103,7 +103,15 @@ def training_tokens(
     if config.no_cache:
         return LiveTokens(vlp, images, Augmentation(vlp.preprocess), workers)
     dtype = PRECISIONS[config.cache_dtype or "fp16"]
-    tokens = cache_tokens(vlp, images, workers=workers, folder=config.cache, dtype=dtype, views=config.views)
+    tokens = cache_tokens(
+        vlp,
+        images,
+        workers=workers,
+        folder=config.cache,
+        dtype=dtype,
+        views=config.views,
+        identify=config.cache_check,
+    )
     return ViewSampler(tokens) if config.views > 1 else tokens
 
 # %% ../../nbs/experiment/06_training_run.ipynb #a4a19dd9
@@ -205,6 +213,7 @@ def load_run_data(
         parts=prepared.parts,
         cache=tokens.cache,
         dtype=PRECISIONS[tokens.cache_dtype or "fp16"],
+        identify=tokens.cache_check,
         train_tokens=lambda vlp, images: training_tokens(vlp, images, tokens, workers),
     )
     try:

@@ -67,7 +67,7 @@ def cache_size(
     return math.prod(cache_shape(vlp, n_images, views)) * dtype.itemsize
 
 # %% ../../nbs/tokens/03_cache.ipynb #62e8a29a
-IdentifyBy = Literal["time", "content", "size"]
+IdentifyBy = Literal["time", "size", "content"]
 
 
 class FileStamp(NamedTuple):
