@@ -390,9 +390,12 @@ def test_a_picture_of_the_same_size_and_time_is_noticed(counted, pictures, cache
 def test_two_pictures_that_change_names_are_noticed(counted, pictures, cache_folder):
     vlp, calls = counted
     cache_tokens(vlp, pictures, 3, folder=cache_folder)
-    first, second = pictures.path(0), pictures.path(8)
+    first = pictures.path(0)
+    second = pictures.path(8)
     other = first.with_name("other")
-    first.rename(other), second.rename(first), other.rename(second)
+    first.rename(other)
+    second.rename(first)
+    other.rename(second)
     with pytest.warns(UserWarning, match="2 of 3"):
         tokens = cache_tokens(vlp, pictures, 3, folder=cache_folder)
     assert torch.equal(tokens.read(), cache_tokens(vlp, pictures, 3).half())

@@ -106,17 +106,13 @@ def run_evaluation(
     "Score a model on a test split, write the report where asked, and print it."
     from qks.core.arithmetic import PRECISIONS
     from qks.data.splits import open_split
-    from qks.evaluate.protocols import default_topk
     from qks.evaluate.report import ReportConfig
     from qks.evaluate.tables import check_new_file, save_labels, save_report
     from qks.experiment.evaluation import evaluate_model, evaluation_facts
     from qks.experiment.loading import load_model
 
     index = open_split(options.root, "test")
-    topk = options.topk
-    if topk is None:
-        topk = default_topk(len(index.label_ids), index.n_seen)
-    config = ReportConfig(protocol_names(options.protocol), topk, options.bootstrap, options.seed)
+    config = ReportConfig(protocol_names(options.protocol), options.topk, options.bootstrap, options.seed)
     files = [check_new_file(path, options.force) for path in (options.json, options.per_label) if path]
     if len({path.resolve() for path in files}) < len(files):
         raise QKSError(f"--json and --per-label both name {files[0]}: give each a file of its own")

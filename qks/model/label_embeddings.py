@@ -102,7 +102,7 @@ _SCHEMA = (
     "(key BLOB PRIMARY KEY, embedding BLOB NOT NULL, checksum INTEGER NOT NULL, used INTEGER NOT NULL)"
 )
 
-
+# %% ../../nbs/model/05_label_embeddings.ipynb #e8904b75
 class LabelCache:
     "Label embeddings in a database file; where it cannot be used, nothing is read from it and nothing is kept."
 

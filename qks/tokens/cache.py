@@ -76,7 +76,7 @@ class FileStamp(NamedTuple):
     size: int  # bytes
     state: bytes  # digest of where the file is and when it was written and changed, 8 bytes
 
-
+# %% ../../nbs/tokens/03_cache.ipynb #a5163c3e
 def file_stamp(
     path: Path,  # an image
 ) -> FileStamp:
@@ -178,7 +178,7 @@ class ImageMarks:
             np.save(file, table)
             self.is_saved = True
 
-
+# %% ../../nbs/tokens/03_cache.ipynb #d9b2fcab
 def read_image_table(
     folder: Path,  # a cache's own folder
 ) -> np.ndarray | None:  # [n] rows of size, state, digest; None where there is none

@@ -198,7 +198,7 @@ def _bit_numbers(
         raw = torch.cat([raw, raw.new_zeros(padding)])
     return raw.view(torch.int64)
 
-
+# %% ../../nbs/vlp/04_frozen.ipynb #8de3659a
 def weight_checksums(
     model: nn.Module,
 ) -> dict[str, tuple]:  # name -> type, shape and checksums of a weight

@@ -100,7 +100,7 @@ class FileWeights(NamedTuple):
     state: dict[str, torch.Tensor]  # weights by name, on the CPU
     is_openai: bool  # whether it is one of OpenAI's own files, whose models have QuickGELU
 
-
+# %% ../../nbs/vlp/05_loading.ipynb #b675669a
 def read_weights(
     path: str | Path,
 ) -> FileWeights:
