@@ -524,3 +524,22 @@ def test_facts_come_from_the_models_own_run(tmp_path, monkeypatch):
 def test_a_precision_that_is_none():
     with pytest.raises(QKSError, match="precision is 'bf8': give one of fp32, bf16, fp16"):
         load_model("pocket", VLPSource(precision="bf8"))
+
+
+def test_scores_of_all_images_or_none():
+    matrix = ScoreMatrix(3, 2)
+    matrix.update(torch.ones(2, 2))
+    with pytest.raises(QKSError, match="scores of 2 of 3 images came"):
+        matrix.result()
+    matrix.update(torch.zeros(1, 2))
+    assert matrix.result().tolist() == [[1, 1], [1, 1], [0, 0]]
+    with pytest.raises(QKSError, match="scores of more than 3 images came"):
+        matrix.update(torch.ones(1, 2))
+
+
+@pytest.mark.parametrize("check", ["time", "size", "content"])
+def test_the_cache_check_is_an_option(pocket, tmp_path, capsys, check):
+    words = ["pocket", pocket, "--cache", tmp_path / "tokens", "--cache-check", check, "--device", "cpu"]
+    assert evaluate(*words) == 0
+    first = capsys.readouterr().out
+    assert evaluate(*words) == 0 and capsys.readouterr().out == first
