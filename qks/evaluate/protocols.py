@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PART_NAMES', 'PROTOCOLS', 'VALUES_PER_BLOCK', 'Protocol', 'find_protocol', 'find_twins', 'row_blocks', 'DenseLabels',
-           'LabelAnnotations', 'Part', 'plan_part', 'check_topk', 'default_topk', 'plan_parts', 'widest_part']
+           'LabelAnnotations', 'Part', 'plan_part', 'default_topk', 'check_topk', 'plan_parts', 'widest_part']
 
 # %% ../../nbs/evaluate/01_protocols.ipynb #17721412
 import re
@@ -247,6 +247,15 @@ def plan_part(
         )
     return Part(images, kept_columns)
 
+# %% ../../nbs/evaluate/01_protocols.ipynb #99878930
+def default_topk(
+    n_labels: int,  # C
+    n_seen: int,  # S
+) -> tuple[int, ...]:  # numbers of predictions per image
+    "The authors' k, 3 and 5, as far as every part has enough labels; otherwise 1."
+    fewest_labels = min((count for count in (n_seen, n_labels - n_seen) if count > 0), default=0)
+    return tuple(k for k in (3, 5) if k <= fewest_labels) or (1,)
+
 # %% ../../nbs/evaluate/01_protocols.ipynb #acd1c172
 def check_topk(
     topk: Iterable[int] | None,  # numbers of predictions per image; None: the default for these labels
@@ -263,15 +272,6 @@ def check_topk(
     if not values or min(values) < 1 or any(k != int(k) for k in values):
         raise QKSError(f"topk is {tuple(values)}: give at least one whole number, each 1 or more.")
     return [int(k) for k in values]
-
-# %% ../../nbs/evaluate/01_protocols.ipynb #99878930
-def default_topk(
-    n_labels: int,  # C
-    n_seen: int,  # S
-) -> tuple[int, ...]:  # numbers of predictions per image
-    "The authors' k, 3 and 5, as far as every part has enough labels; otherwise 1."
-    fewest_labels = min((count for count in (n_seen, n_labels - n_seen) if count > 0), default=0)
-    return tuple(k for k in (3, 5) if k <= fewest_labels) or (1,)
 
 # %% ../../nbs/evaluate/01_protocols.ipynb #7e69a354
 def plan_parts(
