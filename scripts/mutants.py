@@ -119,7 +119,7 @@ MUTANTS = [
         ("logits.sigmoid() >= threshold", "logits.sigmoid() > threshold"),
         ("descending=True, stable=True", "descending=True, stable=False"),
         ("columns[order][:top_k]", "columns[order]"),
-        ("self.head.eval()(image_tokens", "self.head(image_tokens"),
+        ("with eval_mode(self.head):", "if True:"),
     ),
     *mutants_of(
         "qks/tokens/store.py",
@@ -142,7 +142,7 @@ MUTANTS = [
     *mutants_of(
         "qks/tokens/cache.py",
         ("test_cache.py",),
-        ("|{stat.st_size}|{stat.st_mtime_ns}", "|{stat.st_size}"),
+        ("|{stat.st_mtime_ns}|{stat.st_ctime_ns}", ""),
         ('(folder / "finished.txt").unlink(missing_ok=True)', "pass"),
         ("file.n_bytes - min(file.size, file.n_bytes)", "file.n_bytes"),
         ("images.data.path(items[0] // images.views)", "images.data.path(items[0])"),
@@ -171,7 +171,7 @@ MUTANTS = [
     *mutants_of(
         "qks/train/selection.py",
         ("test_training.py",),
-        ('config.topk)["zsl"]', 'config.topk)["gzsl"]'),
+        ('n_seen, topk)["zsl"]', 'n_seen, topk)["gzsl"]'),
         ('metrics["mAP"] + sum(', 'metrics["mAP"] - sum('),
         ("[:, :n_columns]", "[:, -n_columns:]"),
         ("n_labels <= n_seen", "n_labels < n_seen"),
@@ -186,7 +186,10 @@ MUTANTS = [
     *mutants_of(
         "qks/experiment/run_folder.py",
         ("test_reproduce.py::test_a_replaced_run_keeps_its_tokens",),
-        ('path.name != "results.json")', 'path.name == "results.json")'),  # a kill leaves a run that looks finished
-        ("path.name == RUN_CONFIG_NAME or path.name.startswith(TOKEN_FOLDER)", "path.name == RUN_CONFIG_NAME"),
+        (  # a kill leaves a run that looks finished
+            '    "results.json",\n    "table.md",\n    "model/head.safetensors",\n',
+            '    "table.md",\n    "model/head.safetensors",\n    "results.json",\n',
+        ),
+        ('"training/seed*/.lock",', '"training/seed*/.lock",\n    "tokens/tokens.bin",'),
     ),
 ]

@@ -132,7 +132,8 @@ def check_feasible(
 ) -> None:
     "Raise `QKSError` for what would stop a run later: images, labels, disk and memory."
     tokens = spec.tokens
-    check_measurable(parts, spec.train.topk)
+    topk = spec.train.topk or default_topk(len(parts["test"].label_names), parts["test"].n_seen)
+    check_measurable(parts, topk)
     if process_state().is_local_main_process:
         for name, images in parts.items():
             require_images(images, name)

@@ -18,7 +18,7 @@ import weakref
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -237,7 +237,7 @@ class BatchFile:
         folder: Path,  # the cache's own folder
         shape: Sequence[int],  # [items, N, D]
         dtype: torch.dtype,  # of the numbers on disk
-        marks: Sequence[bytes],  # of the images: a mark for each item, or one for each V items; slices are taken of it
+        marks: Any,  # of the images: a list of bytes, or slices of it; one for each item, or for each V items
     ):
         self.numbers = folder / "tokens.bin"
         self.record = folder / "finished.txt"

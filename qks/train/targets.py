@@ -31,11 +31,12 @@ class Targets:
             self.labels = labels
             self.n_seen = labels.n_seen
             return
-        self.labels = torch.as_tensor(labels)  # [n, S]
+        matrix = torch.as_tensor(labels)  # [n, S]
+        self.labels = matrix
         if self.labels.ndim != 2:
             raise QKSError(f"training labels have shape {list(self.labels.shape)}: expected [images, labels]")
         check_values(self.labels)
-        if (self.labels == 0).any() and not (self.labels < 0).any():
+        if matrix.eq(0).any() and not matrix.lt(0).any():
             raise QKSError(
                 "training labels hold 0 and no -1: 0 means not annotated, so write absent labels as -1 "
                 "(labels * 2 - 1 for 0/1)"

@@ -122,7 +122,7 @@ def check_activation(
         raise QKSError(
             f"weight file {path} is OpenAI's own, trained with QuickGELU: leave quick_gelu=False (--gelu) out"
         )
-    if quick_gelu is False and is_named_so:
+    if quick_gelu is False and name is not None and is_named_so:
         raise QKSError(
             f"{name} is a model with QuickGELU, and quick_gelu=False (--gelu) says that {path} was trained with GELU: "
             f"leave it out, or name {name.removesuffix('-quickgelu')}"
@@ -303,17 +303,17 @@ def _load_clip(
     quick_gelu: bool | None,
 ) -> LoadedClip:
     "The model that the arguments of `load_vlp` ask for; raises `QKSError` where they contradict each other."
-    is_file = bool(pretrained) and _is_weight_file(pretrained)
-    if name is None and is_file:
-        return _load_file(pretrained, quick_gelu)
+    file = str(pretrained) if pretrained and _is_weight_file(pretrained) else None
+    if name is None and file:
+        return _load_file(file, quick_gelu)
     name = name or "pocket"
     if name == "pocket" and pretrained is not None:
         raise QKSError(
             f"pretrained={str(pretrained)!r} does not go with the embedded model, which has weights of its own: "
             "leave it out, or name the model that they belong to (--vlp, such as ViT-B-16)"
         )
-    if is_file:
-        return _load_named_file(name, pretrained, quick_gelu)
+    if file:
+        return _load_named_file(name, file, quick_gelu)
     if quick_gelu is not None:
         raise QKSError(
             f"quick_gelu={quick_gelu} (False: --gelu) says how a weight file was trained, but {name} with "
@@ -392,7 +392,7 @@ def load_vlp(
         "drop_cls": drop_cls,
         "quick_gelu": loaded.quick_gelu,
     }
-    shown_name = name
+    shown_name = str(name)
     if pretrained and _is_weight_file(pretrained):
         source["pretrained"] = str(Path(pretrained).absolute())
         shown_name = str(pretrained)
