@@ -93,8 +93,8 @@ def read(args, file):
     for place in ("memory, fp32", "disk, warm", "disk, cold"):
         tokens = None  # read anew in each pass
         if place != "disk, cold":
-            tokens = file.tensor().float() if place == "memory, fp32" else file.tensor()
-            tokens.sum()  # reads every page
+            tokens = file.tensor().read().float() if place == "memory, fp32" else file.tensor()
+            tokens[torch.arange(len(tokens))].sum()  # reads every page
         for consumer, consume in consumers(args).items():
             training = consumer.startswith("head")
             batches = (order[: args.train_images] if training else order).split(args.batch_size)
@@ -114,7 +114,7 @@ def pocket(folder, images, repeats):
     ways = {
         "into memory": lambda: cache_tokens(vlp, scenes),
         "into a cache": lambda: cache_tokens(vlp, scenes, folder=folder / f"run{next(runs)}"),
-        "out of the cache": lambda: cache_tokens(vlp, scenes, folder=folder / "run0")[:].float(),
+        "out of the cache": lambda: cache_tokens(vlp, scenes, folder=folder / "run0").read().float(),
     }
     speeds = {name: timed(way, len(scenes), repeats) for name, way in ways.items()}
     for name, speed in speeds.items():

@@ -24,7 +24,7 @@ from qks.model.head import QKSHead
 from qks.model.losses import AsymmetricLoss
 from qks.model.sharing import share
 from qks.train.config import TrainConfig
-from qks.train.devices import make_accelerator, release_accelerator
+from qks.train.devices import temporary_accelerator
 from qks.train.optimizer import make_optimizer
 from qks.train.steps import HeadLoss
 from qks.train.targets import Targets
@@ -133,17 +133,17 @@ def labels(images, count):
 def ours(head, tokens, targets, embeddings, batch, peak, compiled):
     """An epoch of the library; the first one is not measured."""
     recipe = TrainConfig(batch_size=batch, precision="bf16", fused=True, compile=compiled)
-    trainer = Trainer(head, tokens, Targets(targets), embeddings, recipe, make_accelerator(DEVICE, "bf16"))
+    with temporary_accelerator(DEVICE, "bf16") as accelerator:
+        trainer = Trainer(head, tokens, Targets(targets), embeddings, recipe, accelerator)
 
-    def epoch():
-        trainer.step = 0
-        trainer.loss_sum = 0.0
-        for _ in epoch_steps(trainer):
-            pass
+        def epoch():
+            trainer.step = 0
+            trainer.loss_sum = 0.0
+            for _ in epoch_steps(trainer):
+                pass
 
-    rate = len(tokens) / seconds(epoch)
+        rate = len(tokens) / seconds(epoch)
     n_images = min(batch, len(tokens))
-    release_accelerator()
     model = HeadLoss(head, AsymmetricLoss())
     with torch.autocast(DEVICE.type, torch.bfloat16):
         step_targets = targets[:n_images].float()

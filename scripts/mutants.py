@@ -123,7 +123,7 @@ MUTANTS = [
         ("logits.sigmoid() >= threshold", "logits.sigmoid() > threshold"),
         ("descending=True, stable=True", "descending=True, stable=False"),
         ("columns[order][:top_k]", "columns[order]"),
-        ("self.head.eval()(image_tokens", "self.head(image_tokens"),
+        ("with eval_mode(self.head):", "if True:"),
     ),
     *mutants_of(
         "qks/tokens/store.py",
@@ -146,7 +146,7 @@ MUTANTS = [
     *mutants_of(
         "qks/tokens/cache.py",
         ("test_cache.py",),
-        ("|{stat.st_size}|{stat.st_mtime_ns}", "|{stat.st_size}"),
+        ("|{stat.st_mtime_ns}|{stat.st_ctime_ns}", ""),
         ('(folder / "finished.txt").unlink(missing_ok=True)', "pass"),
         ("file.n_bytes - min(file.size, file.n_bytes)", "file.n_bytes"),
         ("images.data.path(items[0] // images.views)", "images.data.path(items[0])"),
@@ -184,8 +184,8 @@ MUTANTS = [
         "qks/train/selection.py",
         ("test_training.py",),
         (
-            'evaluate_scores(logits, labels, n_seen, config.topk, rules)["zsl"]',
-            'evaluate_scores(logits, labels, n_seen, config.topk, rules)["gzsl"]',
+            'evaluate_scores(logits, labels, n_seen, topk, rules)["zsl"]',
+            'evaluate_scores(logits, labels, n_seen, topk, rules)["gzsl"]',
         ),
         ('metrics["mAP"] + sum(', 'metrics["mAP"] - sum('),
         ("[:, :n_columns]", "[:, -n_columns:]"),
@@ -201,7 +201,10 @@ MUTANTS = [
     *mutants_of(
         "qks/experiment/run_folder.py",
         ("test_reproduce.py::test_a_replaced_run_keeps_its_tokens",),
-        ('path.name != "results.json")', 'path.name == "results.json")'),  # a kill leaves a run that looks finished
-        ("path.name == RUN_CONFIG_NAME or path.name.startswith(TOKEN_FOLDER)", "path.name == RUN_CONFIG_NAME"),
+        (  # a kill leaves a run that looks finished
+            '    "results.json",\n    "table.md",\n    "model/head.safetensors",\n',
+            '    "table.md",\n    "model/head.safetensors",\n    "results.json",\n',
+        ),
+        ('"training/seed*/.lock",', '"training/seed*/.lock",\n    "tokens/tokens.bin",'),
     ),
 ]

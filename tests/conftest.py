@@ -1,5 +1,6 @@
 """What every test shares: no network, one thread, a cache of its own, and a tiny vision-language model."""
 
+import json
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when the hub's client is imported: before any other import
@@ -21,6 +22,24 @@ def private_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QKS_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+TINY_MODELS = {  # architectures of the tests' weight files, as open_clip's model configurations
+    "tiny": {"context_length": 24, "vocab_size": 49408, "layers": 1},
+    "golden": {"context_length": 77, "vocab_size": 128, "layers": 2},
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def named_models(tmp_path_factory):
+    "open_clip knows the tests' models by name, with GELU, and with QuickGELU as `NAME-quickgelu`."
+    folder = tmp_path_factory.mktemp("models")
+    vision = {"layers": 2, "width": 64, "patch_size": 8, "image_size": 32}
+    for name, text in TINY_MODELS.items():
+        config = {"embed_dim": 32, "vision_cfg": vision, "text_cfg": {"width": 64, "heads": 1, **text}}
+        (folder / f"{name}.json").write_text(json.dumps(config))
+        (folder / f"{name}-quickgelu.json").write_text(json.dumps(config | {"quick_gelu": True}))
+    open_clip.add_model_config(folder)
 
 
 def random_clip(seed=0, quick_gelu=True, vision=None, text=None):

@@ -1,5 +1,7 @@
 """Every resample is exact: measuring the drawn rows themselves gives the same numbers."""
 
+import json
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +18,9 @@ from qks.evaluate.bootstrap import (
 )
 from qks.evaluate.metrics import average_precision_per_label, evaluate_scores
 from qks.evaluate.protocols import PROTOCOLS
+from qks.evaluate.report import ReportConfig, build_report
 from qks.evaluate.streaming import ScoredEntries, StreamingScores
+from qks.evaluate.tables import report_table
 
 NAMES = ["cat", "dog", "bird", "cow", "fish", "car", "birds", "sky", "sea"]
 
@@ -147,6 +151,44 @@ def test_intervals_stay_between_0_and_1():
     resampled = {"zsl": {"mAP": np.linspace(0.2, 0.8, 101)}}
     assert percentile_intervals(resampled, {"zsl": {"mAP": 0.1}})["zsl"]["mAP"]["low"] == 0
     assert percentile_intervals(resampled, {"zsl": {"mAP": 0.9}})["zsl"]["mAP"]["high"] == 1
+
+
+@pytest.mark.parametrize(
+    "resampled, number",
+    [
+        (np.full(50, np.nan), 0.5),
+        (np.full(1, np.nan), 0.5),
+        (np.array([]), 0.5),
+        (np.linspace(0, 1, 50), np.nan),
+        (np.r_[np.full(30, np.nan), np.linspace(0, 1, 20)], 0.5),
+        (np.full(5, np.inf), 0.5),
+    ],
+    ids=["none", "one", "empty", "number", "most", "infinite"],
+)
+def test_what_is_not_defined_has_no_interval(resampled, number):
+    "It had the interval from 0 to 1."
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = percentile_intervals({"zsl": {"mAP": resampled}}, {"zsl": {"mAP": number}})
+    assert found == {"zsl": {"mAP": None}}
+
+
+def test_a_few_undefined_resamples_are_left_out():
+    values = np.linspace(0.2, 0.8, 101)
+    with_gaps = np.r_[values, np.full(50, np.nan)]
+    expected = percentile_intervals({"zsl": {"mAP": values}}, {"zsl": {"mAP": 0.5}})
+    found = percentile_intervals({"zsl": {"mAP": with_gaps}}, {"zsl": {"mAP": 0.5}})
+    assert found["zsl"]["mAP"] == pytest.approx(expected["zsl"]["mAP"])
+
+
+def test_one_picture_has_no_interval_in_report_and_table():
+    "Seven in ten resamples of two pictures lack a negative or a positive picture of the only label that counts."
+    labels = np.array([[1, -1], [-1, 1]], np.int8)
+    report = build_report(
+        {"A": np.array([[0.9, 0.1], [0.2, 0.8]])}, labels, 1, ReportConfig(("annotated",), (1,), resamples=40)
+    )
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    assert "nan" not in report_table(report)
 
 
 def test_seeds_and_order():

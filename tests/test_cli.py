@@ -58,6 +58,7 @@ def test_train_leaves_table_results_model_and_figures(run):
     assert {path.name for path in run.iterdir()} == {
         ".lock",
         "config.json",
+        "qks-run.json",
         "results.json",
         "table.md",
         "model",
@@ -177,7 +178,7 @@ def test_weights_of_other_activations_and_in_other_places(words, picture, pocket
     assert main(words) == main([*words, "--gelu"]) == 2
     assert asked == [
         ("pocket" if "moved.pt" in words else "ViT-B-16", "moved.pt" if "moved.pt" in words else "clip.pt", quick_gelu)
-        for quick_gelu in (True, False)
+        for quick_gelu in (None, False)
     ]
 
 
@@ -497,7 +498,7 @@ def test_slow_half_precision_is_reported(device, warned, precision, rate, monkey
     kept = []
     monkeypatch.setattr("qks.core.arithmetic.keep_freed_memory", lambda: kept.append(1))
     monkeypatch.setattr("qks.core.arithmetic.product_rate", lambda dtype: rate if dtype == torch.bfloat16 else 1.0)
-    command_options.prepare_processor(device, precision)
+    command_options.prepare_processor(device, {"--precision": precision})
     expected = warned and precision == "bf16" and rate < 1
     assert kept and ("--precision fp32 is faster here" in caplog.text) is expected
 
@@ -505,8 +506,14 @@ def test_slow_half_precision_is_reported(device, warned, precision, rate, monkey
 @pytest.mark.parametrize(
     "words, prepared",
     [
-        (["train", "data", "--out", "run", "--precision", "bf16", "--device", "cpu"], [("cpu", "bf16")]),
-        (["evaluate", "pocket", "data", "--precision", "bf16", "--device", "cpu"], [("cpu", "bf16")]),
+        (
+            ["train", "data", "--out", "run", "--precision", "bf16", "--device", "cpu"],
+            [("cpu", {"--precision": "bf16", "--vlp-precision": "fp32"})],
+        ),
+        (
+            ["evaluate", "pocket", "data", "--vlp-precision", "bf16", "--device", "cpu"],
+            [("cpu", {"--vlp-precision": "bf16"})],
+        ),
         (["reproduce"], [(None,)]),
         (["tag", "missing.jpg", "--labels", "cat"], []),
     ],

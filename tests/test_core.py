@@ -29,6 +29,7 @@ from qks.core import (
     progress,
     read_tensors,
     system,
+    write_atomic,
 )
 
 rng = np.random.default_rng(0)
@@ -540,6 +541,44 @@ def test_strips_are_refused():
     with pytest.raises(QKSError, match="is 2000 x 3, over 500 times as long as wide: cut it into pieces"):
         load_image(Image.new("RGB", (2000, 3)))
     assert load_image(Image.new("RGB", (3, 1500))).size == (3, 1500)
+
+
+@pytest.mark.parametrize("links", [1, 2])
+@pytest.mark.parametrize("relative", [True, False])
+def test_a_link_stays_and_its_file_is_replaced(tmp_path, links, relative):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "home").mkdir()
+    real = tmp_path / "disk" / "report.json"
+    real.write_text("old")
+    real.chmod(0o640)
+    path = real
+    for number in range(links):
+        target = path
+        path = tmp_path / "home" / f"link{number}.json"
+        path.symlink_to(os.path.relpath(target, path.parent) if relative else target)
+    write_atomic(path, "new")
+    assert path.is_symlink() and real.read_text() == "new" and real.stat().st_mode & 0o777 == 0o640
+    assert len(list(tmp_path.rglob("*"))) == 3 + links
+
+
+def test_a_link_to_nothing_gets_a_file(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "new")
+    write_atomic(tmp_path / "link", "text")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "new").read_text() == "text"
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644, 0o664, 0o755, 0o444])
+def test_a_replaced_file_keeps_its_mode(tmp_path, mode):
+    (tmp_path / "a").write_text("old")
+    (tmp_path / "a").chmod(mode)
+    write_atomic(tmp_path / "a", "new")
+    assert (tmp_path / "a").stat().st_mode & 0o777 == mode and (tmp_path / "a").read_text() == "new"
+
+
+def test_a_new_file_has_the_usual_mode(tmp_path):
+    (tmp_path / "usual").write_text("")
+    write_atomic(tmp_path / "new", "")
+    assert (tmp_path / "new").stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
 def test_two_writers_of_one_file(tmp_path):

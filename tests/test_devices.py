@@ -25,8 +25,8 @@ from qks.train.devices import (
     make_accelerator,
     process_state,
     rank_by_rank,
-    release_accelerator,
     score_images,
+    temporary_accelerator,
 )
 from qks.train.loop import fit
 
@@ -458,8 +458,8 @@ def test_precisions():
     with pytest.raises(QKSError, match="fp16.*GPU"):
         make_accelerator(torch.device("cpu"), "fp16")
     for precision, expected in (("bf16", "bf16"), ("fp32", "no")):  # each run chooses anew
-        assert make_accelerator(torch.device("cpu"), precision).mixed_precision == expected
-        release_accelerator()
+        with temporary_accelerator(torch.device("cpu"), precision) as accelerator:
+            assert accelerator.mixed_precision == expected
 
 
 def test_a_mistake_is_told_once(commands, tmp_path):

@@ -205,10 +205,22 @@ def test_leak_free_looks_at_names_and_tells_ids(open_images, tiny_vlp):
 
 
 def test_open_images_through_the_command(open_images, checkpoint, clip_file, tmp_path, capsys):
-    words = [checkpoint, open_images, "--vlp", "ViT-B-16", "--pretrained", clip_file, "--n-heads", 4, "--topk", 1, 3]
+    words = [
+        checkpoint,
+        open_images,
+        "--vlp",
+        "tiny-quickgelu",
+        "--pretrained",
+        clip_file,
+        "--n-heads",
+        4,
+        "--topk",
+        1,
+        3,
+    ]
     assert evaluate(*words, "--json", tmp_path / "r.json", "--protocol", "official", "annotated", "official") == 0
     found = load_report(tmp_path / "r.json")
-    model = QKS(load_vlp("ViT-B-16", str(clip_file), "cpu"), QKSHead.from_official(WEIGHTS, 4))
+    model = QKS(load_vlp("tiny-quickgelu", str(clip_file), "cpu"), QKSHead.from_official(WEIGHTS, 4))
     index = open_split(open_images, "test")
     tokens = torch.cat(list(token_batches(model.vlp, index)))
     scores = head_scores(model.head, tokens, embed_names(model.pool, model.vlp, index.label_names))[0]
@@ -223,11 +235,11 @@ def test_open_images_through_the_command(open_images, checkpoint, clip_file, tmp
 
 
 def test_the_authors_checkpoint(checkpoint, clip_file):
-    model = load_model(checkpoint, VLPSource("ViT-B-16", str(clip_file)), n_heads=4, device="cpu")
+    model = load_model(checkpoint, VLPSource("tiny-quickgelu", str(clip_file)), n_heads=4, device="cpu")
     output = model.head(torch.from_numpy(GOLDEN["image_tokens"]), torch.from_numpy(GOLDEN["text_features"]))
     torch.testing.assert_close(output.logits, torch.from_numpy(GOLDEN["logits"]), rtol=1e-5, atol=1e-5)
     other = load_model(
-        checkpoint, VLPSource("ViT-B-16", str(clip_file)), device="cpu"
+        checkpoint, VLPSource("tiny-quickgelu", str(clip_file)), device="cpu"
     )  # one head per 64 channels: other numbers
     assert not torch.allclose(
         other.head(torch.from_numpy(GOLDEN["image_tokens"]), torch.from_numpy(GOLDEN["text_features"])).logits,
@@ -296,7 +308,7 @@ def test_few_images_at_once_do_not_matter(pocket, monkeypatch):
 
 
 def test_precision_is_told(pocket, tmp_path, capsys):
-    assert evaluate("pocket", pocket, "--precision", "bf16", "--device", "cpu", "--json", tmp_path / "r.json") == 0
+    assert evaluate("pocket", pocket, "--vlp-precision", "bf16", "--device", "cpu", "--json", tmp_path / "r.json") == 0
     assert load_report(tmp_path / "r.json")["vlp"]["precision"] == "bf16"
 
 
@@ -326,7 +338,7 @@ def test_nothing_is_overwritten_unasked(pocket, tmp_path, capsys, monkeypatch):
         (["pocket", "POCKET", "--seed", "-1"], "seed is -1"),
         (["pocket", "POCKET", "--n-heads", "4"], "leave --n-heads out"),
         (["pocket", "POCKET", "--pretrained", "openai"], "pass --vlp"),
-        (["pocket", "POCKET", "--vlp", "ViT-B-16", "--pretrained", "CLIP"], "another VLP"),
+        (["pocket", "POCKET", "--vlp", "tiny-quickgelu", "--pretrained", "CLIP"], "another VLP"),
         (["pocket", "POCKET", "--json", "NEW/deep/r.json"], "is not a folder"),
         (["pocket", "POCKET", "--per-label", "NEW"], "is a folder"),
         (["pocket", "POCKET", "--cache", "CHECKPOINT"], "cannot be used as a token cache"),
@@ -334,8 +346,8 @@ def test_nothing_is_overwritten_unasked(pocket, tmp_path, capsys, monkeypatch):
         (["pocket", "NEW"], "has no index of its test split"),
         (["CHECKPOINT", "POCKET"], "pass --vlp and --pretrained"),
         (["CHECKPOINT", "POCKET", "--vlp", "pocket"], "use the VLP that the head was trained with"),
-        (["CHECKPOINT", "POCKET", "--vlp", "ViT-B-16", "--pretrained", "CLIP", "--n-heads", "7"], "head"),
-        (["CLIP", "POCKET", "--vlp", "ViT-B-16", "--pretrained", "CLIP"], "no QKS checkpoint"),
+        (["CHECKPOINT", "POCKET", "--vlp", "tiny-quickgelu", "--pretrained", "CLIP", "--n-heads", "7"], "head"),
+        (["CLIP", "POCKET", "--vlp", "tiny-quickgelu", "--pretrained", "CLIP"], "no QKS checkpoint"),
         (["NEW", "POCKET"], "is not a saved QKS"),
         (["nowhere.pth", "POCKET"], "nowhere.pth"),
     ],
@@ -468,7 +480,7 @@ def test_a_checkpoint_of_the_authors_tags_pictures(checkpoint, clip_file, open_i
                 "--model",
                 str(checkpoint),
                 "--vlp",
-                "ViT-B-16",
+                "tiny-quickgelu",
                 "--pretrained",
                 str(clip_file),
                 "--device",
@@ -488,13 +500,13 @@ def test_a_models_own_vlp_from_another_place(tmp_path, monkeypatch):
         asked.append((name, pretrained, quick_gelu)) or (_ for _ in ()).throw(QKSError("enough"))
 
     monkeypatch.setattr("qks.experiment.loading.load_vlp", load)
-    for quick_gelu in (True, False):
+    for quick_gelu in (True, None, False):
         (tmp_path / "config.json").write_text(
             json.dumps({"vlp": {"name": "ViT-B-16", "pretrained": "old.pt", "quick_gelu": quick_gelu}})
         )
         with pytest.raises(QKSError, match="enough"):
             load_model(tmp_path, VLPSource(pretrained="moved.pt"))
-    assert asked == [("ViT-B-16", "moved.pt", True), ("ViT-B-16", "moved.pt", False)]
+    assert asked == [("ViT-B-16", "moved.pt", None)] * 2 + [("ViT-B-16", "moved.pt", False)]
 
 
 def test_facts_come_from_the_models_own_run(tmp_path, monkeypatch):
@@ -511,5 +523,24 @@ def test_facts_come_from_the_models_own_run(tmp_path, monkeypatch):
 
 
 def test_a_precision_that_is_none():
-    with pytest.raises(QKSError, match="unknown precision 'bf8': give one of fp32, bf16, fp16"):
-        load_model("pocket", precision="bf8")
+    with pytest.raises(QKSError, match="precision is 'bf8': give one of fp32, bf16, fp16"):
+        load_model("pocket", VLPSource(precision="bf8"))
+
+
+def test_scores_of_all_images_or_none():
+    matrix = ScoreMatrix(3, 2)
+    matrix.update(torch.ones(2, 2))
+    with pytest.raises(QKSError, match="scores of 2 of 3 images came"):
+        matrix.result()
+    matrix.update(torch.zeros(1, 2))
+    assert matrix.result().tolist() == [[1, 1], [1, 1], [0, 0]]
+    with pytest.raises(QKSError, match="scores of more than 3 images came"):
+        matrix.update(torch.ones(1, 2))
+
+
+@pytest.mark.parametrize("check", ["time", "size", "content"])
+def test_the_cache_check_is_an_option(pocket, tmp_path, capsys, check):
+    words = ["pocket", pocket, "--cache", tmp_path / "tokens", "--cache-check", check, "--device", "cpu"]
+    assert evaluate(*words) == 0
+    first = capsys.readouterr().out
+    assert evaluate(*words) == 0 and capsys.readouterr().out == first

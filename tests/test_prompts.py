@@ -1,5 +1,9 @@
 """The prompt pool, its mean, and the cache of label embeddings, which is never wrong and never an obstacle."""
 
+import os
+import signal
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import open_clip
@@ -8,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from qks.core import QKSError
+from qks.model.label_embeddings import LabelCache
 from qks.model.prompts import DEFAULT_TEMPLATES, SCENE_TEMPLATES, PromptPool
 from qks.vlp.frozen import VLP
 
@@ -33,6 +38,16 @@ def calls(monkeypatch):
 
 def files(folder):
     return sorted(path.name for path in folder.iterdir())
+
+
+def count_rows(folder):
+    with closing(sqlite3.connect(folder / "labels.sqlite")) as database:
+        return database.execute("SELECT COUNT(*) FROM embeddings").fetchone()[0]
+
+
+def change_numbers(path, change="embedding = zeroblob(length(embedding))"):
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute(f"UPDATE embeddings SET {change}")
 
 
 # ---- templates
@@ -113,10 +128,10 @@ def test_bad_labels(tiny_vlp, pool):
 
 def test_a_hit_does_not_call_the_text_tower(tiny_vlp, pool, calls, tmp_path):
     first = pool.embed(tiny_vlp, ["cat", "dog"], cache=tmp_path)
-    assert len(calls) == 1 and len(files(tmp_path)) == 1 and files(tmp_path)[0].endswith(".safetensors")
-    assert torch.equal(pool.embed(tiny_vlp, ["cat", "dog"], cache=str(tmp_path)), first) and len(calls) == 1
+    assert len(calls) == 2 and files(tmp_path) == ["labels.sqlite"]
+    assert torch.equal(pool.embed(tiny_vlp, ["cat", "dog"], cache=str(tmp_path)), first) and len(calls) == 2
     same_pool = PromptPool(list(pool.templates))
-    assert torch.equal(same_pool.embed(tiny_vlp, ("cat", "dog"), cache=tmp_path), first) and len(calls) == 1
+    assert torch.equal(same_pool.embed(tiny_vlp, ("cat", "dog"), cache=tmp_path), first) and len(calls) == 2
 
 
 def test_no_cache(tiny_vlp, pool, calls, tmp_path, monkeypatch):
@@ -140,18 +155,14 @@ def test_the_home_folder_is_the_default(tiny_vlp, pool, tmp_path, monkeypatch):
     assert len(files(tmp_path / ".cache" / "qks")) == 1
 
 
-@pytest.mark.parametrize(
-    "other", ["order", "labels", "templates", "template order", "weights", "activation", "precision"]
-)
+@pytest.mark.parametrize("other", ["labels", "templates", "template order", "weights", "activation", "precision"])
 def test_the_key_depends_on(make_vlp, tiny_vlp, pool, calls, tmp_path, other):
     pool.embed(tiny_vlp, ["cat", "dog"], cache=tmp_path)
     vlp = tiny_vlp
     labels = ["cat", "dog"]
     templates = pool.templates
-    if other == "order":
-        labels = ["dog", "cat"]
     if other == "labels":
-        labels = ["cat", "dog "]
+        labels = ["cats", "dog "]
     if other == "templates":
         templates = ("a {}.",)
     if other == "template order":
@@ -164,7 +175,7 @@ def test_the_key_depends_on(make_vlp, tiny_vlp, pool, calls, tmp_path, other):
         vlp = make_vlp(precision="bf16")
     fresh = PromptPool(templates).embed(vlp, labels, cache=False)
     assert torch.equal(PromptPool(templates).embed(vlp, labels, cache=tmp_path), fresh)
-    assert len(calls) == 3 and len(files(tmp_path)) == 2
+    assert len(calls) == 6 and count_rows(tmp_path) == 4
 
 
 def test_another_tokenizer_is_another_key(tiny_vlp, make_vlp, pool, tmp_path):
@@ -180,39 +191,149 @@ def test_another_tokenizer_is_another_key(tiny_vlp, make_vlp, pool, tmp_path):
 
     first = pool.embed(tiny_vlp, ["cat", "dog"], cache=tmp_path)
     other.tokenizer = Capitals()
-    assert not torch.equal(pool.embed(other, ["cat", "dog"], cache=tmp_path), first) and len(files(tmp_path)) == 2
+    assert not torch.equal(pool.embed(other, ["cat", "dog"], cache=tmp_path), first) and count_rows(tmp_path) == 4
 
 
-def test_swapped_labels_swap_rows(tiny_vlp, pool, tmp_path):
+def test_swapped_labels_swap_rows_and_nothing_is_computed(tiny_vlp, pool, calls, tmp_path):
     straight = pool.embed(tiny_vlp, ["cat", "dog"], cache=tmp_path)
-    swapped = pool.embed(tiny_vlp, ["dog", "cat"], cache=tmp_path)
-    torch.testing.assert_close(swapped, straight.flip(0))
+    calls.clear()
+    assert torch.equal(pool.embed(tiny_vlp, ["dog", "cat"], cache=tmp_path), straight.flip(0)) and calls == []
+
+
+def test_only_new_labels_are_embedded(tiny_vlp, pool, calls, tmp_path):
+    "Three lists that share labels: one row per label, in one file, with the numbers of a list alone."
+    lists = (["cat", "dog", "bridge"], ["bridge", "cat", "bus"], ["tree", "dog", "bus"])
+    for labels in lists:
+        alone = pool.embed(tiny_vlp, labels, cache=False)
+        assert torch.equal(pool.embed(tiny_vlp, labels, cache=tmp_path), alone)
+    assert len(calls) == 9 + 5 and count_rows(tmp_path) == 5 and files(tmp_path) == ["labels.sqlite"]
+
+
+def test_a_label_has_the_same_embedding_in_any_list(tiny_vlp, pool):
+    many = [f"thing number {index}" * (index % 3 + 1) for index in range(20)]
+    whole = pool.embed(tiny_vlp, ["cat", *many], cache=False)
+    assert torch.equal(pool.embed(tiny_vlp, ["cat"], cache=False)[0], whole[0])
+    assert torch.equal(pool.embed(tiny_vlp, many[::-1], cache=False).flip(0), whole[1:])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_what_was_embedded_before_an_interruption_stays(tiny_vlp, pool, calls, tmp_path, monkeypatch, error):
+    labels = [f"label {index}" for index in range(9)]
+    tower = tiny_vlp.text_features
+
+    def fails_at_the_sixth(ids):
+        if len(calls) == 5:
+            raise error
+        return tower(ids)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny_vlp, "text_features", fails_at_the_sixth)
+        with pytest.raises(error):
+            pool.embed(tiny_vlp, labels, cache=tmp_path)
+    assert count_rows(tmp_path) == 5
+    pool.embed(tiny_vlp, labels, cache=tmp_path)
+    assert len(calls) == 9
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
+def test_a_killed_process_keeps_what_it_wrote(tiny_vlp, pool, calls, tmp_path, monkeypatch):
+    monkeypatch.setattr("qks.model.label_embeddings.SECONDS_BETWEEN_WRITES", -1)
+    labels = [f"label {index}" for index in range(9)]
+    tower = tiny_vlp.text_features
+
+    def dies_at_the_sixth(ids):
+        if len(calls) == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return tower(ids)
+
+    child = os.fork()
+    if child == 0:
+        tiny_vlp.text_features = dies_at_the_sixth
+        pool.embed(tiny_vlp, labels, cache=tmp_path)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert count_rows(tmp_path) == 5
+    expected = pool.embed(tiny_vlp, labels, cache=False)
+    assert torch.equal(pool.embed(tiny_vlp, labels, cache=tmp_path), expected)
+
+
+def test_several_processes_share_the_cache(tiny_vlp, pool, tmp_path):
+    if not hasattr(os, "fork"):
+        pytest.skip("needs fork")
+    lists = [[f"label {index}" for index in range(start, start + 12)] for start in (0, 4, 8, 12)]
+    children = []
+    for labels in lists:
+        child = os.fork()
+        if child == 0:
+            same = False
+            try:
+                same = torch.equal(
+                    pool.embed(tiny_vlp, labels, cache=tmp_path), pool.embed(tiny_vlp, labels, cache=False)
+                )
+            finally:
+                os._exit(0 if same else 1)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+    assert count_rows(tmp_path) == 24
+
+
+def test_the_size_is_bounded_and_recent_labels_stay(tmp_path):
+    store = LabelCache(tmp_path, max_bytes=100_000)
+    keys = [index.to_bytes(16, "big") for index in range(2000)]
+    for start in range(0, 2000, 50):
+        store.write({key: torch.full((16,), float(start)) for key in keys[start : start + 50]})
+    assert store.path.stat().st_size < 200_000
+    found = store.read(keys, 16)
+    assert 200 < len(found) < 1100 and set(keys[-50:]) <= set(found)
+    assert all(torch.equal(found[key], torch.full((16,), 1950.0)) for key in keys[-50:])
 
 
 @pytest.mark.parametrize(
     "damage",
     [
         lambda path: path.write_bytes(b""),
-        lambda path: path.write_bytes(b"garbage"),
-        lambda path: path.write_bytes(path.read_bytes()[:-5]),
+        lambda path: path.write_bytes(b"garbage" * 1000),
+        lambda path: path.write_bytes(path.read_bytes()[:-4096]),
         lambda path: path.write_bytes(path.read_bytes()[:20]),
+        lambda path: path.write_bytes(path.read_bytes().replace(b"SQLite", b"NoLite")),
+        lambda path: change_numbers(path),
+        lambda path: change_numbers(path, "embedding = x'00'"),
     ],
-    ids=["empty", "garbage", "truncated", "header"],
+    ids=["empty", "garbage", "truncated", "header", "other", "numbers", "short"],
 )
 def test_a_damaged_cache_is_computed_again_and_replaced(tiny_vlp, pool, calls, tmp_path, damage):
     first = pool.embed(tiny_vlp, ["cat", "dog"], cache=tmp_path)
-    damage(next(tmp_path.iterdir()))
-    for _ in range(2):
+    damage(tmp_path / "labels.sqlite")
+    for _ in range(3):
         assert torch.equal(pool.embed(tiny_vlp, ["cat", "dog"], cache=tmp_path), first)
-    assert len(calls) == 2  # the first time, and once after the damage
+    assert len(calls) == 4  # the first time, and once after the damage
 
 
-def test_a_cache_of_another_shape_is_not_used(tiny_vlp, pool, tmp_path):
-    first = pool.embed(tiny_vlp, ["cat", "dog"], cache=tmp_path)
-    path = next(tmp_path.iterdir())
-    for wrong in ({"embeddings": torch.zeros(3, 32)}, {"other": torch.zeros(2, 32)}):
-        save_file(wrong, path)
-        assert torch.equal(pool.embed(tiny_vlp, ["cat", "dog"], cache=tmp_path), first)
+def test_files_of_older_versions_are_not_read(tiny_vlp, pool, tmp_path):
+    save_file({"embeddings": torch.zeros(2, 32)}, tmp_path / "labels-0123456789abcdef01234567.safetensors")
+    assert pool.embed(tiny_vlp, ["cat", "dog"], cache=tmp_path).any()
+
+
+@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_cache_is_read(tiny_vlp, pool, calls, tmp_path):
+    first = pool.embed(tiny_vlp, ["cat"], cache=tmp_path)
+    (tmp_path / "labels.sqlite").chmod(0o400)
+    tmp_path.chmod(0o500)
+    assert torch.equal(pool.embed(tiny_vlp, ["cat", "dog"], cache=tmp_path)[:1], first) and len(calls) == 2
+
+
+def test_a_locked_cache_costs_computing(tiny_vlp, pool, tmp_path, monkeypatch):
+    monkeypatch.setattr("qks.model.label_embeddings._LOCK_SECONDS", 0.05)
+    first = pool.embed(tiny_vlp, ["cat"], cache=tmp_path)
+    with closing(sqlite3.connect(tmp_path / "labels.sqlite")) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        assert torch.equal(pool.embed(tiny_vlp, ["cat"], cache=tmp_path), first)
+
+
+def test_a_label_that_is_too_long_is_named_before_any_is_embedded(tiny_vlp, pool, calls):
+    with pytest.raises(QKSError, match="shorten the label"):
+        pool.embed(tiny_vlp, ["cat", "dog", "cat " * 30], cache=False)
+    assert calls == []
 
 
 def test_a_cache_folder_that_cannot_be_made(tiny_vlp, pool, tmp_path):
@@ -230,9 +351,9 @@ def test_a_cache_folder_that_cannot_be_written(tiny_vlp, pool, tmp_path, monkeyp
     assert torch.equal(pool.embed(tiny_vlp, ["cat"], cache=tmp_path / "gone"), expected)
 
 
-def test_no_half_written_file_stays(tiny_vlp, pool, tmp_path):
+def test_no_other_file_stays(tiny_vlp, pool, tmp_path):
     pool.embed(tiny_vlp, ["cat"], cache=tmp_path)
-    assert [name for name in files(tmp_path) if not name.endswith(".safetensors")] == []
+    assert files(tmp_path) == ["labels.sqlite"]
 
 
 @pytest.mark.parametrize("templates", [None, 3, {"a {}": 1}, iter(["a {}"])], ids=lambda value: type(value).__name__)

@@ -1,8 +1,8 @@
 """The whole path on a tiny Pocket-WIDE: same seed, same numbers."""
 
 import json
-import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -94,20 +94,23 @@ def test_a_replaced_run_keeps_its_tokens(tmp_path, monkeypatch):
         (run / name).mkdir()
     for name in ("results.json", "tokens/tokens.bin", "model/head.safetensors"):
         (run / name).write_text("x")
-    remove = shutil.rmtree
+    remove = Path.unlink
     removed = []
-    monkeypatch.setattr(
-        "qks.experiment.run_folder.shutil.rmtree",
-        lambda path: removed.append(path) or remove(path) if len(removed) < 1 else 1 / 0,
-    )
+
+    def unlink(path, missing_ok=False):
+        removed.append(path)
+        if path.name == "head.safetensors":
+            raise ZeroDivisionError
+        remove(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
     with pytest.raises(ZeroDivisionError):
         create_run_folder(run, force=True)  # killed
     assert (run / "config.json").is_file() and not (run / "results.json").exists()
     monkeypatch.undo()
     create_run_folder(run, force=True, config={"a": 2})
-    assert {path.name for path in run.iterdir()} == {"config.json", "tokens"} and (
-        run / "tokens" / "tokens.bin"
-    ).is_file()
+    assert {path.name for path in run.iterdir()} == {"config.json", "qks-run.json", "tokens"}
+    assert (run / "tokens" / "tokens.bin").is_file()
     assert json.loads((run / "config.json").read_text()) == {"a": 2}
 
 

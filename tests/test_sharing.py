@@ -168,3 +168,25 @@ def test_few_scores_and_those_with_gradients_are_left_to_torch(monkeypatch):
     monkeypatch.setattr(torch, "gt", None)  # a call would fail
     best_token(torch.randn(2, 3, 4))
     best_token(torch.randn(2, 12, 50_000, requires_grad=True))[0].sum().backward()
+
+
+@pytest.mark.parametrize("places", [[0], [3], [11], [2, 7], [0, 11]], ids=str)
+def test_a_nan_keeps_its_place(places):
+    "As in torch's own call: the first token that has one, with infinities about, in one part or many."
+    scores = torch.randn(2, 12, 50_000, generator=torch.Generator().manual_seed(0))
+    scores[1, 5, 7] = float("inf")
+    scores[:, 4, 9] = -float("inf")
+    for place in places:
+        scores[1, place, 7] = float("nan")
+    expected = scores.max(dim=1)
+    logits, index = best_token(scores)
+    assert torch.equal(index, expected.indices) and index[1, 7] == places[0] and logits[1, 7].isnan()
+    assert torch.equal(logits.nan_to_num(), expected.values.nan_to_num())
+
+
+def test_a_nan_keeps_its_place_in_many_parts():
+    tokens = torch.randn(2, 12, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.randn(100_000, 8, generator=torch.Generator().manual_seed(1))
+    tokens[1, 3] = float("nan")
+    for logits, index in (share(tokens, labels), share_in_parts(tokens, labels, 2**21)):
+        assert (index[1] == 3).all() and logits[1].isnan().all() and not logits[0].isnan().any()

@@ -504,7 +504,10 @@ def test_what_cannot_be_claimed_is_told_before_anything_is_computed(pocket, tmp_
         ("new", ["--cache", str(tmp_path / "new" / "training" / "t")], "is among what --force deletes"),
     ):
         assert train(pocket, tmp_path / out, *words) == 2 and told in said(capsys)
-    assert not (tmp_path / "new").exists() and [path.name for path in (tmp_path / "begun").iterdir()] == ["config.json"]
+    assert not (tmp_path / "new").exists() and {path.name for path in (tmp_path / "begun").iterdir()} == {
+        "config.json",
+        "qks-run.json",
+    }
 
 
 def test_each_of_many_processes_has_a_device_of_its_own(pocket, tmp_path):
@@ -696,7 +699,7 @@ def test_claiming_a_folder_again(tmp_path):
 
 def test_claiming_a_folder_that_holds_no_run(tmp_path):
     (tmp_path / "begun").mkdir()
-    (tmp_path / "begun" / ".config.json.123.part").write_text('{"tra')  # killed while the very first file was written
+    (tmp_path / "begun" / ".qks-run.json.123.part").write_text('{"pro')  # killed while the very first file was written
     assert claimed(tmp_path, "begun")[0] == tmp_path / "begun"
     spec = RunSpec(Path("data"), RunOptions(tmp_path / "new"))
     assert claim_run_folder(spec, resume=True) == tmp_path / "new"  # nothing there yet: a run begins

@@ -119,7 +119,7 @@ def test_a_weight_decay_that_is_none(value):
         ({"lr": "1e-4"}, "^lr is '1e-4': give a number$"),
         ({"lr": float("nan")}, "^lr is nan: give a number above 0$"),
         ({"lr": True}, "^lr is True: give a number$"),
-        ({"topk": 3}, "^topk is 3: give a tuple, each of its items a whole number$"),
+        ({"topk": 3}, "^topk is 3: give a tuple, each of its items a whole number, or None$"),
         ({"topk": ()}, "^topk is empty"),
         ({"topk": (0,)}, "^k of topk is 0"),
         ({"epochs": 1.5}, "^epochs is 1.5: give a whole number$"),

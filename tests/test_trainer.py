@@ -27,7 +27,7 @@ from qks.tokens.stream import ViewSampler, token_digest
 from qks.train import checkpoint, loop as training, run_folder, trainer as engine
 from qks.train.checkpoint import list_checkpoints, pack_state, read_checkpoint, unpack_state
 from qks.train.config import RunConfig, TrainConfig
-from qks.train.devices import make_accelerator
+from qks.train.devices import make_accelerator, temporary_accelerator
 from qks.train.logs import RunLog, check_trackers, csv_lines, drop_later_lines
 from qks.train.loop import fit
 from qks.train.signals import Interrupted, StopSignals
@@ -940,7 +940,7 @@ def test_a_tracker_that_fails(data, tmp_path, monkeypatch, where, trouble, messa
     if where == "log":
         monkeypatch.setattr("accelerate.Accelerator.init_trackers", lambda *args, **kwargs: None)
     monkeypatch.setattr(
-        training, "make_accelerator", lambda device, precision, **kwargs: make_accelerator(device, precision)
+        training, "temporary_accelerator", lambda device, precision, **kwargs: temporary_accelerator(device, precision)
     )
     refused(message, run, data, config(), tmp_path, log_with=("tensorboard",))
 

@@ -88,8 +88,10 @@ def test_prefix_of_a_parallel_run(tmp_path, golden_vlp):
     assert fingerprint(load_vlp(pretrained=str(tmp_path / "w.pt"))) == fingerprint(golden_vlp)
 
 
-def test_quick_gelu_matters(golden_file, golden_vlp):
-    other = load_vlp(pretrained=golden_file, quick_gelu=False)
+def test_quick_gelu_matters(tmp_path):
+    weights = {key: value for key, value in WEIGHTS.items() if key not in loading.OPENAI_SCALARS}
+    torch.save(weights, tmp_path / "w.pt")
+    other = load_vlp(pretrained=tmp_path / "w.pt", quick_gelu=False)
     assert (other.image_tokens(GOLDEN["image"]) - GOLDEN["image_tokens"]).abs().max() > 1e-3
     assert (other.text_features(GOLDEN["token_ids"]) - GOLDEN["text_features"]).abs().max() > 1e-3
 
@@ -578,6 +580,109 @@ def test_source_loads_it_again(golden_file, golden_vlp):
     assert fingerprint(load_vlp(**golden_vlp.source)) == fingerprint(golden_vlp)
 
 
+PLAIN = {key: value for key, value in WEIGHTS.items() if key not in loading.OPENAI_SCALARS}  # as others save them
+
+
+def has_quick_gelu(vlp):
+    return any(isinstance(module, open_clip.transformer.QuickGELU) for module in vlp.model.modules())
+
+
+@pytest.fixture
+def plain_file(tmp_path):
+    torch.save(PLAIN, tmp_path / "plain.pt")
+    return tmp_path / "plain.pt"
+
+
+@pytest.mark.parametrize(
+    "name, quick_gelu, expected",
+    [
+        ("golden", None, False),
+        ("golden", False, False),
+        ("golden", True, True),
+        ("golden-quickgelu", None, True),
+        ("golden-quickgelu", True, True),
+        (None, True, True),
+        (None, False, False),
+    ],
+)
+def test_the_name_decides_on_the_activation(plain_file, caplog, name, quick_gelu, expected):
+    vlp = load_vlp(name, plain_file, quick_gelu=quick_gelu)
+    assert has_quick_gelu(vlp) is expected and vlp.source["quick_gelu"] is expected and not caplog.text
+    again = load_vlp(**vlp.source)
+    assert fingerprint(again) == fingerprint(vlp)
+    images = vlp.image_tokens(GOLDEN["image"])
+    assert torch.allclose(images, GOLDEN["image_tokens"], atol=1e-4) is expected
+
+
+@pytest.mark.parametrize("name", [None, "golden", "golden-quickgelu"])
+def test_openais_own_files_have_quick_gelu_under_any_name(golden_file, caplog, name):
+    assert has_quick_gelu(load_vlp(name, golden_file)) and not caplog.text
+    refused("OpenAI's own, trained with QuickGELU", load_vlp, name, golden_file, quick_gelu=False)
+
+
+def test_an_assumption_about_the_activation_is_said(plain_file, caplog, monkeypatch):
+    assert has_quick_gelu(load_vlp(pretrained=plain_file))
+    assert "plain.pt does not say its activation: QuickGELU is assumed" in caplog.text
+    caplog.clear()
+    tags = {"openai": {"quick_gelu": True, "mean": (0.1,) * 3}, "laion": {"mean": (0.5,) * 3}}
+    monkeypatch.setattr(open_clip, "list_pretrained_tags_by_model", lambda name: list(tags))
+    monkeypatch.setattr(loading, "get_pretrained_cfg", lambda name, tag: tags[tag])
+    assert not has_quick_gelu(load_vlp("golden", plain_file))
+    assert "assumed for golden: GELU as activation" in caplog.text and "name golden-quickgelu" in caplog.text
+    assert "colours normalised as CLIP's" in caplog.text
+    caplog.clear()
+    load_vlp("golden-quickgelu", plain_file)
+    assert "GELU as activation" not in caplog.text
+
+
+def test_a_name_and_the_opposite_activation_are_refused(plain_file):
+    refused(
+        "golden-quickgelu is a model with QuickGELU.*or name golden$",
+        load_vlp,
+        "golden-quickgelu",
+        plain_file,
+        quick_gelu=False,
+    )
+
+
+@pytest.mark.parametrize("name", ["no-such-model", "vit-b-32", "ViT-B-32 ", "", "golden/x"])
+def test_an_unknown_name_is_an_error_with_a_file_too(plain_file, name):
+    refused("unknown model|embedded model", load_vlp, name or "-", plain_file)
+
+
+@pytest.mark.parametrize("name", ["tiny", "RN50", "ViT-B-32", "ViT-B-16-SigLIP"])
+def test_a_file_of_another_model_is_refused(plain_file, name):
+    message = refused(f"plain.pt does not hold the weights of {name} .*--vlp|cannot build", load_vlp, name, plain_file)
+    assert " there, and " in message or "missing" in message or "cannot build" in message
+
+
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        (lambda state: state | {"extra.weight": torch.zeros(2)}, "golden has no extra.weight"),
+        (lambda state: {key: value for key, value in state.items() if key != "ln_final.bias"}, "ln_final.bias is miss"),
+        (lambda state: state | {"visual.proj": torch.zeros(48, 32)}, r"visual.proj is \[48, 32\] there"),
+        (lambda state: {}, "missing"),
+    ],
+)
+def test_a_named_file_that_is_not_whole(tmp_path, change, match):
+    torch.save(change(PLAIN), tmp_path / "w.pt")
+    refused(match, load_vlp, "golden", tmp_path / "w.pt")
+
+
+def test_the_embedded_model_takes_no_file(plain_file):
+    refused("does not go with the embedded model.*name the model", load_vlp, "pocket", plain_file)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"name": 3}, {"name": True}, {"pretrained": 3}, {"pretrained": True}, {"quick_gelu": "no"}, {"quick_gelu": 1}],
+    ids=str,
+)
+def test_arguments_of_another_type(arguments):
+    refused(f"^{next(iter(arguments))} is .*: give", load_vlp, **arguments)
+
+
 def test_a_link_stays_a_link(golden_vlp, tmp_path):
     "As in a hub's cache: the link has the suffix that tells the format, the file behind it has none."
     (tmp_path / "blobs").mkdir()
@@ -623,7 +728,7 @@ def test_a_folder_named_like_a_tag_is_no_weight_file(tmp_path, monkeypatch):
 
 def test_a_copy_elsewhere_is_the_same(tmp_path, golden_file, golden_vlp):
     shutil.copy(golden_file, tmp_path / golden_file.name)
-    assert fingerprint(load_vlp("ViT-B-16", str(tmp_path / golden_file.name))) == fingerprint(golden_vlp)
+    assert fingerprint(load_vlp("golden", str(tmp_path / golden_file.name))) == fingerprint(golden_vlp)
 
 
 @pytest.mark.parametrize("texts, match", [([3], "text 3 is a int"), (["cat", None], "text None"), ([], "no text")])
@@ -680,3 +785,48 @@ def test_weights_are_hashed_once_unless_they_change(make_vlp, monkeypatch):
     with torch.no_grad():
         vlp.model.visual.proj += 1
     assert fingerprint(vlp) != first and len(made) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda vlp: vlp.model.visual.proj.data.add_(1),
+        lambda vlp: vlp.model.visual.proj.data[0, :2].copy_(vlp.model.visual.proj.data[0, :2].flip(0).clone()),
+        lambda vlp: setattr(vlp.model.visual.proj, "data", vlp.model.visual.proj.data * 2),
+        lambda vlp: vlp.model.visual.proj.data[5, 3:4].view(torch.int32).bitwise_xor_(1),
+        lambda vlp: vlp.model.visual.proj.detach().numpy().fill(0.5),
+        lambda vlp: vlp.model.logit_scale.data.mul_(1.5),
+        lambda vlp: vlp.model.load_state_dict(
+            {name: tensor.flip(0) if tensor.ndim == 1 else tensor for name, tensor in vlp.model.state_dict().items()}
+        ),
+    ],
+    ids=["data", "swap", "other data", "one bit", "numpy", "a number", "state"],
+)
+def test_a_fingerprint_sees_every_change(make_vlp, change):
+    "Also those that torch's count of writes does not see: caches and heads rely on it."
+    vlp = make_vlp()
+    first = fingerprint(vlp)
+    before = {name: tensor.clone() for name, tensor in vlp.model.state_dict().items()}
+    change(vlp)
+    fresh = make_vlp()
+    fresh.model.load_state_dict(vlp.model.state_dict())
+    assert fingerprint(vlp) == fingerprint(fresh) != first
+    vlp.model.load_state_dict(before)
+    assert fingerprint(vlp) == first
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.bool], ids=str)
+@pytest.mark.parametrize("size", [0, 1, 3, 8, 1001])
+def test_checksums_of_any_type_and_size(dtype, size):
+    module = torch.nn.Module()
+    module.register_buffer("values", torch.zeros(size + 1, dtype=dtype)[1:])  # at an odd place in memory
+    before = frozen.weight_checksums(module)
+    assert before == frozen.weight_checksums(module)
+    if size:
+        module.values[-1] = 1
+        assert frozen.weight_checksums(module) != before
+
+
+@pytest.mark.parametrize("device", ["meta", "abacus", "cuda:99", 3.5, ["cpu"]])
+def test_a_device_that_cannot_compute(device):
+    refused("device .* is not available .*: use cpu, or a device that torch sees", load_vlp, device=device)

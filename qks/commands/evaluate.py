@@ -8,13 +8,13 @@ __all__ = ['COMMANDS', 'protocol_names', 'print_report', 'EvaluateCommand']
 # %% ../../nbs/commands/04_evaluate.ipynb #0e8bc5e7
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from .options import Command, Device, Force, MessageOptions, Workers, prepare_processor
 from .tag import read_label_arguments
-from ..core.errors import QKSError, check_count
+from ..core.errors import QKSError, check_count, check_fields
 from ..experiment.spec import VLPSource, check_cache_dtype
 from ..train.config import PrecisionName
 
@@ -84,7 +84,6 @@ class EvaluateCommand:
     per_label: Annotated[Path | None, tyro.conf.arg(metavar="FILE.csv")] = None  # write AP per label to this table
     vlp: VLPSource = VLPSource()
     n_heads: int | None = None  # attention heads of a checkpoint file; None: one per 64 channels
-    precision: PrecisionName = "fp32"  # of the VLP
 
     # keep image tokens in this folder, in half precision, for the next evaluation
     cache: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
@@ -92,17 +91,22 @@ class EvaluateCommand:
     # number type in that folder; bf16 for a VLP whose tokens are too large for fp16; None: fp16
     cache_dtype: PrecisionName | None = None
 
+    # when an image of the cache is read again to see whether it changed: where its time or size differs, where its size
+    # differs, or always
+    cache_check: Literal["time", "size", "content"] = "time"
+
     force: Force = False
     device: Device = None
     workers: Workers = 0
     messages: MessageOptions = MessageOptions()
 
     def __post_init__(self):
+        check_fields(self)
         check_count("workers", self.workers, least=0)
         check_cache_dtype(self.cache_dtype, self.cache)
 
     def execute(self) -> int:
-        prepare_processor(self.device, self.precision)
+        prepare_processor(self.device, {"--vlp-precision": self.vlp.precision})
         return run_evaluation(self)
 
 # %% ../../nbs/commands/04_evaluate.ipynb #5e0c24fe
@@ -132,15 +136,10 @@ def report_config(
     index: "Index",  # what is measured
 ) -> "ReportConfig":
     "Protocols, k and intervals: as asked for, or as they suit the data set."
-    from qks.evaluate.protocols import default_topk
     from qks.evaluate.report import ReportConfig
 
     protocols = protocol_names(options.protocol or (index.protocol,))
-    topk = options.topk
-    if topk is None:
-        ReportConfig(protocols)  # raises for an unknown protocol
-        topk = min((default_topk(len(index.label_ids), index.n_seen, name) for name in protocols), key=max)
-    return ReportConfig(protocols, topk, options.bootstrap, options.seed)
+    return ReportConfig(protocols, options.topk, options.bootstrap, options.seed)
 
 # %% ../../nbs/commands/04_evaluate.ipynb #6a12973a
 def check_output_files(
@@ -166,13 +165,20 @@ def run_evaluation(
     index, remarks = choose_part(options)
     report_config(options, index)  # a mistake is found before the model is loaded
     check_output_files(options)
-    model = load_model(options.model, options.vlp, options.n_heads, options.precision, options.device)
+    model = load_model(options.model, options.vlp, options.n_heads, options.device)
     index, more = group_by_training(index, model.labels)
     config = report_config(options, index)
     dtype = PRECISIONS[options.cache_dtype or "fp16"]
     facts = evaluation_facts(options.model, model, options.cache, dtype)
     report = facts | evaluate_model(
-        model, index, config, options.baselines, options.workers, options.cache, dtype=dtype
+        model,
+        index,
+        config,
+        options.baselines,
+        options.workers,
+        options.cache,
+        dtype=dtype,
+        identify=options.cache_check,
     )
     try:
         if options.json:

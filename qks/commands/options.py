@@ -12,15 +12,16 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple, Protocol
 
 import tyro
 
-from ..core.errors import QKSError
+from ..core.errors import QKSError, check_fields
 from ..experiment.config_file import draft_config, read_json_object
 
 # %% ../../nbs/commands/01_options.ipynb #d2804fbd
@@ -35,6 +36,7 @@ class MessageOptions:
     verbose: bool = False  # also what is being done
 
     def __post_init__(self):
+        check_fields(self)
         if self.quiet and self.verbose:
             raise QKSError("--quiet and --verbose contradict each other: pass one of the two")
 
@@ -160,7 +162,7 @@ Force = Annotated[bool, tyro.conf.arg(help="replace what an earlier run wrote th
 # %% ../../nbs/commands/01_options.ipynb #cd7cf403
 def prepare_processor(
     device: str | None,  # where the VLP runs; None: CUDA where there is one
-    precision: str = "fp32",  # "fp32", "bf16" or "fp16"
+    precisions: Mapping[str, str] = MappingProxyType({}),  # flag -> "fp32", "bf16" or "fp16"
 ) -> None:
     "Keep freed memory, and warn where half precision costs time on this CPU."
     import torch
@@ -169,11 +171,12 @@ def prepare_processor(
 
     keep_freed_memory()
     on_cpu = device == "cpu" or (device is None and not torch.cuda.is_available())
-    if not on_cpu or precision != "bf16" or not is_first_process():
+    flags = [flag for flag, precision in precisions.items() if precision == "bf16"]
+    if not on_cpu or not flags or not is_first_process():
         return
     speedup = product_rate(torch.bfloat16) / product_rate(torch.float32)
     if speedup < 1:
         logger.warning(
             f"on this processor bf16 matrix products run at {speedup:.1f} times the rate of fp32 ones: "
-            "--precision fp32 is faster here"
+            f"{' and '.join(f'{flag} fp32' for flag in flags)} is faster here"
         )

@@ -17,7 +17,7 @@ from typing import Annotated
 import tyro
 
 from .options import Command, Device, MessageOptions
-from ..core.errors import QKSError
+from ..core.errors import QKSError, check_fields
 from ..experiment.spec import VLPSource
 
 # %% ../../nbs/commands/02_tag.ipynb #e3389de0
@@ -105,6 +105,7 @@ class TagCommand:
     messages: MessageOptions = MessageOptions()
 
     def __post_init__(self):
+        check_fields(self)
         if not self.images:
             raise QKSError("no picture is named: pass picture files or folders, such as qks tag photo.jpg")
 

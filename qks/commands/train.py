@@ -37,7 +37,7 @@ class TrainCommand(RunSpec):
         from qks.experiment.training_run import run_training
         from qks.train.devices import process_state
 
-        prepare_processor(self.device, self.train.precision)
+        prepare_processor(self.device, {"--precision": self.train.precision, "--vlp-precision": self.vlp.precision})
         answer = run_training(self.spec, self.force, self.resume, self.device, self.workers)
         out = self.run.folder
         if answer is not None:

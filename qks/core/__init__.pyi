@@ -9,6 +9,7 @@ from .files import (
     atomic_file as atomic_file,
     cache_folder as cache_folder,
     project_folder as project_folder,
+    remove_files as remove_files,
     write_atomic as write_atomic,
 )
 from .images import (

@@ -63,7 +63,8 @@ def describe_type(
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(str(argument) for argument in arguments)
     if get_origin(hint) in (Union, UnionType):
-        return " or ".join(describe_type(argument) for argument in arguments)
+        kinds = [describe_type(argument) for argument in arguments]
+        return (", or " if any("," in kind for kind in kinds) else " or ").join(kinds)
     if get_origin(hint) is tuple:
         return f"a tuple, each of its items {describe_type(arguments[0])}"
     return TYPE_NAMES.get(hint, f"a {getattr(hint, '__name__', hint)}")

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ..core import QKSError
+from ..core import QKSError, check_fields
 from .files import CONTROL_CHARACTERS, MAX_NAME_LENGTH, find_file, inside_path, open_bytes
 from .index import Index, check_split_name, index_pairs, source_digest
 
@@ -220,6 +220,9 @@ class COCOOptions:
     division: Literal["48/17", "65/15", "all"] = "48/17"  # seen and unseen classes; all: every class is seen
     train: str = "train2014"  # the images to train on: their folder, and the name of their annotation file
     test: str = "val2014"  # the images to test on
+
+    def __post_init__(self):
+        check_fields(self)
 
 # %% ../../nbs/data/06_coco.ipynb #0966f3a7
 def index_coco_splits(

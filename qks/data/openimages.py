@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core import QKSError, check_count
+from ..core import QKSError, check_count, check_fields
 from .check import Report, check_images
 from .files import MAX_NAME_LENGTH, csv_rows, find_file, locate_list, names_inside, read_names
 from .index import SPLITS, Index, check_split_name, source_digest
@@ -235,6 +235,9 @@ class OpenImagesOptions:
 
     # list of the unseen MIDs, one per line; another name than this is first looked for in the current folder
     unseen: str = UNSEEN_LIST
+
+    def __post_init__(self):
+        check_fields(self)
 
 # %% ../../nbs/data/05_openimages.ipynb #b62a770c
 def index_openimages_splits(

@@ -16,7 +16,7 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
-from ..core import QKSError
+from ..core import QKSError, check_fields
 from .files import find_file, inside_path, names_inside, open_bytes, read_label_list, read_names
 from .index import Index, index_pairs, source_digest, without_unseen
 
@@ -153,6 +153,9 @@ class VOCOptions:
 
     # list of the unseen classes, one per line; looked for in the current folder, then in ROOT
     unseen: str | None = None
+
+    def __post_init__(self):
+        check_fields(self)
 
 # %% ../../nbs/data/07_voc.ipynb #2e851743
 def index_voc_splits(

@@ -32,7 +32,7 @@ def zero_shot_scores(
     labels = normalize(label_embeddings.cpu(), dim=-1)  # [C, E]
     scores = []
     for tokens in progress(image_tokens.split(batch_size), "Zero-shot"):
-        images = normalize(vlp.image_features(tokens.float()), dim=-1).cpu()  # [B, E]
+        images = normalize(vlp.image_features(tokens.to(torch.float32)), dim=-1).cpu()  # [B, E]
         scores.append(images @ labels.T)  # [B, C]
     return torch.cat(scores)
 
@@ -86,7 +86,7 @@ def evaluate_head(
     labels: ArrayLike,  # [n, C], values -1 (absent), 0 (not annotated), +1 (present)
     label_embeddings: Tensor,  # [C, E], seen labels first
     n_seen: int,  # S
-    topk: Iterable[int] = (3, 5),  # k of precision, recall and F1
+    topk: Iterable[int] | None = None,  # k of precision, recall and F1; None: as for `evaluate_scores`
     protocol: str | Protocol = "official",  # a name in qks.evaluate.protocols.PROTOCOLS, or your own Protocol
     label_names: Sequence[str] | None = None,  # [C], needed by "leak-free"
 ) -> Metrics:  # "seen", "zsl", "gzsl" -> "mAP", "P@k", "R@k", "F1@k", as fractions

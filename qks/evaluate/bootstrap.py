@@ -214,16 +214,22 @@ class Interval(TypedDict):
     high: float
 
 # %% ../../nbs/evaluate/04_bootstrap.ipynb #6b06ff88
-Intervals = dict[str, dict[str, Interval]]  # part -> metric -> interval
+Intervals = dict[str, dict[str, Interval | None]]  # part -> metric -> interval; None where it is not defined
 
 
 def percentile_intervals(
     values: dict[str, dict[str, np.ndarray]],  # part -> metric -> [R]
     measured: Metrics,  # part -> metric -> the measured number
 ) -> Intervals:
-    "95 % percentile intervals, moved so that the mean of the resamples is the measured number."
+    """95 % percentile intervals, moved so that the mean of the resamples is the measured number.
 
-    def interval(resampled: np.ndarray, number: float) -> Interval:
+    None where the number, or half of the resamples or more, are not defined: too little is left to say how it varies.
+    """
+
+    def interval(resampled: np.ndarray, number: float) -> Interval | None:
+        is_defined = np.isfinite(resampled)
+        if not np.isfinite(number) or 2 * np.count_nonzero(is_defined) <= len(resampled):
+            return None
         low, high = np.nanpercentile(resampled, [2.5, 97.5]) - np.nanmean(resampled) + number
         return Interval(low=max(0.0, float(low)), high=min(1.0, float(high)))
 
@@ -237,7 +243,7 @@ def bootstrap_intervals(
     scores: ArrayLike,  # one number per image and label, [B, C], seen labels first
     labels: ArrayLike,  # [B, C], values -1 (absent), 0 (not annotated), +1 (present)
     n_seen: int,  # S
-    topk: Iterable[int] = (3, 5),  # predictions per image
+    topk: Iterable[int] | None = None,  # predictions per image; None: as for `evaluate_scores`
     protocol: str | Protocol = "official",  # a name in qks.evaluate.protocols.PROTOCOLS, or your own Protocol
     resamples: int = 1000,  # R
     seed: int = 0,  # the same seed gives the same intervals
@@ -247,7 +253,7 @@ def bootstrap_intervals(
     score_matrix, label_matrix = check_scores(scores, labels)
     rules = find_protocol(protocol)
     dense = DenseLabels(label_matrix)
-    checked_topk = check_topk(topk)
+    checked_topk = check_topk(topk, dense.n_labels, n_seen, rules)
     parts = plan_parts(dense, n_seen, checked_topk, rules, label_names)
     weights = resample_weights(dense.n_images, check_count("resamples", resamples), seed)
     hits = {name: topk_hits(score_matrix, label_matrix, part, max(checked_topk)) for name, part in parts.items()}

@@ -341,15 +341,15 @@ def part_metrics(
 def evaluate_part(
     scores: ArrayLike,  # one number per image and label of the part, [B, C]
     labels: ArrayLike,  # [B, C], values -1 (absent), 0 (not annotated), +1 (present)
-    topk: Iterable[int],  # numbers of predictions per image, each 1 to C
+    topk: Iterable[int] | None,  # numbers of predictions per image, each 1 to C; None: 3, 5, as far as there are labels
     part_name: str,  # for the messages
     protocol: str | Protocol = "official",  # a name in qks.evaluate.protocols.PROTOCOLS, or your own Protocol
 ) -> PartMetrics:
     "The metrics of one group of labels; raises `QKSError` if there is nothing to measure."
     score_matrix, label_matrix = check_scores(scores, labels)
-    checked_topk = check_topk(topk)
-    rules = find_protocol(protocol)
     n_labels = score_matrix.shape[1]
+    rules = find_protocol(protocol)
+    checked_topk = check_topk(topk, n_labels, n_labels, rules)
     part = plan_part(DenseLabels(label_matrix), np.arange(n_labels), checked_topk, rules, part_name)
     nested = nested_precision(score_matrix, label_matrix, slice(0, n_labels), part.images, part.images)
     by_label = LabelPrecision(nested.inner[part.labels], nested.positives[part.labels])
@@ -389,14 +389,14 @@ def evaluate_scores(
     scores: ArrayLike,  # one number per image and label, [B, C], seen labels first
     labels: ArrayLike,  # [B, C], values -1 (absent), 0 (not annotated), +1 (present)
     n_seen: int,  # number of seen labels, 0 to C
-    topk: Iterable[int] = (3, 5),  # predictions per image; the authors' values for NUS-WIDE
+    topk: Iterable[int] | None = None,  # predictions per image; None: 3, 5, the authors', as far as there are labels
     protocol: str | Protocol = "official",  # a name in qks.evaluate.protocols.PROTOCOLS, or your own Protocol
     label_names: Sequence[str] | None = None,  # [C], needed by "leak-free"
 ) -> Metrics:  # "seen", "zsl", "gzsl" -> "mAP", "P@k", "R@k", "F1@k", as fractions
     "Evaluate seen, unseen and all labels; raises `QKSError` for input that cannot be measured."
     rules = find_protocol(protocol)
     score_matrix, label_matrix = check_scores(scores, labels)
-    checked_topk = check_topk(topk)
+    checked_topk = check_topk(topk, score_matrix.shape[1], n_seen, rules)
     parts = plan_parts(DenseLabels(label_matrix), n_seen, checked_topk, rules, label_names)
     measure = partial(nested_precision, score_matrix, label_matrix)
     by_part = precision_by_part(measure, parts, n_seen, score_matrix.shape[1])

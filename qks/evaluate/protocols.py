@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PART_NAMES', 'PROTOCOLS', 'VALUES_PER_BLOCK', 'Protocol', 'find_protocol', 'find_twins', 'row_blocks', 'DenseLabels',
-           'LabelAnnotations', 'Part', 'plan_part', 'check_topk', 'default_topk', 'plan_parts', 'widest_part']
+           'LabelAnnotations', 'Part', 'plan_part', 'default_topk', 'check_topk', 'plan_parts', 'widest_part']
 
 # %% ../../nbs/evaluate/01_protocols.ipynb #17721412
 import re
@@ -123,6 +123,15 @@ def columns_without_twins(
         )
     return np.array(columns, dtype=np.int64)
 
+# %% ../../nbs/evaluate/01_protocols.ipynb #c5239cfa
+def _check_n_seen(
+    n_labels: int,  # C
+    n_seen: int,  # S
+) -> None:
+    "Raise `QKSError` for a number of seen labels that is none."
+    if not isinstance(n_seen, Integral) or not 0 <= n_seen <= n_labels:
+        raise QKSError(f"n_seen is {n_seen} with {n_labels} labels: give a whole number, 0 to {n_labels}.")
+
 # %% ../../nbs/evaluate/01_protocols.ipynb #1f4bc528
 def part_columns(
     n_labels: int,  # C
@@ -131,8 +140,7 @@ def part_columns(
     label_names: Sequence[str] | None = None,  # [C], needed by a protocol that drops twins
 ) -> dict[str, np.ndarray]:  # "seen", "zsl", "gzsl" -> label columns, rising; one part if all labels are of one kind
     "The labels that each part may hold, before any annotation is read."
-    if not isinstance(n_seen, Integral) or not 0 <= n_seen <= n_labels:
-        raise QKSError(f"n_seen is {n_seen} with {n_labels} labels: give a whole number, 0 to {n_labels}.")
+    _check_n_seen(n_labels, n_seen)
     seen = np.arange(n_seen)  # [S]
     unseen = np.arange(n_seen, n_labels)  # [U]
     if not protocol.keep_twins and n_seen < n_labels:
@@ -275,18 +283,6 @@ def plan_part(
     measurable = has_positive & has_negative
     return Part(images, kept_columns, bool(measurable.any()), measurable)
 
-# %% ../../nbs/evaluate/01_protocols.ipynb #acd1c172
-def check_topk(
-    topk: Iterable[int],  # numbers of predictions per image
-) -> list[int]:
-    "Check the k of precision, recall and F1; raises `QKSError` for an empty list or a k below 1."
-    if not isinstance(topk, Iterable):
-        raise QKSError(f"topk is {topk!r}: give a list of whole numbers such as (3, 5).")
-    values = list(topk)
-    if not values or min(values) < 1 or any(k != int(k) for k in values):
-        raise QKSError(f"topk is {tuple(values)}: give at least one whole number, each 1 or more.")
-    return [int(k) for k in values]
-
 # %% ../../nbs/evaluate/01_protocols.ipynb #99878930
 def default_topk(
     n_labels: int,  # C
@@ -298,23 +294,41 @@ def default_topk(
     Under a protocol for measurable labels only, k stays below the number of labels where it can: a prediction of all
     labels has the same precision, recall and F1 for every model.
     """
-    fewest_labels = min(count for count in (n_seen, n_labels - n_seen) if count)
+    fewest_labels = min((count for count in (n_seen, n_labels - n_seen) if count > 0), default=0)
     if find_protocol(protocol).only_measurable:
         fewest_labels -= 1
     return tuple(k for k in (3, 5) if k <= fewest_labels) or (1,)
+
+# %% ../../nbs/evaluate/01_protocols.ipynb #acd1c172
+def check_topk(
+    topk: Iterable[int] | None,  # numbers of predictions per image; None: the default for these labels
+    n_labels: int,  # C
+    n_seen: int,  # S
+    protocol: str | Protocol = "official",  # a name in PROTOCOLS, or your own Protocol
+) -> list[int]:
+    "Check the k of precision, recall and F1; raises `QKSError` for an empty list or a k below 1."
+    if topk is None:
+        _check_n_seen(n_labels, n_seen)
+        return list(default_topk(n_labels, n_seen, protocol))
+    if not isinstance(topk, Iterable):
+        raise QKSError(f"topk is {topk!r}: give a list of whole numbers such as (3, 5).")
+    values = list(topk)
+    if not values or min(values) < 1 or any(k != int(k) for k in values):
+        raise QKSError(f"topk is {tuple(values)}: give at least one whole number, each 1 or more.")
+    return [int(k) for k in values]
 
 # %% ../../nbs/evaluate/01_protocols.ipynb #7e69a354
 def plan_parts(
     labels: LabelAnnotations,
     n_seen: int,  # S, 0 to C
-    topk: Iterable[int] = (3, 5),  # numbers of predictions per image
+    topk: Iterable[int] | None = None,  # numbers of predictions per image; None: `default_topk`
     protocol: str | Protocol = "official",  # a name in PROTOCOLS, or your own Protocol
     label_names: Sequence[str] | None = None,  # [C], needed by "leak-free"
 ) -> dict[str, Part]:  # "seen", "zsl", "gzsl"; one of the first two if all labels are of one kind
     "What a protocol keeps in each part; raises `QKSError` for input that cannot be measured."
     rules = find_protocol(protocol)
-    checked_topk = check_topk(topk)
     columns = part_columns(labels.n_labels, n_seen, rules, label_names)
+    checked_topk = check_topk(topk, labels.n_labels, n_seen, rules)
     if not labels.has_absent():
         if (labels.positive_counts(np.arange(labels.n_labels)) == labels.n_labels).all():
             raise QKSError(

@@ -59,7 +59,8 @@ class ReportConfig:
     "What a report contains; raises `QKSError` for settings that make no sense."
 
     protocols: tuple[ProtocolOrName, ...] = ("official",)  # protocols: official, all-images, annotated or leak-free
-    topk: tuple[int, ...] = (3, 5)  # k of precision, recall and F1: 3 5 for NUS-WIDE, 10 20 for Open Images
+    # k of precision, recall and F1: 3 5 for NUS-WIDE, 10 20 for Open Images; None: 3 5, as far as there are labels
+    topk: tuple[int, ...] | None = None
     resamples: int = 0  # bootstrap resamples for 95 % intervals, such as 1000; 0 for no intervals
     seed: int = 0  # random seed of the resamples
 
@@ -71,13 +72,23 @@ class ReportConfig:
         repeated = [name for name in names if names.count(name) > 1]
         if repeated:
             raise QKSError(f"protocol {repeated[0]!r} appears twice: give each once.")
-        check_topk(self.topk)
+        if self.topk is not None:
+            check_topk(self.topk, 0, 0)
         check_count("resamples", self.resamples, least=0)
         check_count("seed", self.seed, least=0)
 
     def resolve_protocols(self) -> list[Protocol]:
         "The protocols themselves; raises `QKSError` for an unknown name."
         return [find_protocol(protocol) for protocol in self.protocols]
+
+    def resolve_topk(
+        self,
+        n_labels: int,  # C
+        n_seen: int,  # S
+    ) -> list[int]:
+        "The k that all protocols of the report can use."
+        choices = [check_topk(self.topk, n_labels, n_seen, protocol) for protocol in self.resolve_protocols()]
+        return min(choices, key=max)
 
 # %% ../../nbs/evaluate/07_report.ipynb #9cb02f99
 @dataclass(frozen=True, eq=False)
@@ -102,14 +113,15 @@ def measure_scores(
     "Measure scores under one protocol; raises `QKSError` for input that cannot be measured."
     score_matrix, label_matrix = check_scores(scores, labels)
     dense = DenseLabels(label_matrix)
-    parts = plan_parts(dense, n_seen, config.topk, protocol, label_names)
+    topk = config.resolve_topk(dense.n_labels, n_seen)
+    parts = plan_parts(dense, n_seen, topk, protocol, label_names)
     by_label = precision_per_label(score_matrix, label_matrix, n_seen, protocol, label_names)
     positives = np.sum([(label_matrix[block] > 0).sum(axis=0) for block in dense.blocks], axis=0)
-    metrics = evaluate_scores(score_matrix, label_matrix, n_seen, config.topk, protocol, label_names)
+    metrics = evaluate_scores(score_matrix, label_matrix, n_seen, topk, protocol, label_names)
     intervals = None
     if config.resamples:
         intervals = bootstrap_intervals(
-            score_matrix, label_matrix, n_seen, config.topk, protocol, config.resamples, config.seed, label_names
+            score_matrix, label_matrix, n_seen, topk, protocol, config.resamples, config.seed, label_names
         )
     return Measurement(parts, by_label.precision, positives, metrics, intervals)
 
@@ -121,8 +133,9 @@ def open_streams(
     label_names: Sequence[str] | None = None,  # [C], needed by "leak-free"
 ) -> dict[str, StreamingScores]:  # protocol name -> what to update with every batch
     "One stream per protocol; raises `QKSError`, before a single score, for labels that cannot be measured."
+    topk = config.topk if label_names is None else config.resolve_topk(len(label_names), n_seen)
     return {
-        protocol.name: StreamingScores(labels, n_seen, config.topk, protocol, label_names)
+        protocol.name: StreamingScores(labels, n_seen, topk, protocol, label_names)
         for protocol in config.resolve_protocols()
     }
 
@@ -269,7 +282,7 @@ def assemble_report(
     bootstrap = {"resamples": config.resamples, "seed": config.seed, "level": 0.95}
     report = Report(
         protocols=protocols,
-        topk=config.topk,
+        topk=config.resolve_topk(len(ids), n_seen),
         bootstrap=bootstrap if config.resamples else None,
         images=len(widest_part(any_measurement.parts).images),
         labels={"seen": n_seen, "unseen": len(ids) - n_seen},

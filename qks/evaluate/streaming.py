@@ -252,14 +252,14 @@ class StreamingScores:
         self,
         labels: SparseAnnotations,
         n_seen: int,  # S
-        topk: Iterable[int] = (10, 20),  # predictions per image; the authors' values for Open Images
+        topk: Iterable[int] | None = None,  # predictions per image; None: as for `evaluate_scores`
         protocol: str | Protocol = "official",  # a name in qks.evaluate.protocols.PROTOCOLS, or your own Protocol
         label_names: Sequence[str] | None = None,  # [C], needed by "leak-free"
     ):
         self.labels = SparseLabels(labels, None if label_names is None else len(label_names))
         self.n_seen = n_seen
-        self.topk = check_topk(topk)
         self.protocol = find_protocol(protocol)
+        self.topk = check_topk(topk, self.labels.n_labels, n_seen, self.protocol)
         self.parts = plan_parts(self.labels, n_seen, self.topk, self.protocol, label_names)
         self.n_done = 0  # images so far
         self.n_score_columns: int | None = None  # labels per batch, known with the first batch

@@ -24,7 +24,7 @@ from ..data.folder import index_folder
 from ..data.index import Index, regroup_labels
 from ..evaluate.baselines import baseline_methods
 from ..evaluate.metrics import to_array
-from ..evaluate.protocols import DenseLabels, default_topk, plan_parts
+from ..evaluate.protocols import DenseLabels, plan_parts
 from qks.evaluate.report import (
     Report,
     ReportConfig,
@@ -41,7 +41,7 @@ from ..model.prompts import embed_names
 from ..model.scoring import head_scores
 from ..model.tagger import QKS, model_folder
 from ..tokens.augment import ImageViews, load_batches, worker_errors
-from ..tokens.cache import DTYPES, cache_tokens
+from ..tokens.cache import DTYPES, IdentifyBy, cache_tokens
 from ..tokens.store import missing_batches
 from ..tokens.stream import read_ahead
 from ..vlp.frozen import VLP
@@ -129,6 +129,7 @@ def token_batches(
     workers: int = 0,  # processes that read and preprocess images
     cache: Path | None = None,  # folder of the token cache; None: tokens are not kept
     dtype: torch.dtype = torch.float16,  # of the tokens in that folder
+    identify: IdentifyBy = "time",  # when images of the cache are read again, as for `cache_tokens`
 ) -> Iterator[torch.Tensor]:  # [B, N, D]
     "Yield the tokens of all images, a batch at a time, in order; raises `QKSError` for an image that cannot be read."
     batches = missing_batches([], len(data), batch_size)
@@ -137,7 +138,8 @@ def token_batches(
         tokens = map(vlp.image_tokens, load_batches(ImageViews(data, vlp.preprocess), batches, workers))
     else:
         rows = [list(batch) for batch in batches]  # named one by one: read by the thread that reads ahead
-        tokens = read_ahead(cache_tokens(vlp, data, batch_size, workers, cache, dtype), rows, vlp.device)
+        cached = cache_tokens(vlp, data, batch_size, workers, cache, dtype, identify=identify)
+        tokens = read_ahead(cached, rows, vlp.device)
     for batch, _ in zip(tokens, progress(batches, "Evaluating")):
         yield batch.float()
 
@@ -164,8 +166,16 @@ class ScoreMatrix:
 
     def update(self, scores) -> None:  # [B, C] of the next B images
         batch = to_array(scores)
+        if self.done + len(batch) > len(self.scores):
+            raise QKSError(f"scores of more than {len(self.scores):,} images came: give each image once")
         self.scores[self.done : self.done + len(batch)] = batch
         self.done += len(batch)
+
+    def result(self) -> np.ndarray:  # [n, C]
+        "All scores; raises `QKSError` while images are missing."
+        if self.done < len(self.scores):
+            raise QKSError(f"scores of {self.done:,} of {len(self.scores):,} images came: give all of them")
+        return self.scores
 
 # %% ../../nbs/experiment/09_evaluation.ipynb #d1c9f8be
 @worker_errors()
@@ -178,11 +188,11 @@ def evaluate_model(
     cache: Path | None = None,  # folder of the token cache; None: tokens are not kept
     streamed: bool | None = None,  # scores never exist at once; None: where labels are ternary
     dtype: torch.dtype = torch.float16,  # of the tokens in the cache
+    identify: IdentifyBy = "time",  # when images of the cache are read again, as for `cache_tokens`
 ) -> Report:
     "Score a model on a split and report; raises `QKSError`, before the first image, for what cannot be measured."
     if config is None:
-        topk = default_topk(len(index.label_ids), index.n_seen, index.protocol)
-        config = ReportConfig((index.protocol,), topk)
+        config = ReportConfig((index.protocol,))
     streamed = index.absent == 0 if streamed is None else streamed
     if streamed and index.absent != 0:
         raise QKSError(
@@ -201,14 +211,14 @@ def evaluate_model(
         method: open_streams(index, n_seen, config, names) if streamed else {"matrix": ScoreMatrix(*shape)}
         for method in scorers
     }
-    for tokens in token_batches(qks.vlp, index, workers=workers, cache=cache, dtype=dtype):
+    for tokens in token_batches(qks.vlp, index, workers=workers, cache=cache, dtype=dtype, identify=identify):
         for method, scorer in scorers.items():
             scores = scorer(tokens)  # [B, C]
             for sink in sinks[method].values():
                 sink.update(scores)
     if streamed:
         return build_report_from_streams(sinks, config, names, index.label_ids)
-    matrices = {method: sink["matrix"].scores for method, sink in sinks.items()}
+    matrices = {method: sink["matrix"].result() for method, sink in sinks.items()}
     return build_report(matrices, labels, n_seen, config, names, index.label_ids)
 
 # %% ../../nbs/experiment/09_evaluation.ipynb #33540878

@@ -7,12 +7,12 @@ __all__ = ['OWN_VLP', 'load_model']
 
 # %% ../../nbs/experiment/08_loading.ipynb #02b304ef
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from ..core import QKSError
-from ..core.arithmetic import PRECISIONS
 from .spec import VLPSource
 from ..model.head import QKSHead
 from ..model.tagger import QKS, model_folder
@@ -26,12 +26,16 @@ def own_vlp(
     "The VLP of a model from another place; raises `QKSError` where the model does not name it."
     try:
         saved = json.loads((model_folder(model) / "config.json").read_text(encoding="utf-8"))["vlp"]
-        return VLPSource(saved["name"], source.pretrained, source.gelu or not saved["quick_gelu"])
+        gelu = source.gelu or saved["quick_gelu"] is False
+        named = replace(source, name=saved["name"], gelu=gelu)
+        if named.name is not None:
+            return named
     except (OSError, ValueError, KeyError, TypeError):
-        raise QKSError(
-            f"pretrained={source.pretrained!r} are weights of a VLP that is not named: "
-            "pass --vlp as well, such as --vlp ViT-B-16"
-        ) from None
+        pass
+    raise QKSError(
+        f"pretrained={source.pretrained!r} are weights of a VLP that is not named: "
+        "pass --vlp as well, such as --vlp ViT-B-16"
+    )
 
 # %% ../../nbs/experiment/08_loading.ipynb #6b444830
 OWN_VLP = VLPSource()  # the one that a model was trained with
@@ -41,12 +45,9 @@ def load_model(
     model: Path | str,  # "pocket", the model folder of a run, or the authors' checkpoint file
     vlp: VLPSource = OWN_VLP,  # a checkpoint file needs one; a folder knows its own
     n_heads: int | None = None,  # of a checkpoint; None: one per 64 channels
-    precision: str = "fp32",  # of the VLP: "fp32", "bf16" or "fp16"
     device: str | torch.device | None = None,  # None: CUDA where there is one
 ) -> QKS:
     "Load the model to evaluate; raises `QKSError` for what is no model."
-    if precision not in PRECISIONS:
-        raise QKSError(f"unknown precision {precision!r}: give one of {', '.join(PRECISIONS)}")
     is_file = Path(model).is_file()
     if vlp.pretrained and not vlp.name:
         vlp = own_vlp(model, vlp)
@@ -63,9 +64,9 @@ def load_model(
         raise QKSError(f"{model} knows its VLP and how its weights were trained: leave --gelu out")
     tower = None
     if vlp.name:
-        tower = load_vlp(vlp.name, vlp.pretrained, device, precision, quick_gelu=not vlp.gelu)
+        tower = load_vlp(vlp.name, vlp.pretrained, device, vlp.precision, quick_gelu=vlp.quick_gelu)
     if is_file and tower is not None:
         return QKS(tower, QKSHead.from_official(model, n_heads))
     loaded = QKS.from_pretrained(model, tower, device)
-    loaded.vlp.precision = precision
+    loaded.vlp.precision = vlp.precision
     return loaded

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..core.errors import check_count
+from ..core.errors import check_count, check_fields
 from ..data.pocket import PocketConfig, write_pocket
 from .config_file import config_values
 from ..model.config import HeadConfig
@@ -28,6 +28,7 @@ class ReproduceConfig:
     train: TrainConfig = TrainConfig(epochs=14, lr=2e-3, loss="bce", schedule="cosine")  # ours
 
     def __post_init__(self):
+        check_fields(self)
         check_count("seeds", self.seeds)
         replace(self.data, seed=self.seed)  # raises for a seed that cannot be used
         replace(self.train, seed=self.seed)

@@ -26,7 +26,7 @@ from ..data.index import LabelledImages
 from ..evaluate.baselines import baseline_methods
 from ..evaluate.breakdown import precision_per_label
 from ..evaluate.metrics import Metrics, evaluate_scores, mask_unmeasured
-from ..evaluate.protocols import DenseLabels, plan_parts
+from ..evaluate.protocols import DenseLabels, default_topk, plan_parts
 from ..evaluate.report import ReportConfig, build_report, code_version, pool_facts, to_json
 from ..evaluate.tables import results_table, summarise, unmeasured_notes
 from .training_data import TrainingData
@@ -50,7 +50,7 @@ class SeedResult(NamedTuple):
 def measure_test(
     scores: torch.Tensor,  # [t, S+U], of the test images
     test: LabelledImages,  # labels [t, S+U]
-    topk: Sequence[int],  # k of precision, recall and F1
+    topk: Sequence[int] | None,  # k of precision, recall and F1; None: 3 and 5, as far as there are labels
     protocol: str | None = None,  # whose rules; None: the data set's
 ) -> Metrics:  # nan where no positive or no negative takes part
     "The metrics of a run's table."
@@ -176,12 +176,13 @@ def run_report(
     if test is None:
         return {"rows": {}, "ap_per_label": {}, "report": None, "protocols": {}}
     protocol = config.protocol or test.protocol
+    topk = config.topk or default_topk(len(test.label_names), test.n_seen, protocol)
     baselines = baseline_scores(data)
     report = build_report(
         {**baselines, "QKS": results[0].logits},
         test.labels,
         test.n_seen,
-        ReportConfig((protocol,), tuple(config.topk)),
+        ReportConfig((protocol,), topk),
         test.label_names,
         test.label_ids,
     )
@@ -237,7 +238,7 @@ def save_run(
     values = run_results(data, results, config, seconds, init_digest, remarks)
     table = "There are no test images, so there is no test table."
     if data.test is not None:
-        table = results_table(values["rows"], config.topk)
+        table = results_table(values["rows"], values["report"]["topk"])
         write_atomic(folder / "table.md", table + "\n")
     results[0].model.save_pretrained(folder / "model")
     save_figures(folder / "figures", data, results[0], config)

@@ -9,7 +9,7 @@ __all__ = ['RUN_CONFIG_NAME', 'VLPSource', 'check_cache_dtype', 'TokenConfig', '
 # %% ../../nbs/experiment/03_spec.ipynb #7cbbb4e5
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -29,10 +29,18 @@ class VLPSource:
     # its weights: an open_clip tag such as openai, or a file
     pretrained: Annotated[str | None, tyro.conf.arg(metavar="TAG|FILE")] = None
 
-    gelu: bool = False  # the weight file was trained with GELU, as LAION's and DataComp's; else QuickGELU, as OpenAI's
+    gelu: bool = False  # the weight file was trained with GELU; else as open_clip's model of that name
+
+    # of the VLP, which computes image tokens and label embeddings
+    precision: Annotated[PrecisionName, tyro.conf.arg(name="vlp-precision")] = "fp32"
 
     def __post_init__(self):
         check_fields(self)
+
+    @property
+    def quick_gelu(self) -> bool | None:
+        "The activation as `load_vlp` takes it; None: as the model of that name has it."
+        return False if self.gelu else None
 
 # %% ../../nbs/experiment/03_spec.ipynb #e29d4941
 def check_cache_dtype(
@@ -56,6 +64,10 @@ class TokenConfig:
 
     # number type in that folder; bf16 for a VLP whose tokens are too large for fp16; None: fp16
     cache_dtype: PrecisionName | None = None
+
+    # when an image of the cache is read again to see whether it changed: where its time or size differs, where its size
+    # differs, or always
+    cache_check: Literal["time", "size", "content"] = "time"
 
     views: int = 1  # augmented views of each training image in the cache; 1: the plain image
     no_cache: bool = False  # the paper's pipeline: augment training images and run the image tower in every step
@@ -173,6 +185,7 @@ class RunSpec:
             "root": str(self.root.resolve()),
             "vlp": self.vlp.name,
             "gelu": self.vlp.gelu,
+            "VLP precision": self.vlp.precision,
             "fingerprint": self.vlp_fingerprint,
             **asdict(self.head),
             "init": self.init_digest,
@@ -185,7 +198,7 @@ class RunSpec:
         }
 
 # %% ../../nbs/experiment/03_spec.ipynb #ec08fe18
-RUN_CONFIG_NAME = "config.json"  # written first, so that a run's folder can be told from any other
+RUN_CONFIG_NAME = "config.json"  # the settings of a run
 
 
 def spec_values(
@@ -202,6 +215,8 @@ def read_spec(
 ) -> RunSpec | None:  # None where nothing was written down: the run was stopped before it began
     "Read what a run was asked to do; raises `QKSError` where its file is damaged."
     file = Path(folder) / RUN_CONFIG_NAME
+    if not file.exists():
+        return None
     try:
         text = file.read_text(encoding="utf-8").strip()
         if text in ("", "{}"):

@@ -33,7 +33,7 @@ from ..data.splits import open_splits
 from ..evaluate.protocols import DenseLabels, find_protocol, plan_part, plan_parts
 from .spec import HoldoutConfig
 from ..model.prompts import PromptPool, embed_names
-from ..tokens.cache import cache_tokens, check_room, missing_bytes
+from ..tokens.cache import IdentifyBy, cache_tokens, check_room, missing_bytes
 from ..train.config import CHOICES
 from ..vlp.frozen import VLP
 
@@ -339,6 +339,7 @@ def load_training_data(
     dtype: torch.dtype = torch.float16,  # of the tokens in the cache
     selection: str = "seen",  # rule for the best epoch; for "official" nothing is held out
     options: HoldoutConfig | None = None,  # which images are held out; None: by default
+    identify: IdentifyBy = "time",  # when images of the cache are read again, as for `cache_tokens`
 ) -> TrainingData:  # with everything that training needs
     "Read labels, embed prompts, cache tokens; raises `QKSError` where an image is missing or the tokens do not fit."
     pool = pool or PromptPool()
@@ -358,7 +359,7 @@ def load_training_data(
         if train_tokens and name == "train":
             tokens[name] = train_tokens(vlp, images)
         else:
-            tokens[name] = cache_tokens(vlp, images, workers=workers, folder=cache, dtype=dtype)
+            tokens[name] = cache_tokens(vlp, images, workers=workers, folder=cache, dtype=dtype, identify=identify)
     return TrainingData(
         vlp,
         pool,

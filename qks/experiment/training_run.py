@@ -26,7 +26,7 @@ from ..data.index import Index
 from ..data.splits import open_splits, without_images
 from ..evaluate.protocols import default_topk
 from .results import SeedResult, closing_remarks, measure_test, save_run
-from .run_folder import RUN_CONFIG_NAME, check_run_folder, claim_run_folder
+from .run_folder import check_run_folder, claim_run_folder, is_run_folder
 from .spec import RunOptions, RunSpec, TokenConfig
 from qks.experiment.training_data import (
     TrainingData,
@@ -43,7 +43,7 @@ from ..model.tagger import QKS
 from ..tokens.augment import Augmentation, LiveTokens
 from ..tokens.cache import cache_tokens, check_room
 from ..tokens.stream import ViewSampler
-from ..train.checkpoint import state_digest
+from ..train.checkpoint import keep_random_states, state_digest
 from ..train.config import RunConfig, TrainConfig
 from ..train.devices import collective_call, process_state, rank_by_rank, score_images
 from ..train.logs import check_trackers
@@ -62,8 +62,9 @@ def train_head(
     initial: dict[str, torch.Tensor] | None = None,  # weights to begin with, of a head of these sizes; None: new ones
 ) -> tuple[QKSHead, list[dict[str, Any]]]:  # the trained head, and `fit`'s history
     "Train a head on the seen labels; the epoch is chosen by `config.selection`."
-    torch.manual_seed(config.seed)
-    head = QKSHead(data.vlp.projection, head_config).to(data.vlp.device)
+    with keep_random_states():
+        torch.manual_seed(config.seed)
+        head = QKSHead(data.vlp.projection, head_config).to(data.vlp.device)
     if initial is not None:
         head.load_state_dict(initial)
     if data.selection == "last" and config.selection == "seen":
@@ -114,7 +115,15 @@ def training_tokens(
     if config.no_cache:
         return LiveTokens(vlp, images, Augmentation(vlp.preprocess), workers)
     dtype = PRECISIONS[config.cache_dtype or "fp16"]
-    tokens = cache_tokens(vlp, images, workers=workers, folder=config.cache, dtype=dtype, views=config.views)
+    tokens = cache_tokens(
+        vlp,
+        images,
+        workers=workers,
+        folder=config.cache,
+        dtype=dtype,
+        views=config.views,
+        identify=config.cache_check,
+    )
     return ViewSampler(tokens) if config.views > 1 else tokens
 
 # %% ../../nbs/experiment/06_training_run.ipynb #a4a19dd9
@@ -178,7 +187,7 @@ def complete_spec(
 ) -> RunSpec:  # without what only loaded weights tell
     "Settle folders and `topk`; raises `QKSError` where they do not go together."
     train = replace(spec.train, protocol=spec.train.protocol or labels.protocol)
-    if train.topk == TrainConfig.topk:  # the default, as far as there are labels
+    if train.topk is None:
         train = replace(train, topk=default_topk(len(labels.label_ids), labels.n_seen, train.protocol))
     tokens = spec.tokens.resolve(spec.run.folder, n_processes)
     return replace(spec, root=spec.root.resolve(), train=train, tokens=tokens)
@@ -198,7 +207,7 @@ def prepare_run(
         if device:
             raise QKSError(f"each of the processes has its own device: leave out --device {device}")
         device = str(process_state().device)
-    replaces = force and (spec.run.folder / RUN_CONFIG_NAME).is_file()
+    replaces = force and is_run_folder(spec.run.folder)
     cache = spec.tokens.resolve(spec.run.folder, n_processes).cache
     check_run_folder(spec.run.folder, force, resume, cache)
     remarks: list[str] = []
@@ -209,7 +218,9 @@ def prepare_run(
     spec = replace(spec, train=replace(spec.train, selection=plan.selection))
     parts = plan.parts
     spec = complete_spec(spec, plan.labels, n_processes)
-    vlp = load_vlp(spec.vlp.name or "pocket", spec.vlp.pretrained, device, quick_gelu=not spec.vlp.gelu)
+    source = spec.vlp
+    name = source.name or "pocket"
+    vlp = load_vlp(name, source.pretrained, device, source.precision, quick_gelu=source.quick_gelu)
     spec = replace(spec, vlp_fingerprint=fingerprint(vlp), init_digest=None)
     initial = None
     if spec.init:
@@ -240,6 +251,7 @@ def load_run_data(
         selection=spec.train.selection,
         cache=tokens.cache,
         dtype=PRECISIONS[tokens.cache_dtype or "fp16"],
+        identify=tokens.cache_check,
         train_tokens=lambda vlp, images: training_tokens(vlp, images, tokens, workers),
     )
     try:

@@ -22,6 +22,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_expo
 
 from .. import __version__
 from ..core import QKSError, UnreadableImage, load_image
+from ..core.files import copy_mode, link_target
 from .policy import FetchPolicy
 
 # %% ../../nbs/fetch/02_download.ipynb #30d5256b
@@ -283,6 +284,7 @@ class Downloader:
 
     def download(self, url: str, path: Path) -> SavedFile:
         "Put the image behind `url` at `path`; raises `NoImage`, and then leaves nothing behind."
+        path = link_target(path)
         part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         policy = self.policy
         attempts = Retrying(
@@ -294,6 +296,7 @@ class Downloader:
         )
         try:
             saved = attempts(self._attempt, url, part, path.name)
+            copy_mode(path, part)
             os.replace(part, path)
             return saved
         finally:

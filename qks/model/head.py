@@ -63,7 +63,7 @@ class QKSHead(nn.Module):
         n_heads: int | None = None,  # attention heads, which weights do not show; None: one per 64 channels
         dropout: float = 0.1,  # which weights do not show either
     ) -> "QKSHead":
-        "Build the head that fits these weights; raises `QKSError` where they are no QKS head's."
+        "Build the head that fits these weights, in eval mode; raises `QKSError` where they are no QKS head's."
         try:
             head = cls(state["projection"], config_from_state(state, n_heads, dropout))
             head.load_state_dict(state)
@@ -72,7 +72,7 @@ class QKSHead(nn.Module):
         except (KeyError, RuntimeError, ValueError, IndexError) as error:
             reason = str(error).splitlines()[-1].strip()[:120]
             raise QKSError(f"these weights are not those of a QKS head ({reason})") from error
-        return head
+        return head.eval()
 
     @classmethod
     def from_official(

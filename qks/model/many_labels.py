@@ -39,6 +39,8 @@ def best_token(
         torch.gt(scores[:, k], logits, out=larger)  # 1 where token k beats all tokens before it
         torch.maximum(token_index, larger.mul_(k), out=token_index)
         torch.maximum(logits, scores[:, k], out=logits)
+    if logits.isnan().any():  # no comparison finds a NaN: torch's own call names its place
+        logits, token_index = scores.max(dim=1)
     return logits, token_index.long()
 
 # %% ../../nbs/model/04_many_labels.ipynb #4027ec0d

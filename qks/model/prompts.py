@@ -14,7 +14,7 @@ import torch
 from open_clip import OPENAI_IMAGENET_TEMPLATES
 
 from ..core import QKSError, check_count, check_labels
-from .label_embeddings import embeddings_path, mean_features, read_embeddings, write_embeddings
+from .label_embeddings import cached_features, mean_features
 from ..vlp.frozen import VLP
 
 # %% ../../nbs/06_prompts.ipynb #68a045b9
@@ -70,12 +70,7 @@ class PromptPool:
         batch_size = check_count("batch_size", batch_size)
         if cache is False:
             return mean_features(vlp, labels, self.prompts, batch_size)
-        path = embeddings_path(cache, vlp, self.templates, labels)
-        embeddings = read_embeddings(path, (len(labels), vlp.embed_dim))
-        if embeddings is None:
-            embeddings = mean_features(vlp, labels, self.prompts, batch_size)
-            write_embeddings(path, embeddings)
-        return embeddings
+        return cached_features(vlp, labels, self.templates, self.prompts, batch_size, cache)
 
 # %% ../../nbs/06_prompts.ipynb #907bd443
 def embed_names(

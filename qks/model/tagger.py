@@ -7,6 +7,7 @@ __all__ = ['FoundPictures', 'find_pictures', 'read_labels', 'write_labels', 'che
            'model_folder', 'QKS']
 
 # %% ../../nbs/model/03_tagger.ipynb #47709eee
+import copy
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
@@ -34,6 +35,7 @@ from qks.core import (
 from ..data.label_text import read_label_text, write_label_text
 from .head import QKSHead, QKSOutput
 from .prompts import PromptPool
+from .scoring import eval_mode
 from ..vlp.frozen import VLP, fingerprint, preprocess_images
 from ..vlp.loading import check_device, load_vlp
 
@@ -137,10 +139,12 @@ def check_tag_arguments(
 ) -> list[str]:  # the names
     "Check labels, and how many of them are asked for; raises `QKSError` where they are not possible."
     names = check_labels(labels)
-    if top_k is not None and not (isinstance(top_k, Integral) and 1 <= top_k <= len(names)):
-        raise QKSError(f"top_k is {top_k}, but there are {len(names)} labels: give a number from 1 to {len(names)}")
-    if threshold is not None and not (isinstance(threshold, Real) and 0 <= threshold <= 1):
-        raise QKSError(f"threshold is {threshold}, but probabilities lie between 0 and 1: give a number in that range")
+    is_count = isinstance(top_k, Integral) and not isinstance(top_k, bool)
+    if top_k is not None and not (is_count and 1 <= top_k <= len(names)):
+        raise QKSError(f"top_k is {top_k!r}, but there are {len(names)} labels: give a number from 1 to {len(names)}")
+    is_number = isinstance(threshold, Real) and not isinstance(threshold, bool)
+    if threshold is not None and not (is_number and 0 <= threshold <= 1):
+        raise QKSError(f"threshold is {threshold!r}, but probabilities lie between 0 and 1: give a number there")
     return names
 
 # %% ../../nbs/model/03_tagger.ipynb #dea12b11
@@ -159,7 +163,13 @@ def rank_labels(
     top_k: int | None = None,  # keep only so many
     threshold: float | None = None,  # keep only labels that are at least this probable
 ) -> list[Tag]:  # most probable first; of equally probable labels the first in the list
-    "One image's tags, by logit: the probabilities of very sure labels are all 1.0 in fp32."
+    """One image's tags, by logit: the probabilities of very sure labels are all 1.0 in fp32.
+
+    Raises `QKSError` for a logit that is not a number.
+    """
+    if logits.isnan().any():
+        label = labels[int(logits.isnan().nonzero()[0])]
+        raise QKSError(f"the score of label {label!r} is not a number: check the weights of head and VLP for NaN")
     candidates = torch.ones_like(logits, dtype=torch.bool)  # [C]
     if top_k is not None and top_k < len(logits):
         candidates = ~(logits < logits.topk(top_k).values[-1])  # more than top_k where labels are equal
@@ -280,6 +290,7 @@ def _load_model(
         head = QKSHead.from_state(weights, sizes["n_heads"], sizes["dropout"])
         if vlp is None:
             vlp = _load_saved_vlp(source, path, device)
+        head = head.to(vlp.device)
     except QKSError:
         raise
     except (ValueError, KeyError, TypeError) as error:  # ValueError: no JSON, no UTF-8
@@ -302,7 +313,7 @@ class QKS:
     def __init__(
         self,
         vlp: VLP,
-        head: QKSHead,
+        head: QKSHead,  # stays as it is; where the VLP is on another device, a copy of it is used there
         pool: PromptPool | None = None,  # None: the paper's
         labels: Iterable[str] = (),  # names it was trained on, where known
     ):
@@ -313,7 +324,8 @@ class QKS:
                 f"is {list(vlp.projection.shape)}: use the VLP that the head was trained with"
             )
         self.vlp = vlp
-        self.head = head.eval().to(vlp.device)
+        is_there = head.projection.device == vlp.device
+        self.head = head if is_there else copy.deepcopy(head).to(vlp.device)
         self.pool = pool or PromptPool()
         self.labels = tuple(dict.fromkeys(labels))
 
@@ -338,14 +350,21 @@ class QKS:
     @torch.no_grad()
     def predict(
         self,
-        images: list[Image.Image],  # B PIL images
+        images: ImageSource | Iterable[ImageSource],  # B paths, PIL images or uint8 arrays; or one of them
         label_embeddings: torch.Tensor,  # [C, E]
         return_attention: bool = False,  # also return the cross-attention weights of every block
     ) -> QKSOutput:  # on the CPU
-        "Logits, chosen tokens and, where asked for, attention of images."
-        image_tokens = self.vlp.image_tokens(preprocess_images(self.vlp, images))  # [B, N, D]
+        "Logits, chosen tokens and, where asked for, attention of images; raises `QKSError` for a bad image."
+        if not isinstance(label_embeddings, torch.Tensor):
+            kind = type(label_embeddings).__name__
+            raise QKSError(
+                f"label embeddings are a {kind}: pass the tensor [C, E] that PromptPool().embed(vlp, labels) gives"
+            )
+        pictures = [load_image(image) for image in _image_list(images)]
+        image_tokens = self.vlp.image_tokens(preprocess_images(self.vlp, pictures))  # [B, N, D]
         label_embeddings = label_embeddings.to(image_tokens.device)  # [C, E]
-        output = self.head.eval()(image_tokens, label_embeddings, return_attention)
+        with eval_mode(self.head):
+            output = self.head(image_tokens, label_embeddings, return_attention)
         attention = None
         if output.attention is not None:
             attention = [weights.cpu() for weights in output.attention]

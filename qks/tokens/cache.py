@@ -13,16 +13,17 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from ..core import QKSError, available_memory, check_count, progress, write_atomic
+from ..core import QKSError, atomic_file, available_memory, check_count, progress, write_atomic
 from .augment import Augmentation, ImageFiles, ImageViews, load_batches, preprocess_digest, worker_errors
 from qks.tokens.store import (
     BatchFile,
@@ -66,58 +67,161 @@ def cache_size(
     return math.prod(cache_shape(vlp, n_images, views)) * dtype.itemsize
 
 # %% ../../nbs/tokens/03_cache.ipynb #62e8a29a
-IdentifyBy = Literal["stat", "content"]
+IdentifyBy = Literal["time", "size", "content"]
 
 
-def image_mark(
+class FileStamp(NamedTuple):
+    "What the system says about a file without reading it."
+
+    size: int  # bytes
+    state: bytes  # digest of where the file is and when it was written and changed, 8 bytes
+
+# %% ../../nbs/tokens/03_cache.ipynb #a5163c3e
+def file_stamp(
     path: Path,  # an image
-    identify: IdentifyBy = "stat",  # "stat": path, size, modification time; "content": the bytes, wherever the file is
-) -> bytes:  # 16 bytes
-    "What changes when an image file does; raises `QKSError` for a file that is not there."
+) -> FileStamp:
+    "Size and state of a file; raises `QKSError` for a file that is not there."
     try:
-        if identify == "content":
-            identity = path.read_bytes()
-        else:
-            stat = path.stat()
-            identity = os.fsencode(path.absolute()) + f"|{stat.st_size}|{stat.st_mtime_ns}".encode()
+        stat = path.stat()
     except OSError as error:
         raise QKSError(
             f"image {path} cannot be read ({error.strerror}): check the path, or leave it out of the list"
         ) from error
-    return hashlib.blake2b(identity, digest_size=16).digest()
+    # st_ctime is the system's own note of the last change: no program can set it back
+    state = os.fsencode(os.path.abspath(path)) + f"|{stat.st_mtime_ns}|{stat.st_ctime_ns}".encode()
+    return FileStamp(stat.st_size, hashlib.blake2b(state, digest_size=8).digest())
 
 # %% ../../nbs/tokens/03_cache.ipynb #a00981b6
-def image_marks(
+IMAGE_TABLE_NAME = "images.npy"
+_IMAGE_ROW = np.dtype([("size", "<i8"), ("state", "u1", 8), ("digest", "u1", 16)])  # a digest of zeros: not read yet
+
+
+class ImageMarks:
+    "The digests of n images' bytes, 16 bytes each, read when they are needed, and kept in a table beside the tokens."
+
+    def __init__(
+        self,
+        data: ImageFiles,  # n images
+        identify: IdentifyBy = "time",  # when a digest in the table counts
+    ):
+        if identify not in get_args(IdentifyBy):
+            raise QKSError(f"identify is {identify!r}: give one of {', '.join(get_args(IdentifyBy))}")
+        self.data = data
+        self.identify = identify
+        self.rows = np.zeros(len(data), _IMAGE_ROW)
+        for index in range(len(data)):
+            stamp = file_stamp(Path(data.path(index)))
+            self.rows["size"][index] = stamp.size
+            self.rows["state"][index] = np.frombuffer(stamp.state, np.uint8)
+        self.is_known = np.zeros(len(data), bool)
+        self.is_saved = True  # whether the table on the disk says all that is known
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, part: slice) -> list[bytes]:
+        "The digests of consecutive images; reads those that are not known."
+        for index in range(*part.indices(len(self))):
+            if not self.is_known[index]:
+                self._read(index)
+        return [digest.tobytes() for digest in self.rows["digest"][part]]
+
+    def _read(self, index):
+        path = Path(self.data.path(index))
+        row = self.rows[index]
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise QKSError(f"image {path} cannot be read ({error.strerror}): check the path and the disk") from error
+        if file_stamp(path) != (row["size"], row["state"].tobytes()):
+            raise QKSError(f"image {path} changed while its tokens were computed: run again")
+        row["digest"] = np.frombuffer(hashlib.blake2b(content, digest_size=16).digest(), np.uint8)
+        self.is_known[index] = True
+        self.is_saved = False
+
+    def read(
+        self,
+        indices: Sequence[int],  # of images
+    ) -> None:
+        "Read the images among these whose digests are not known."
+        unknown = [index for index in indices if not self.is_known[index]]
+        if not unknown:
+            return
+        for index in progress(unknown, "Comparing images with the cache"):
+            self._read(index)
+
+    def load(
+        self,
+        folder: Path,  # a cache's own folder
+    ) -> None:
+        "Take over the digests that the folder's table has for these images."
+        table = read_image_table(folder)
+        if self.identify == "content" or table is None or len(table) != len(self):
+            return
+        same = (table["size"] == self.rows["size"]) & table["digest"].any(axis=1)
+        if self.identify == "time":
+            same &= (table["state"] == self.rows["state"]).all(axis=1)
+        same &= ~self.is_known
+        self.rows["digest"][same] = table["digest"][same]
+        self.is_known |= same
+
+    def save(
+        self,
+        folder: Path,  # a cache's own folder
+    ) -> None:
+        "Write the table where there is something new; where that is not possible, images are read again next time."
+        if self.is_saved:
+            return
+        table = self.rows.copy()
+        table["digest"][~self.is_known] = 0
+        with suppress(OSError), atomic_file(folder / IMAGE_TABLE_NAME) as file:
+            np.save(file, table)
+            self.is_saved = True
+
+# %% ../../nbs/tokens/03_cache.ipynb #d9b2fcab
+def read_image_table(
+    folder: Path,  # a cache's own folder
+) -> np.ndarray | None:  # [n] rows of size, state, digest; None where there is none
+    "What a cache noted about its images: size, state and digest of each."
+    try:
+        table = np.load(folder / IMAGE_TABLE_NAME, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return table if table.dtype == _IMAGE_ROW and table.ndim == 1 else None
+
+# %% ../../nbs/tokens/03_cache.ipynb #16a7f055
+def shared_folder(
     data: ImageFiles,  # n images
-    identify: IdentifyBy = "stat",  # how an image is identified
-) -> list[bytes]:  # n marks
-    "The marks of all images; raises `QKSError` for an image that is not there."
-    if identify not in ("stat", "content"):
-        raise QKSError(f"identify is {identify!r}: give 'stat' or 'content'")
-    return [image_mark(Path(data.path(index)), identify) for index in range(len(data))]
+) -> str:  # with a separator at its end
+    "The folder below which all images lie."
+    shared = os.path.join(os.path.dirname(os.path.abspath(data.path(0))), "")
+    for index in range(len(data)):  # one by one: there may be millions
+        path = os.path.abspath(data.path(index))
+        while not path.startswith(shared):
+            parent = os.path.dirname(shared.rstrip(os.sep))
+            shared = os.path.join(parent, "") if parent != shared else ""
+    return shared
 
 # %% ../../nbs/tokens/03_cache.ipynb #1e9d28d0
 def list_digest(
     data: ImageFiles,  # n images
-    identify: IdentifyBy,  # "stat": by absolute paths; "content": by file names
 ) -> str:  # 32 hexadecimal digits
-    "A digest of a list of images, in its order."
+    "A digest of a list of images, in its order: of their paths below the folder that they share."
     digest = hashlib.sha256()
+    start = len(shared_folder(data))
     for index in range(len(data)):  # one by one: there may be millions
-        path = Path(data.path(index))
-        name = path.name if identify == "content" else path.absolute()
+        name = os.path.abspath(data.path(index))[start:].replace(os.sep, "/")
         digest.update((b"\0" if index else b"") + os.fsencode(name))
     return digest.hexdigest()[:32]
 
 # %% ../../nbs/tokens/03_cache.ipynb #7d7ec5c2
-CACHE_FORMAT = 1  # raised when files of an older library can no longer be read
+CACHE_FORMAT = 2  # raised when files of an older library can no longer be read
 
 
 def cache_ingredients(
     vlp,  # a frozen VLP
     images: ImageViews,  # what is cached
     dtype: torch.dtype,  # of the numbers on disk
-    identify: IdentifyBy = "stat",  # how an image is identified
 ) -> dict:  # all that the tokens depend on, except the images' own bytes
     "What makes a token cache the one it is; its digest is the name of the folder."
     changes = None
@@ -137,8 +241,7 @@ def cache_ingredients(
         "dtype": DTYPES[dtype],
         "images": len(images.data),
         "first_image": Path(images.data.path(0)).name,
-        "images_by": identify,
-        "images_digest": list_digest(images.data, identify),
+        "images_digest": list_digest(images.data),
     }
 
 # %% ../../nbs/tokens/03_cache.ipynb #7ea6976d
@@ -159,13 +262,48 @@ def make_views(
     augmentation = Augmentation(vlp.preprocess, seed) if views > 1 else None
     return ImageViews(data, vlp.preprocess, views, augmentation)
 
+# %% ../../nbs/tokens/03_cache.ipynb #5c956f82
+IMAGES_TO_COMPARE = 16  # ours: spread over the list, to tell two data sets apart
+
+
+def is_same_data(
+    table: np.ndarray | None,  # what a cache noted about its images; None: nothing
+    marks: ImageMarks,  # of the images that are wanted
+) -> bool:
+    "Whether a cache belongs to these images, some of which may have changed: to half of those that are compared."
+    if table is None:
+        return True
+    if len(table) != len(marks):
+        return False
+    sample = np.unique(np.linspace(0, len(marks) - 1, IMAGES_TO_COMPARE).astype(int))
+    n_same = 0
+    for index in sample:
+        row = table[index]
+        same_size = row["size"] == marks.rows["size"][index]
+        same_time = marks.identify == "time" and np.array_equal(row["state"], marks.rows["state"][index])
+        is_unread = not row["digest"].any()  # a kill left the cache before
+        if same_size and not (same_time or is_unread):
+            same_size = marks[index : index + 1] == [row["digest"].tobytes()]
+        n_same += same_size
+    return 2 * n_same >= len(sample)
+
 # %% ../../nbs/tokens/03_cache.ipynb #57bd9963
 def cache_place(
     folder: str | Path,  # where caches are kept
     ingredients: dict,  # what `cache_ingredients` returns
+    marks: ImageMarks,  # of the images
 ) -> Path:  # the cache's own folder
-    "Where a cache is kept."
-    return Path(folder) / f"tokens-{cache_key(ingredients)}"
+    """Where a cache is kept.
+
+    Another data set, or another split of this one, may have images of the same names. It gets a folder of its own.
+    """
+    name = f"tokens-{cache_key(ingredients)}"
+    place = Path(folder) / name
+    number = 1
+    while not is_same_data(read_image_table(place), marks):
+        number += 1
+        place = Path(folder) / f"{name}-{number}"
+    return place
 
 # %% ../../nbs/tokens/03_cache.ipynb #ccad5aff
 def missing_bytes(
@@ -175,15 +313,15 @@ def missing_bytes(
     dtype: torch.dtype = torch.float16,  # of the numbers on disk
     views: int = 1,  # V
     seed: int = 0,  # of the augmentation
-    identify: IdentifyBy = "stat",  # how an image is identified
+    identify: IdentifyBy = "time",  # as for `cache_tokens`
 ) -> int:  # bytes
     "How much room `cache_tokens` would still take with the same arguments."
     if not len(data):
         return 0
     if folder is None:
         return cache_size(vlp, len(data), torch.float32, views)
-    ingredients = cache_ingredients(vlp, make_views(vlp, data, views, seed), dtype, identify)
-    numbers = cache_place(folder, ingredients) / "tokens.bin"
+    ingredients = cache_ingredients(vlp, make_views(vlp, data, views, seed), dtype)
+    numbers = cache_place(folder, ingredients, ImageMarks(data, identify)) / "tokens.bin"
     written = numbers.stat().st_size if numbers.exists() else 0
     return max(0, cache_size(vlp, len(data), dtype, views) - written)
 
@@ -344,20 +482,31 @@ class TokenCache:
         vlp,  # a frozen VLP
         images: ImageViews,  # what to cache
         dtype: torch.dtype,  # of the numbers on disk
-        identify: IdentifyBy,  # how an image is identified
+        identify: IdentifyBy,  # when an image counts as unchanged
     ):
         self.vlp = vlp
         self.images = images
         self.shape = cache_shape(vlp, len(images))  # [items, N, D]
-        self.ingredients = cache_ingredients(vlp, images, dtype, identify)
-        self.place = cache_place(folder, self.ingredients)
-        self.file = BatchFile(self.place, self.shape, dtype, image_marks(images.data, identify))
+        self.marks = ImageMarks(images.data, identify)
+        self.ingredients = cache_ingredients(vlp, images, dtype)
+        self.place = cache_place(folder, self.ingredients, self.marks)
+        self.file = BatchFile(self.place, self.shape, dtype, self.marks)
+
+    def _compare_images(self):
+        "Know the digests of all images in finished batches, from the table, or by reading them."
+        self.marks.load(self.place)
+        views = self.images.views
+        finished = [
+            range(batch.start // views, (batch.stop - 1) // views + 1) for batch in read_record(self.file.record)
+        ]
+        self.marks.read([index for part in finished for index in part if index < len(self.marks)])
 
     def _is_ready(self, verify):
         "Whether it is complete and valid; needs no lock."
         if not (self.place / "meta.json").exists() or not is_untouched(self.file):
             return False
         check_meta(self.place, self.ingredients, self.shape)
+        self._compare_images()
         n_items = len(self.images)
         return not missing_batches(valid_batches(self.file, verify), n_items, n_items)
 
@@ -365,6 +514,9 @@ class TokenCache:
         "Compute what is missing; needs the lock."
         file = self.file
         check_meta(self.place, self.ingredients, self.shape)
+        self._compare_images()
+        self.marks.is_saved = False
+        self.marks.save(self.place)  # from now on the folder is that of these images
         file.numbers.touch()
         drop_invalid_batches(file)
         check_room(self.place, file.n_bytes - min(file.size, file.n_bytes))
@@ -382,9 +534,12 @@ class TokenCache:
         "Compute what the cache lacks; raises `QKSError` where that is not possible."
         with cache_errors(self.place):
             self.place.mkdir(parents=True, exist_ok=True)
-            if not self._is_ready(verify):
-                with FileLock(self.place / "lock", timeout=LOCK_SECONDS):
-                    self._write(batch_size, workers)
+            try:
+                if not self._is_ready(verify):
+                    with FileLock(self.place / "lock", timeout=LOCK_SECONDS):
+                        self._write(batch_size, workers)
+            finally:
+                self.marks.save(self.place)
         return self.file
 
 # %% ../../nbs/tokens/03_cache.ipynb #3c78da18
@@ -414,7 +569,7 @@ def cache_tokens(
     dtype: torch.dtype = torch.float16,  # of the numbers on disk: float16, bfloat16 or float32; in memory float32
     views: int = 1,  # V; 1: the plain preprocessing; more: augmented views of each image
     seed: int = 0,  # of the augmentation
-    identify: IdentifyBy = "stat",  # "stat": images by path, size and modification time; "content": by their bytes
+    identify: IdentifyBy = "time",  # images of finished tokens are read again where "time" or "size" differ, or always
     verify: bool = False,  # compare the digest of every batch on disk; otherwise of eight
 ) -> torch.Tensor | DiskTokens:  # [n, N, D], or [n, V, N, D]; from a folder `DiskTokens`, read when used
     "Run the VLP over every image once; raises `QKSError` for a bad image, and where disk or memory are too small."

@@ -18,7 +18,7 @@ import weakref
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -125,42 +125,12 @@ class OpenFile:
         buffer[: len(data)] = data
         return len(data)
 
-# %% ../../nbs/tokens/02_store.ipynb #55d29cc9
-class ReadsAsTensor:
-    "Something with rows, `shape` and `read()`: for whatever else a tensor can do, it is read into one first."
-
-    def read(self) -> torch.Tensor:
-        raise NotImplementedError
-
-    def split(self, size: int) -> list:
-        "Consecutive parts of so many rows, as slices."
-        return [self[start : start + size] for start in range(0, len(self), size)]
-
-    def __getattr__(self, name):
-        if name.startswith("__") or not hasattr(torch.Tensor, name):
-            raise AttributeError(f"{type(self).__name__} has no {name!r}")
-        return getattr(self.read(), name)
-
-    @classmethod
-    def __torch_function__(cls, function, types, args=(), kwargs=None):
-        "Functions of torch, such as torch.equal and torch.stack."
-
-        def as_tensor(value):
-            if isinstance(value, ReadsAsTensor):
-                return value.read()
-            if isinstance(value, (list, tuple)):
-                return [as_tensor(item) for item in value]
-            return value
-
-        kwargs = {name: as_tensor(value) for name, value in (kwargs or {}).items()}
-        return function(*map(as_tensor, args), **kwargs)
-
 # %% ../../nbs/tokens/02_store.ipynb #b41c9013
 ITEMS_AT_ONCE = 1024  # ours: items read before they are converted or moved; 0.3 GB for a ViT-B/16
 
 
 def move_in_parts(
-    rows: ReadsAsTensor,  # what to move
+    rows: "DiskTokens",  # what to move
     step: int,  # rows that are read at a time
     *target,  # a device or a dtype, as for a tensor
 ) -> torch.Tensor:
@@ -173,8 +143,12 @@ def move_in_parts(
     return moved
 
 # %% ../../nbs/tokens/02_store.ipynb #dfa4cf8a
-class DiskTokens(ReadsAsTensor):
-    "Tokens in a file, [items, N, D] or [n, V, N, D], read when they are used; raises OSError where that fails."
+class DiskTokens(torch.utils.data.Dataset):
+    """Tokens in a file, [items, N, D] or [n, V, N, D], read when they are used; raises OSError where that fails.
+
+    A data set of torch: `tokens[rows]` reads rows, and a `DataLoader` takes it. It is no tensor: `read()` gives one,
+    of all tokens, and nothing else reads them all.
+    """
 
     def __init__(
         self,
@@ -204,9 +178,23 @@ class DiskTokens(ReadsAsTensor):
             self.file.read_into(buffer[place * size : (place + 1) * size], self.offset + row * size)
         return tokens
 
+    def __getitems__(self, rows: Sequence[int]) -> list[torch.Tensor]:  # B times [N, D]
+        "A batch for torch's `DataLoader`."
+        return list(self.read_items(torch.arange(len(self))[list(rows)]))
+
+    def __getattr__(self, name):
+        message = f"{type(self).__name__} has no {name!r}"
+        if not name.startswith("_") and hasattr(torch.Tensor, name):
+            message += ": tokens.read() reads all of them into a tensor, and tokens[rows] those of some images"
+        raise AttributeError(message)
+
     def read(self) -> torch.Tensor:
-        "All of it."
+        "All of it, in memory."
         return self.read_items(torch.arange(len(self)))
+
+    def split(self, size: int) -> list["DiskTokens"]:
+        "Consecutive parts of so many rows, which are not read."
+        return [self[start : start + size] for start in range(0, len(self), size)]
 
     def _slice(self, start, stop):
         "Rows from start to stop, which are not read."
@@ -225,6 +213,9 @@ class DiskTokens(ReadsAsTensor):
             images = torch.arange(n_images)[rows[0]]  # from 0 on, or IndexError
             views = torch.arange(n_views)[rows[1]]
             return self.read_items(images * n_views + views, axes=2)
+        if isinstance(rows[0], (int, slice)):  # only these are read
+            first = self.read_items(torch.arange(len(self))[rows[0]])
+            return first[rows[1:] if isinstance(rows[0], int) else (slice(None), *rows[1:])]
         return self.read()[rows]
 
     def to(self, *target) -> torch.Tensor:  # a device or a dtype, as for a tensor
@@ -246,7 +237,7 @@ class BatchFile:
         folder: Path,  # the cache's own folder
         shape: Sequence[int],  # [items, N, D]
         dtype: torch.dtype,  # of the numbers on disk
-        marks: list[bytes],  # of the images: a mark for each item, or one for each V items
+        marks: Any,  # of the images: a list of bytes, or slices of it; one for each item, or for each V items
     ):
         self.numbers = folder / "tokens.bin"
         self.record = folder / "finished.txt"

@@ -64,7 +64,7 @@ class TrainConfig:
     warmup: int | None = None  # steps in which schedule cosine rises to lr; None: one epoch, at most 100
     selection: SelectionRule = "seen"  # epoch kept: best by held-out seen labels (ours), by unseen test labels, or last
     protocol: ProtocolName | None = None  # whose rules choose the epoch and make the table; None: the data set's own
-    topk: tuple[int, ...] = (3, 5)  # k of the F1@k that choose the best epoch; the authors' for NUS-WIDE
+    topk: tuple[int, ...] | None = None  # k of the F1@k that choose the epoch; None: 3 5, as far as there are labels
     seed: int = 0  # seed of batches and dropout; the authors'
     precision: PrecisionName = "fp32"  # fp32 (the authors'), bf16, or on a GPU fp16
     accumulate: int = 1  # parts in which a device computes its share of a batch, to save memory
@@ -92,9 +92,9 @@ class TrainConfig:
         _check_range("seed", self.seed, self.seed < 2**63, "a smaller one, below 2^63")
         if self.warmup is not None:
             check_count("warmup", self.warmup)
-        if not self.topk:
+        if self.topk is not None and not self.topk:
             raise QKSError("topk is empty: give whole numbers such as (3, 5)")
-        for k in self.topk:
+        for k in self.topk or ():
             check_count("k of topk", k)
 
     def _check_ranges(self):

@@ -14,13 +14,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from ..core import QKSError, progress
+from ..evaluate.protocols import default_topk
 from ..model.head import QKSHead
 from ..tokens.augment import worker_errors
+from .checkpoint import keep_random_states
 from .config import RunConfig, TrainConfig
-from .devices import make_accelerator, release_accelerator
+from .devices import temporary_accelerator
 from .logs import check_trackers
 from .run_folder import Checkpointing, lock_run_folder
 from .selection import data_protocol, selection_score, validation_labels
@@ -111,21 +112,26 @@ def _data_errors() -> Iterator[None]:
         raise QKSError(f"the training data cannot be read ({reason}): check the disk they are on") from error
 
 # %% ../../nbs/train/12_loop.ipynb #b0722adc
-@contextmanager
-def _accelerator(
-    device: torch.device,  # of the head
-    config: TrainConfig,  # precision
+def _tracker_options(
     run: RunConfig | None,  # trackers and their folder
-) -> Iterator[Accelerator]:
-    "An accelerator for one training."
-    options = {}
-    if run is not None and run.log_with:
-        options = {"log_with": list(run.log_with), "project_dir": str(run.folder)}
-    accelerator = make_accelerator(device, config.precision, **options)
+) -> dict[str, Any]:  # for accelerate's `Accelerator`
+    "Which trackers a run writes to, and where."
+    if run is None or not run.log_with:
+        return {}
+    return {"log_with": list(run.log_with), "project_dir": str(run.folder)}
+
+# %% ../../nbs/train/12_loop.ipynb #bffdcf0e
+@contextmanager
+def _mode_kept_on_failure(
+    head: QKSHead,
+) -> Iterator[None]:
+    "Where training fails, the head returns to the mode, train or eval, that it was in."
+    was_training = head.training
     try:
-        yield accelerator
-    finally:
-        release_accelerator()
+        yield
+    except BaseException:
+        head.train(was_training)
+        raise
 
 # %% ../../nbs/train/12_loop.ipynb #703ded3c
 def fit(
@@ -138,15 +144,19 @@ def fit(
 ) -> list[dict[str, Any]]:  # per epoch: epoch, loss, lr, seconds, and the metrics of `selection_score`
     """Train a head on cached tokens (paper, section 4.2).
 
-    Training labels [n, S] are -1, 0 (not annotated) or +1; an `Index` will do as well. Raises `QKSError` for data that
-    do not fit together, and for a loss that is not finite. Raises `Interrupted` after Ctrl-C, where there is a folder.
-    With selection "last" the last epoch is kept, and validation may be None: a plateau schedule then follows the loss.
+    Training labels [n, S] are -1, 0 (not annotated) or +1; an `Index` will do as well. The head ends in eval mode, and
+    where several processes train, on the device of its process. The caller's random numbers and accelerator are left
+    as they were. With selection "last" the last epoch is kept, and validation may be None: a plateau schedule then
+    follows the loss. Raises `QKSError` for data that do not fit together, and for a loss that is not finite. Raises
+    `Interrupted` after Ctrl-C, where there is a folder.
     """
     image_tokens, labels = train
     targets = Targets(labels)
     check_training(image_tokens, targets, label_embeddings)
     if config.protocol is None:
         config = replace(config, protocol=data_protocol(validation))
+    if config.topk is None:
+        config = replace(config, topk=default_topk(len(label_embeddings), targets.n_seen, config.protocol))
     if validation is not None:
         validation = validation[0], validation_labels(validation, len(label_embeddings), targets.n_seen, config)
     elif config.selection != "last":
@@ -156,7 +166,9 @@ def fit(
         check_trackers(run.log_with)
         folder = run.folder
     with (
-        _accelerator(head.projection.device, config, run) as accelerator,
+        keep_random_states(),
+        _mode_kept_on_failure(head),
+        temporary_accelerator(head.projection.device, config.precision, **_tracker_options(run)) as accelerator,
         StopSignals(active=run is not None) as signals,
         lock_run_folder(folder, accelerator.is_main_process),
     ):

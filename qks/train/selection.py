@@ -14,7 +14,7 @@ import torch
 from ..core import QKSError
 from ..data.index import Index
 from ..evaluate.metrics import check_scores, evaluate_part, evaluate_scores
-from ..evaluate.protocols import DenseLabels, Protocol, find_protocol, plan_part, plan_parts
+from ..evaluate.protocols import DenseLabels, Protocol, check_topk, find_protocol, plan_part, plan_parts
 from ..model.head import QKSHead
 from .config import TrainConfig
 from .devices import score_images
@@ -68,10 +68,11 @@ def validation_labels(
             "validation labels hold no -1: 0 means not annotated, so write absent labels as -1 (labels*2 - 1 for 0/1)"
         )
     rules = selection_protocol(config, validation)
+    topk = check_topk(config.topk, n_labels, n_seen, rules)
     if config.selection == "official":
-        part = plan_parts(DenseLabels(labels), n_seen, config.topk, rules)["zsl"]
+        part = plan_parts(DenseLabels(labels), n_seen, topk, rules)["zsl"]
     else:
-        part = plan_part(DenseLabels(labels), np.arange(n_seen), config.topk, rules, "seen")
+        part = plan_part(DenseLabels(labels), np.arange(n_seen), topk, rules, "seen")
     if config.selection != "last" and not part.is_measurable:
         raise QKSError(
             f"by the protocol {rules.name!r} not one validation image lacks a label that others show, so every epoch "
@@ -92,9 +93,10 @@ def selection_score(
     labels = validation_labels(validation, len(label_embeddings), n_seen, config)  # [m, S or S+U]
     logits, _ = score_images(head, validation[0], label_embeddings[: labels.shape[1]])  # [m, S or S+U]
     rules = selection_protocol(config, validation)
+    topk = check_topk(config.topk, len(label_embeddings), n_seen, rules)
     if config.selection == "official":
-        metrics = evaluate_scores(logits, labels, n_seen, config.topk, rules)["zsl"]
+        metrics = evaluate_scores(logits, labels, n_seen, topk, rules)["zsl"]
     else:
-        metrics = evaluate_part(logits, labels, config.topk, "seen", rules)
-    score = metrics["mAP"] + sum(metrics[f"F1@{k}"] for k in config.topk)
+        metrics = evaluate_part(logits, labels, topk, "seen", rules)
+    score = metrics["mAP"] + sum(metrics[f"F1@{k}"] for k in topk)
     return metrics | {"score": score}

@@ -19,7 +19,10 @@ class Interrupted(KeyboardInterrupt):
 
 # %% ../../nbs/train/08_signals.ipynb #e8ba38bf
 class StopSignals:
-    "A context that notes Ctrl-C and SIGTERM in `received`; a second Ctrl-C raises KeyboardInterrupt."
+    """A context that notes Ctrl-C and SIGTERM in `received`; a second Ctrl-C raises KeyboardInterrupt.
+
+    A signal that the host ignores, or handles outside Python, keeps its effect.
+    """
 
     def __init__(
         self,
@@ -33,7 +36,11 @@ class StopSignals:
         is_main_thread = threading.current_thread() is threading.main_thread()
         if self.active and is_main_thread:  # Python allows signal handlers in the main thread only
             for number in (signal.SIGINT, signal.SIGTERM):
-                self.previous_handlers[number] = signal.signal(number, self._note)
+                previous = signal.getsignal(number)
+                # None: another program's handler, which Python could not put back; SIG_IGN: the host ignores it
+                if previous not in (None, signal.SIG_IGN):
+                    signal.signal(number, self._note)
+                    self.previous_handlers[number] = previous
         return self
 
     def _note(self, number, frame):

@@ -17,7 +17,7 @@ from torch import nn
 from ..core import QKSError
 from ..model.head import QKSHead
 from ..tokens.stream import read_ahead, send
-from .devices import BatchPiece, make_accelerator, release_accelerator
+from .devices import BatchPiece, temporary_accelerator
 from .targets import Targets
 
 # %% ../../nbs/train/05_steps.ipynb #46ba6968
@@ -118,19 +118,19 @@ def train_epoch(
     "Train on every image once, in shuffled batches; raises `QKSError` where the loss is not finite."
     device = head.projection.device
     dtype = head.projection.dtype
-    accelerator = make_accelerator(device)
     model = HeadLoss(head.train(), loss_function)
     targets = Targets(labels)
     batches = torch.randperm(len(targets), generator=generator).split(batch_size)
     tokens = read_ahead(image_tokens, batches, device)
     embeddings = label_embeddings.to(device)
     loss_sum = 0.0
-    for step, rows in enumerate(batches, 1):
-        pieces = [BatchPiece(rows, 1.0)]
-        loss = train_step(model, pieces, tokens, targets, embeddings, optimizer, accelerator, dtype=dtype, at=(1, step))
-        check_loss(loss.item(), 1, step)
-        loss_sum += loss.item() * len(rows)
-        if after_step is not None:
-            after_step()
-    release_accelerator()
+    with temporary_accelerator(device) as accelerator:
+        for step, rows in enumerate(batches, 1):
+            at = (1, step)
+            pieces = [BatchPiece(rows, 1.0)]
+            loss = train_step(model, pieces, tokens, targets, embeddings, optimizer, accelerator, dtype=dtype, at=at)
+            check_loss(loss.item(), *at)
+            loss_sum += loss.item() * len(rows)
+            if after_step is not None:
+                after_step()
     return loss_sum / len(targets)

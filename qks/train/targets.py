@@ -17,7 +17,11 @@ from ..model.targets import check_values
 
 # %% ../../nbs/train/04_targets.ipynb #d3f41964
 class Targets:
-    "Labels of n images, by image number; raises `QKSError` for labels of another shape or with other values."
+    """Labels of n images, by image number; raises `QKSError` for labels of another shape or with other values.
+
+    As everywhere, 0 means not annotated. The losses count such an entry as absent, as the authors do; a matrix in which
+    0 can only have meant absent is refused.
+    """
 
     def __init__(
         self,
@@ -27,10 +31,16 @@ class Targets:
             self.labels = labels
             self.n_seen = labels.n_seen
             return
-        self.labels = torch.as_tensor(labels)  # [n, S]
+        matrix = torch.as_tensor(labels)  # [n, S]
+        self.labels = matrix
         if self.labels.ndim != 2:
             raise QKSError(f"training labels have shape {list(self.labels.shape)}: expected [images, labels]")
         check_values(self.labels)
+        if matrix.eq(0).any() and not matrix.lt(0).any():
+            raise QKSError(
+                "training labels hold 0 and no -1: 0 means not annotated, so write absent labels as -1 "
+                "(labels * 2 - 1 for 0/1)"
+            )
         self.n_seen = self.labels.shape[1]
 
     def __len__(self) -> int:

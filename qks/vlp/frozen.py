@@ -184,20 +184,54 @@ def _model_digest(
         digest.update(f"heads of {sorted(unusual)}".encode())
     return digest.hexdigest()[:16]
 
+# %% ../../nbs/vlp/04_frozen.ipynb #ee4c956c
+_CHECKSUM_NUMBERS = 2**20  # ours: 64-bit numbers of a weight that one checksum covers
+
+
+def _bit_numbers(
+    tensor: torch.Tensor,
+) -> torch.Tensor:  # int64, one-dimensional
+    "The bits of a tensor as whole numbers, filled up with zeros."
+    raw = tensor.detach().contiguous().flatten().view(torch.uint8)
+    padding = -raw.numel() % 8
+    if padding or raw.storage_offset() % 8:
+        raw = torch.cat([raw, raw.new_zeros(padding)])
+    return raw.view(torch.int64)
+
+# %% ../../nbs/vlp/04_frozen.ipynb #8de3659a
+def weight_checksums(
+    model: nn.Module,
+) -> dict[str, tuple]:  # name -> type, shape and checksums of a weight
+    """What changes with any change of a weight, read from its bits nearly as fast as memory allows.
+
+    Torch's count of writes to a tensor is no sign: writes through `.data` leave it as it is.
+    """
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randint(-(2**62), 2**62, (_CHECKSUM_NUMBERS,), generator=generator) | 1  # odd: each change shows
+    checksums = {}
+    for name, tensor in model.state_dict().items():
+        factors = factors.to(tensor.device)
+        parts = _bit_numbers(tensor).split(_CHECKSUM_NUMBERS)
+        if tensor.device.type == "cpu":
+            sums = [torch.dot(part, factors[: len(part)]) for part in parts if len(part)]
+        else:
+            sums = [(part * factors[: len(part)]).sum() for part in parts if len(part)]
+        checksums[name] = (str(tensor.dtype), tuple(tensor.shape), torch.stack(sums).tolist() if sums else [])
+    return checksums
+
 # %% ../../nbs/vlp/04_frozen.ipynb #a58e4dde
-_DIGESTS: WeakKeyDictionary = WeakKeyDictionary()  # model -> (state of its weights, digest)
+_DIGESTS: WeakKeyDictionary = WeakKeyDictionary()  # model -> (checksums of its weights, digest)
 
 
 def fingerprint(
     vlp: VisionLanguageModel,
 ) -> str:  # 16 hexadecimal digits, equal for equal weights in equal use
     "A digest of a VLP's weights and of what they do not show; caches and heads refer to a VLP by it."
-    weights = vlp.model.state_dict().values()
-    state = [(tensor.data_ptr(), tensor._version) for tensor in weights]  # changes with every write to a weight
-    known_state, digest = _DIGESTS.get(vlp.model, (None, ""))
-    if state != known_state:
+    checksums = weight_checksums(vlp.model)
+    known_checksums, digest = _DIGESTS.get(vlp.model, (None, ""))
+    if checksums != known_checksums:
         digest = _model_digest(vlp.model)
-        _DIGESTS[vlp.model] = (state, digest)
+        _DIGESTS[vlp.model] = (checksums, digest)
     return digest
 
 # %% ../../nbs/vlp/04_frozen.ipynb #cb400464
@@ -205,5 +239,8 @@ def preprocess_images(
     vlp: VisionLanguageModel,  # whose preprocessing to apply
     images: Iterable[Image.Image],
 ) -> torch.Tensor:  # [B, 3, image_size, image_size]
-    "Preprocess PIL images into one batch."
-    return torch.stack([vlp.preprocess(image) for image in images])
+    "Preprocess PIL images into one batch; raises `QKSError` where there is none."
+    pixels = [vlp.preprocess(image) for image in images]
+    if not pixels:
+        raise QKSError("no image was given: give at least one")
+    return torch.stack(pixels)

@@ -6,11 +6,15 @@
 __all__ = ['check_device', 'load_vlp']
 
 # %% ../../nbs/vlp/05_loading.ipynb #4ad5a6d9
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import open_clip
 import torch
+from open_clip.factory import convert_to_custom_text_state_dict
 from open_clip.pretrained import get_pretrained_cfg
 
 from ..core import ASSETS, QKSError, read_tensors
@@ -83,16 +87,64 @@ class LoadedClip(NamedTuple):
 
     model: Any  # an open_clip CLIP
     tokenizer: Any  # list of T texts -> token ids [T, context]
+    quick_gelu: bool | None = None  # of a weight file: whether its activation is QuickGELU
+
+# %% ../../nbs/vlp/05_loading.ipynb #b3a0945e
+logger = logging.getLogger("qks.vlp")
+OPENAI_SCALARS = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's own files, beside the weights
+
+
+class FileWeights(NamedTuple):
+    "What a weight file holds."
+
+    state: dict[str, torch.Tensor]  # weights by name, on the CPU
+    is_openai: bool  # whether it is one of OpenAI's own files, whose models have QuickGELU
+
+# %% ../../nbs/vlp/05_loading.ipynb #b675669a
+def read_weights(
+    path: str | Path,
+) -> FileWeights:
+    "Read a weight file, without the prefix of a parallel training; raises `QKSError` where it cannot be read."
+    state = {key.removeprefix("module."): value for key, value in read_tensors(path).items()}
+    is_openai = all(key in state for key in OPENAI_SCALARS)
+    return FileWeights({key: value for key, value in state.items() if key not in OPENAI_SCALARS}, is_openai)
+
+# %% ../../nbs/vlp/05_loading.ipynb #62489e9f
+def check_activation(
+    path: str | Path,  # the weight file, for messages
+    is_openai: bool,  # one of OpenAI's own files
+    name: str | None,  # open_clip's name of the model; None: not known
+    quick_gelu: bool | None,  # what the user says; None: nothing
+) -> bool | None:  # whether to use QuickGELU; None: nothing says it
+    "The activation that file, name and user agree on; raises `QKSError` where they do not."
+    is_named_so = name is not None and open_clip.get_model_config(name).get("quick_gelu", False)
+    if quick_gelu is False and is_openai:
+        raise QKSError(
+            f"weight file {path} is OpenAI's own, trained with QuickGELU: leave quick_gelu=False (--gelu) out"
+        )
+    if quick_gelu is False and name is not None and is_named_so:
+        raise QKSError(
+            f"{name} is a model with QuickGELU, and quick_gelu=False (--gelu) says that {path} was trained with GELU: "
+            f"leave it out, or name {name.removesuffix('-quickgelu')}"
+        )
+    if is_openai or is_named_so:
+        return True
+    return quick_gelu
 
 # %% ../../nbs/vlp/05_loading.ipynb #e8025b36
 def _load_file(
     path: str | Path,  # a local file in OpenAI's layout
-    quick_gelu: bool,
+    quick_gelu: bool | None,  # None: as the file says, or else QuickGELU
 ) -> LoadedClip:  # in fp32
     "A CLIP whose architecture is read off its weights; raises `QKSError` where the file is not one."
-    state = {key.removeprefix("module."): value for key, value in read_tensors(path).items()}
-    for key in ("input_resolution", "context_length", "vocab_size"):
-        state.pop(key, None)  # OpenAI's scalars, not weights
+    state, is_openai = read_weights(path)
+    quick_gelu = check_activation(path, is_openai, None, quick_gelu)
+    if quick_gelu is None:
+        quick_gelu = True
+        logger.warning(
+            f"weight file {path} does not say its activation: QuickGELU is assumed, as OpenAI's models have it; "
+            "most others have GELU: name the model that the file belongs to, such as ViT-B-32, or pass quick_gelu"
+        )
     try:
         text = _text_config(state)
         embed_dim = state["text_projection"].shape[1]
@@ -104,7 +156,15 @@ def _load_file(
             f"weight file {path} is not a CLIP in OpenAI's layout ({reason}): "
             "expected keys such as visual.conv1.weight and text_projection"
         ) from error
-    return LoadedClip(model, open_clip.SimpleTokenizer(context_length=text.context_length))
+    return LoadedClip(model, open_clip.SimpleTokenizer(context_length=text.context_length), quick_gelu)
+
+# %% ../../nbs/vlp/05_loading.ipynb #bbcf453b
+def check_name(
+    name: str,  # a model name of open_clip
+) -> None:
+    "Raise `QKSError` for a name that open_clip does not know."
+    if name not in open_clip.list_models():
+        raise QKSError(f"unknown model {name!r}: give 'pocket' or one of open_clip.list_models(), such as 'ViT-B-16'")
 
 # %% ../../nbs/vlp/05_loading.ipynb #a0a68b7c
 def _load_by_name(
@@ -112,8 +172,7 @@ def _load_by_name(
     tag: str | Literal[False],  # one of its weight tags; False: random weights
 ) -> LoadedClip:
     "An open_clip model; raises `QKSError` for an unknown name or tag, and for weights that cannot be fetched."
-    if name not in open_clip.list_models():
-        raise QKSError(f"unknown model {name!r}: give 'pocket' or one of open_clip.list_models(), such as 'ViT-B-16'")
+    check_name(name)
     tags = open_clip.list_pretrained_tags_by_model(name)
     if tag is not False and tag not in tags:
         raise QKSError(
@@ -135,6 +194,91 @@ def _load_by_name(
         ) from error
     return LoadedClip(model, open_clip.get_tokenizer(name))
 
+# %% ../../nbs/vlp/05_loading.ipynb #32b768b0
+def check_fit(
+    state: dict[str, torch.Tensor],  # of a weight file
+    model: Any,  # an open_clip model of the name
+    name: str,
+    path: str | Path,  # the file, for the message
+) -> None:
+    "Raise `QKSError` where a file does not hold the weights of the model that its user named."
+    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    shapes = {key: tuple(value.shape) for key, value in state.items()}
+    differing = [key for key in expected if key in shapes and shapes[key] != expected[key]]
+    missing = [key for key in expected if key not in shapes]
+    unknown = [key for key in shapes if key not in expected]
+    if differing:
+        key = differing[0]
+        reason = f"{key} is {list(shapes[key])} there, and {list(expected[key])} in {name}"
+    elif missing:
+        reason = f"{missing[0]} is missing"
+    elif unknown:
+        reason = f"{name} has no {unknown[0]}"
+    else:
+        return
+    raise QKSError(
+        f"weight file {path} does not hold the weights of {name} ({reason}): "
+        "name the model that the file belongs to (--vlp), or give another file"
+    )
+
+# %% ../../nbs/vlp/05_loading.ipynb #f59fda5c
+def log_assumptions(
+    name: str,  # of the model
+    path: str | Path,  # its weight file
+    is_activation_known: bool,  # whether the file, its name or the user says it
+) -> None:
+    "Say what is assumed where open_clip has weights of this model that need another activation or preprocessing."
+    tags = [get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
+    assumed = []
+    if not is_activation_known and any(tag.get("quick_gelu") for tag in tags):
+        hint = f"name {name}-quickgelu" if f"{name}-quickgelu" in open_clip.list_models() else "pass quick_gelu=True"
+        assumed.append(f"GELU as activation (for weights of OpenAI, MetaCLIP or DFN {hint})")
+    if len({tuple(tag["mean"]) for tag in tags if tag.get("mean")}) > 1:
+        assumed.append("colours normalised as CLIP's (some weights of this model want others)")
+    if assumed:
+        logger.warning(f"weight file {path} does not say it all; assumed for {name}: {' and '.join(assumed)}")
+
+# %% ../../nbs/vlp/05_loading.ipynb #77d7082d
+@contextmanager
+def _weights_follow() -> Iterator[None]:
+    "Keep back open_clip's warning that a model has random weights, where those of a file replace them at once."
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "No pretrained weights" not in record.getMessage()
+
+    root = logging.getLogger()
+    root.addFilter(is_other)
+    try:
+        yield
+    finally:
+        root.removeFilter(is_other)
+
+# %% ../../nbs/vlp/05_loading.ipynb #41eb5c07
+def _load_named_file(
+    name: str,  # a model name of open_clip, which decides on architecture and activation
+    path: str | Path,  # a weight file
+    quick_gelu: bool | None,  # None: as the name means it
+) -> LoadedClip:
+    "An open_clip model with the weights of a file; raises `QKSError` where the file belongs to another model."
+    check_name(name)
+    state, is_openai = read_weights(path)
+    known = check_activation(path, is_openai, name, quick_gelu)
+    try:
+        with _weights_follow():
+            model = open_clip.create_model(name, load_weights=False, force_quick_gelu=bool(known))
+        tokenizer = open_clip.get_tokenizer(name)
+    except Exception as error:  # towers of other libraries, which may ask a network for their configuration
+        raise QKSError(f"open_clip cannot build {name} ({type(error).__name__}: {str(error)[:80]})") from error
+    if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
+        state = convert_to_custom_text_state_dict(state)
+    for scalar in ("logit_scale", "logit_bias"):  # a number in some files, a list of one in others
+        if scalar in state and getattr(model, scalar, None) is not None:
+            state[scalar] = state[scalar].reshape(getattr(model, scalar).shape)
+    check_fit(state, model, name, path)
+    model.load_state_dict(state)
+    log_assumptions(name, path, known is not None)
+    return LoadedClip(model, tokenizer, bool(known))
+
 # %% ../../nbs/vlp/05_loading.ipynb #5fca236d
 def _load_pocket() -> LoadedClip:
     "The model that the library ships."
@@ -154,25 +298,29 @@ def _is_weight_file(
 
 # %% ../../nbs/vlp/05_loading.ipynb #66ced439
 def _load_clip(
-    name: str,
+    name: str | None,  # None: "pocket", or with a weight file what its weights show
     pretrained: str | Path | Literal[False] | None,
-    quick_gelu: bool,
+    quick_gelu: bool | None,
 ) -> LoadedClip:
     "The model that the arguments of `load_vlp` ask for; raises `QKSError` where they contradict each other."
-    if pretrained and _is_weight_file(pretrained):
-        return _load_file(pretrained, quick_gelu)
-    if not quick_gelu:
+    file = str(pretrained) if pretrained and _is_weight_file(pretrained) else None
+    if name is None and file:
+        return _load_file(file, quick_gelu)
+    name = name or "pocket"
+    if name == "pocket" and pretrained is not None:
         raise QKSError(
-            f"quick_gelu=False (--gelu) says how a weight file was trained, but {name} with "
+            f"pretrained={str(pretrained)!r} does not go with the embedded model, which has weights of its own: "
+            "leave it out, or name the model that they belong to (--vlp, such as ViT-B-16)"
+        )
+    if file:
+        return _load_named_file(name, file, quick_gelu)
+    if quick_gelu is not None:
+        raise QKSError(
+            f"quick_gelu={quick_gelu} (False: --gelu) says how a weight file was trained, but {name} with "
             f"{pretrained or 'its own weights'} is no such file: leave it out"
         )
     if name == "pocket":
-        if pretrained is None:
-            return _load_pocket()
-        raise QKSError(
-            f"pretrained={pretrained!r} does not go with the embedded model, which has weights of its own: "
-            "leave it out, or name another model"
-        )
+        return _load_pocket()
     if pretrained is None:
         raise QKSError(
             f"model {name!r} needs weights: pass pretrained= a tag such as 'openai', or the path of a weight file"
@@ -183,11 +331,11 @@ def _load_clip(
 def check_device(
     device: str | torch.device | None = None,  # None: CUDA where there is one, else the CPU
 ) -> torch.device:
-    "The device asked for; raises `QKSError` where torch does not see it."
+    "The device asked for; raises `QKSError` where torch does not see it, or cannot compute there."
     try:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # unknown name, or no such device
+        torch.zeros(1, device=device).item()  # refused by "meta", which holds no numbers
+    except (RuntimeError, AssertionError, TypeError) as error:  # unknown name, no such device, or no name at all
         reason = str(error).splitlines()[0][:80]
         raise QKSError(
             f"device {str(device)!r} is not available ({reason}): use cpu, or a device that torch sees"
@@ -203,30 +351,51 @@ def _test_time_transform(
     settings = {key: noted.get(key) for key in ("mean", "std", "interpolation", "resize_mode")}  # None: CLIP's own
     return open_clip.image_transform(visual.image_size, is_train=False, **settings)
 
+# %% ../../nbs/vlp/05_loading.ipynb #f0be4240
+def check_argument_types(
+    name: Any,
+    pretrained: Any,
+    quick_gelu: Any,
+) -> None:
+    "Raise `QKSError` for arguments of `load_vlp` of another type."
+    if not isinstance(name, str | None):
+        raise QKSError(f"name is {name!r}: give 'pocket', or the name of an open_clip model such as 'ViT-B-16'")
+    if not (isinstance(pretrained, str | Path | None) or pretrained is False):
+        raise QKSError(f"pretrained is {pretrained!r}: give a weight tag such as 'openai', a file, or False")
+    if not isinstance(quick_gelu, bool | None):
+        raise QKSError(f"quick_gelu is {quick_gelu!r}: give True, False or None")
+
 # %% ../../nbs/vlp/05_loading.ipynb #c2c7b577
 def load_vlp(
-    name: str = "pocket",  # "pocket", or a model name of open_clip
+    name: str | None = None,  # "pocket", or a model name of open_clip; None: pocket, or what a weight file shows
     pretrained: str | Path | Literal[False] | None = None,  # a weight tag, a file, or False: random weights
     device: str | torch.device | None = None,  # where it runs; None: CUDA where there is one, else the CPU
     precision: str = "fp32",  # "fp32", "bf16" or "fp16"
     drop_cls: bool = False,  # leave the CLS token out of the image tokens
-    quick_gelu: bool = True,  # for a weight file: trained with QuickGELU, as OpenAI's were
+    quick_gelu: bool | None = None,  # of a weight file: trained with QuickGELU; None: as its model has it in open_clip
 ) -> VLP:  # frozen, in eval mode
-    "Load a vision-language model; raises `QKSError` for an unknown model or file, and where weights cannot be fetched."
+    """Load a vision-language model.
+
+    The name decides on architecture and activation, also of a weight file. Raises `QKSError` for an unknown model or
+    file, for a file of another model, and where weights cannot be fetched.
+    """
     if precision not in PRECISIONS:
         raise QKSError(f"unknown precision {precision!r}: give 'fp32', 'bf16' or 'fp16'")
-    model, tokenizer = _load_clip(name, pretrained, quick_gelu)
-    model = model.float().to(check_device(device))
+    check_argument_types(name, pretrained, quick_gelu)
+    loaded = _load_clip(name, pretrained, quick_gelu)
+    model = loaded.model.float().to(check_device(device))
+    if name is None and not pretrained:
+        name = "pocket"
     source: dict[str, Any] = {
         "name": name,
         "pretrained": pretrained,
         "drop_cls": drop_cls,
-        "quick_gelu": quick_gelu,
+        "quick_gelu": loaded.quick_gelu,
     }
-    shown_name = name
+    shown_name = str(name)
     if pretrained and _is_weight_file(pretrained):
         source["pretrained"] = str(Path(pretrained).absolute())
         shown_name = str(pretrained)
-    vlp = VLP(model, _test_time_transform(model.visual), tokenizer, shown_name, precision, drop_cls)
+    vlp = VLP(model, _test_time_transform(model.visual), loaded.tokenizer, shown_name, precision, drop_cls)
     vlp.source = source
     return vlp
