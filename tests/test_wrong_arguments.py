@@ -148,12 +148,32 @@ def test_labels_that_are_clear_are_taken(labels):
     assert len(Targets(torch.tensor(labels))) == len(labels)
 
 
-@pytest.mark.parametrize("n_labels, topk", [(1, {1}), (2, {1}), (3, {3}), (4, {3}), (5, {3, 5}), (9, {3, 5})])
-def test_few_labels_train_with_the_default_topk(n_labels, topk):
+@pytest.mark.parametrize(
+    "n_labels, protocol, topk",
+    [
+        (1, "own-data", {1}),
+        (2, None, {1}),
+        (3, None, {3}),
+        (3, "own-data", {1}),
+        (4, None, {3}),
+        (5, None, {3, 5}),
+        (9, None, {3, 5}),
+    ],
+)
+def test_few_labels_train_with_the_default_topk(n_labels, protocol, topk):
     tokens, labels, embeddings = toy(n_labels)
     head = QKSHead(torch.randn(64, 8), HeadConfig(2, 1))
-    (row,) = fit(head, (tokens, labels), embeddings, (tokens, labels), TrainConfig(epochs=1, batch_size=4))
+    config = TrainConfig(epochs=1, batch_size=4, protocol=protocol)
+    (row,) = fit(head, (tokens, labels), embeddings, (tokens, labels), config)
     assert {int(name.removeprefix("F1@")) for name in row if name.startswith("F1@")} == topk
+
+
+def test_one_label_needs_images_without_it():
+    "Under the official protocol images without a label do not take part, so that nothing could choose the epoch."
+    tokens, labels, embeddings = toy(1)
+    head = QKSHead(torch.randn(64, 8), HeadConfig(2, 1))
+    with pytest.raises(QKSError, match="not one validation image lacks a label .* choose another protocol"):
+        fit(head, (tokens, labels), embeddings, (tokens, labels), TrainConfig(epochs=1))
 
 
 def test_a_topk_that_is_given_is_kept():
