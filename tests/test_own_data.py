@@ -205,7 +205,7 @@ def test_test_images_are_drawn_by_label(tmp_path):
     }
     other = index_splits(tmp_path, "folder", test_part=0.25, test_seed=1)
     assert other["test"].images != splits["test"].images
-    with pytest.raises(QKSError, match="leaves one part empty"):
+    with pytest.raises(QKSError, match="test_part is 0: give a part of the images between 0 and 1"):
         index_splits(tmp_path, "folder", test_part=0)
 
 
@@ -369,6 +369,14 @@ def test_a_training_set_alone(tmp_path, capsys):
     assert main(["evaluate", str(out), str(root)]) == 2
     assert main(["train", str(root), "--out", str(tmp_path / "b"), *QUICK, "--selection", "official"]) == 2
     assert "has none: leave it out" in capsys.readouterr().err
+
+
+def test_without_test_images_evaluating_says_how_to_get_some(tmp_path, capsys):
+    root = write_table(tmp_path / "data", "train", defects(8, 2))
+    prepare(root, "folder")
+    assert main(["evaluate", "pocket", str(root)]) == 2
+    words = " ".join(capsys.readouterr().err.split())
+    assert "was prepared without test images: write a table of them" in words and "--test-part 0.2" in words
 
 
 def test_a_test_table_that_is_gone_is_not_measured_from_memory(tmp_path):

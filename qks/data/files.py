@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BLOCK_BYTES', 'MAX_LINE_BYTES', 'MAX_NAME_LENGTH', 'CONTROL_CHARACTERS', 'find_file', 'open_bytes', 'line_blocks',
-           'raw_lines', 'text_lines', 'read_names', 'inside_path', 'locate_list', 'names_inside', 'read_label_list',
-           'read_image_list', 'TableBlock', 'table_blocks', 'read_table', 'csv_rows']
+           'raw_lines', 'text_lines', 'read_names', 'inside_path', 'locate_list', 'names_inside', 'read_image_list',
+           'TableBlock', 'table_blocks', 'read_table', 'csv_rows']
 
 # %% ../../nbs/data/01_files.ipynb #532106f3
 import csv
@@ -212,14 +212,6 @@ def names_inside(
     folder = Path(os.path.abspath(root))  # links stay as they are: a linked file inside is watched as well
     paths = [Path(os.path.abspath(locate_list(root, name))) for name in names if name]
     return [path.relative_to(folder).as_posix() for path in paths if path.is_relative_to(folder)]
-
-# %% ../../nbs/data/01_files.ipynb #9791a92b
-def read_label_list(
-    root: str | Path,  # the data set's folder
-    name: str | None,  # a list of labels, one per line; None for no list
-) -> list[str] | None:  # the labels
-    "Read a list of labels that the user named; raises `QKSError` where it is missing or malformed."
-    return read_names(locate_list(root, name)) if name else None
 
 # %% ../../nbs/data/01_files.ipynb #383392af
 _NEEDS_NORMALISING = ("//", "/.", "\n/", "\n.", "/\n", "/ ", ":")  # a path without these is as `inside_path` returns it

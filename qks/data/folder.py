@@ -6,12 +6,13 @@
 __all__ = ['index_folder', 'FolderOptions', 'index_folder_splits']
 
 # %% ../../nbs/data/08_folder.ipynb #f498ec29
+import difflib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..core import QKSError, check_labels
+from ..core import QKSError, check_count, check_labels
 from .files import find_file, inside_path, locate_list, names_inside, read_image_list
 from .index import Index, ProtocolName, index_pairs, source_digest, without_unseen
 from .label_text import clean_name, describe_twins, find_twins, twin_key
@@ -152,6 +153,12 @@ class FolderOptions(TableOptions):
     # counts, also one without a label; official: the authors' for NUS-WIDE
     protocol: ProtocolName = "own-data"
 
+    def __post_init__(self):
+        super().__post_init__()
+        check_count("test_seed", self.test_seed, least=0)
+        if self.test_part is not None and not 0 < self.test_part < 1:
+            raise QKSError(f"test_part is {self.test_part}: give a part of the images between 0 and 1, such as 0.2")
+
 # %% ../../nbs/data/08_folder.ipynb #4f4850ab
 def _read_list(
     root: str | Path,  # the folder
@@ -279,6 +286,21 @@ def _describe_lists(
         if not names_inside(root, [name])
     ]
 
+# %% ../../nbs/data/08_folder.ipynb #9c377230
+def _describe_unknown(
+    train: Index,  # the training table, all labels
+    options: FolderOptions,
+) -> list[str]:  # sentences
+    "Say which labels of the list of unseen ones are not in the training table, where no test image can show them."
+    S = train.n_seen
+    names = [label for label, count in zip(train.label_ids[S:], train.positives()[S:]) if not count]
+    if not names:
+        return []
+    similar = difflib.get_close_matches(names[0], train.label_ids[:S], n=1, cutoff=0.7)
+    suggestion = f"; is it {similar[0]!r}, which is trained on?" if similar else ""
+    labels = "1 label of it is" if len(names) == 1 else f"{len(names):,} labels of it are"
+    return [f"{options.unseen}: {labels} in no row of {options.train}, such as {names[0]!r}{suggestion}"]
+
 # %% ../../nbs/data/08_folder.ipynb #c0e99737
 def index_folder_splits(
     root: str | Path,  # the folder
@@ -302,6 +324,8 @@ def index_folder_splits(
         train = indexes["train"]
         if options.validation:
             train = _read_validation(root, options, train, unseen, lists)
+        if "test" not in indexes:
+            notes += _describe_unknown(train, options)
         train = without_unseen(train)
         images = set(train.images)
         validation = tuple(image for image in train.validation if image in images)

@@ -269,6 +269,13 @@ def open_split(
             raise QKSError(f"{error} ({_prepare_command(root)}, with the options of the first time)") from error
     if dataset and dataset.is_ready:
         return dataset.index(root, (split,), dataset.make_options())[split]
+    if split == "test" and any(path.exists() for path in index_paths(root, "train")):
+        train = open_split(root, "train")
+        if train.is_own:
+            raise QKSError(
+                f"{root} was prepared without test images: write a table of them (test.csv, or --test FILE), or draw a "
+                f"part of the training images (--test-part 0.2), and run {_prepare_command(root)} again"
+            )
     names = "" if dataset else f", DATASET being one of {', '.join(DATASETS)}"
     raise QKSError(f"{root} has no index of its {split} split: run {_prepare_command(root)} first{names}")
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from ..core import QKSError
+from ..core import QKSError, check_fields
 from .files import CONTROL_CHARACTERS, open_bytes
 from qks.data.label_text import (
     NO_LABEL_WORDS,
@@ -52,6 +52,9 @@ class TableOptions:
     merge_twins: bool = False  # labels that differ in capitals, hyphens, underscores or blanks only are one label
     encoding: str | None = None  # of the tables and lists, such as cp1252 or utf-16
     column_separator: str | None = None  # between two columns: a character, or tab
+
+    def __post_init__(self):
+        check_fields(self)
 
 # %% ../../nbs/data/16_table.ipynb #131193d6
 class DecodedText(NamedTuple):
@@ -538,6 +541,18 @@ def _read_parts(
         parts.append(part)
     return parts
 
+# %% ../../nbs/data/16_table.ipynb #f7f5a9b0
+def _has_parts_only(
+    table: CellTable,
+    position: int,
+) -> bool:
+    "Whether a column of any other name says train, val or test in every row, and not the same everywhere."
+    key = _column_key(table.header.cells[position])
+    if key.rstrip("0123456789") in (*_LABEL_KEYS, *_IMAGE_KEYS):
+        return False
+    parts = {_part(cell, "") for cell in dict.fromkeys(row.cells[position] for row in table.rows)}
+    return len(parts) > 1 and None not in parts
+
 # %% ../../nbs/data/16_table.ipynb #b43823a6
 class SplitColumn(NamedTuple):
     "The part of each row."
@@ -559,7 +574,11 @@ def _find_split_column(
     if name is not None:
         positions = [_column_named(name, table, "--split-column")]
     else:
-        positions = [n for n, key in enumerate(keys) if key in _SPLIT_KEYS or key in _PART_FLAG_KEYS]
+        positions = [
+            position
+            for position, key in enumerate(keys)
+            if key in _SPLIT_KEYS or key in _PART_FLAG_KEYS or _has_parts_only(table, position)
+        ]
     remarks = []
     fitting = []
     for position in positions:
@@ -748,6 +767,27 @@ def _describe_columns(
     mark = {"\t": "tab"}.get(table.separator, repr(table.separator))
     return f"columns are separated by {mark}: {'; '.join(items)}"
 
+# %% ../../nbs/data/16_table.ipynb #b264036d
+_ANSWER_KEYS = ("confidence", "value", "present", "presence", "ispresent", "positive", "verified", "exists", "answer")
+
+
+def _describe_answers(
+    table: CellTable,
+    labels: LabelColumns,
+) -> list[str]:  # sentences
+    "Say which columns seem to deny the labels of some rows, and are not used."
+    remarks = []
+    for position, name in enumerate(table.header.cells):
+        flags = [_flag(row.cells[position], ()) for row in table.rows]
+        n_denied = sum(flag in ("0", "-1") for flag in flags)
+        is_answer = _column_key(name) in _ANSWER_KEYS and position not in labels.positions and None not in flags
+        if is_answer and n_denied and not labels.are_flags:
+            remarks.append(
+                f"column {name!r} is not used: the rows where it is 0 ({n_denied:,}) count as showing their label; "
+                "delete them if they do not"
+            )
+    return remarks
+
 # %% ../../nbs/data/16_table.ipynb #9eef8204
 def _respell(
     row: ImageRow,
@@ -817,6 +857,7 @@ def read_table(
     remarks = [
         *table.remarks,
         _describe_columns(table, image_column, columns, split),
+        *_describe_answers(table, columns),
         *split.remarks,
         *location_remarks,
         *label_remarks,

@@ -8,7 +8,7 @@ __all__ = ['VOC_CLASSES', 'VOCObject', 'read_voc_objects', 'index_voc', 'VOCOpti
 # %% ../../nbs/data/07_voc.ipynb #7887c816
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree.ElementTree import Element, ParseError
@@ -17,8 +17,9 @@ from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from ..core import QKSError, check_fields
-from .files import find_file, inside_path, names_inside, open_bytes, read_label_list, read_names
+from .files import find_file, inside_path, locate_list, names_inside, open_bytes, read_names
 from .index import Index, index_pairs, source_digest, without_unseen
+from .table import LabelFile, read_label_file
 
 # %% ../../nbs/data/07_voc.ipynb #d321d556
 # fmt: off
@@ -165,9 +166,14 @@ def index_voc_splits(
 ) -> dict[str, Index]:
     "Index the splits of PASCAL VOC 2007."
     official = {"train": "trainval", "test": "test"}
-    unseen = read_label_list(root, options.unseen) or ()
+    listed = LabelFile([], [])
+    if options.unseen:
+        listed = read_label_file(locate_list(root, options.unseen))
+    notes = tuple(f"{options.unseen}: {remark}" for remark in listed.remarks)
     lists = names_inside(root, [options.unseen])
-    indexes = {split: index_voc(root, official[split], unseen, lists=lists) for split in splits}
+    indexes = {
+        split: replace(index_voc(root, official[split], listed.labels, lists=lists), notes=notes) for split in splits
+    }
     if "train" in indexes:
         indexes["train"] = without_unseen(indexes["train"])
     return indexes
