@@ -499,3 +499,26 @@ def test_a_table_by_path(tmp_path, monkeypatch):
     (tmp_path / "train.csv").write_text("image,labels\nx.jpg,x\n")  # of another data set
     with pytest.raises(QKSError, match="train.csv is missing"):
         index_splits(root, "folder", ["train"])
+
+
+def test_a_table_of_images_to_measure_needs_no_labels(tmp_path, capsys):
+    root = write_table(tmp_path / "data" / "pictures", "test", defects(8, 2)).parent
+    (root / "pictures/test.csv").rename(root / "test.csv")
+    prepare(root, "folder", ["test"], image_folder="pictures")
+    listed = tmp_path / "images.csv"
+    listed.write_text("file_name\ntest000.png\ntest001.png\ntest000.png\n")
+    chosen = select_images(open_split(root, "test"), listed)
+    assert chosen.images == ("test000.png", "test001.png")
+    assert main(["evaluate", "pocket", str(root), "--images", str(listed)]) == 0
+    assert "2 of 8 test images and 1 of 1 labels were measured" in capsys.readouterr().out
+
+
+def test_labels_to_measure_are_read_as_asked(tmp_path, capsys):
+    root = write_table(tmp_path / "data", "test", ['"salt, pepper"', "dog", "", "salt|dog"])
+    prepare(root, "folder", ["test"], label_separator="|")
+    words = ["evaluate", "pocket", str(root), "--labels", "salt, pepper"]
+    assert main(words) == 2 and "label 'pepper' is not among the 3" in " ".join(capsys.readouterr().err.split())
+    assert main([*words, "--label-separator", "none"]) == 0
+    assert "1 of 3 labels were measured" in capsys.readouterr().out
+    assert main(["evaluate", "pocket", str(root), "--labels", ""]) == 2
+    assert "the list of labels to measure is empty" in " ".join(capsys.readouterr().err.split())

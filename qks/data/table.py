@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TableOptions', 'DecodedText', 'decode_text', 'CellRow', 'CellTable', 'read_cells', 'LabelColumns', 'SplitColumn',
-           'read_parts', 'ImageRow', 'Table', 'merge_spellings', 'read_table', 'LabelFile', 'read_label_file']
+           'read_parts', 'ImageRow', 'Table', 'merge_spellings', 'read_table', 'read_image_column', 'LabelFile',
+           'read_label_file']
 
 # %% ../../nbs/data/16_table.ipynb #37396f28
 import codecs
@@ -863,6 +864,21 @@ def read_table(
         *label_remarks,
     ]
     return _assemble(table.path, rows, remarks, options.merge_twins)
+
+# %% ../../nbs/data/16_table.ipynb #c521182a
+def read_image_column(
+    path: str | Path,  # a table with names in its first line
+    image_folder: str | Path,  # where the images are
+    options: TableOptions = TableOptions(),
+) -> list[str]:  # distinct paths relative to the image folder
+    "Read the images of a table, whatever its other columns are; raises `QKSError` with the line for what is no image."
+    table = read_cells(path, options)
+    column = _find_image_column(table, options.image_column)
+    if not table.rows:
+        raise QKSError(f"{path} has no row below its header: expected one image per row")
+    _check_cells(table, [column], column)
+    places = [table.place(row) for row in table.rows]
+    return list(dict.fromkeys(locate_images(image_folder, [row.cells[column] for row in table.rows], places).paths))
 
 # %% ../../nbs/data/16_table.ipynb #b67a00f5
 class LabelFile(NamedTuple):
