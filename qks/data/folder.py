@@ -7,7 +7,7 @@ __all__ = ['index_folder', 'FolderOptions', 'index_folder_splits']
 
 # %% ../../nbs/data/08_folder.ipynb #f498ec29
 import difflib
-import os
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,9 +73,18 @@ def _find_table(
     table: str,  # as the user named it
 ) -> Path:
     "A table in the folder, or else in the current one; raises `QKSError` where it is missing."
-    inside = os.path.isfile(Path(root, table))
+    own = Path(table)
+    of_dataset = Path(root, table)
     is_default = table in _DEFAULT_TABLES  # one of these in the current folder belongs to another data set
-    return find_file(root, table) if inside or is_default or not os.path.isfile(table) else Path(table)
+    if is_default or not own.is_file():
+        return find_file(root, table)
+    if not of_dataset.is_file():
+        return own
+    if not own.samefile(of_dataset):
+        logging.getLogger("qks.data").warning(
+            "%s is in the current folder and in %s: the one in %s is read", own, root, root
+        )
+    return find_file(root, table)
 
 # %% ../../nbs/data/08_folder.ipynb #921014df
 def index_folder(
@@ -134,8 +143,10 @@ def index_folder(
 class FolderOptions(TableOptions):
     "What can be chosen about a folder of your own."
 
-    train: str = "train.csv"  # table of training images below ROOT: a header image,labels, '|' between labels
-    test: str = "test.csv"  # table of the test images, relative to ROOT
+    # table of the training images, with a header such as image,labels; in ROOT, or else in the current folder
+    train: str = "train.csv"
+
+    test: str = "test.csv"  # table of the test images, likewise
     test_part: float | None = None  # part of the training table's images to test on, drawn by label, such as 0.2
     test_seed: int = 0  # of that draw
 
