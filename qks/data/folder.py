@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core import QKSError, check_count, check_labels
-from .files import find_file, inside_path, locate_list, names_inside, read_image_list
+from .files import find_file, find_list, inside_path, locate_list, names_inside, read_image_list
 from .index import Index, ProtocolName, index_pairs, source_digest, without_unseen
 from .label_text import clean_name, describe_twins, find_twins, twin_key
 from .own_splits import add_validation, stratified_holdout
@@ -292,7 +292,7 @@ def _describe_lists(
     "Say which lists lie outside the folder, so that the index cannot tell when they change."
     given = [name for name in (options.seen, options.unseen, options.validation) if name]
     return [
-        f"{locate_list(root, name).absolute()} is outside the folder: prepare again when it changes"
+        f"{find_list(root, name).absolute()} is outside the folder: prepare again when it changes"
         for name in given
         if not names_inside(root, [name])
     ]
