@@ -522,3 +522,23 @@ def test_labels_to_measure_are_read_as_asked(tmp_path, capsys):
     assert "1 of 3 labels were measured" in capsys.readouterr().out
     assert main(["evaluate", "pocket", str(root), "--labels", ""]) == 2
     assert "the list of labels to measure is empty" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_label_that_only_validation_images_show_is_said(tmp_path):
+    root = write_table(tmp_path / "data", "train", ["dog", "", "dog", "", "bee", ""], pictures=False)
+    write_table(root, "test", ["dog", ""], pictures=False)
+    (root / "validation.txt").write_text("train002.png\ntrain003.png\ntrain004.png\n")
+    splits = index_splits(root, "folder", validation="validation.txt")
+    assert splits["train"].label_ids == ("dog",)
+    assert splits["test"].label_ids == ("dog", "bee") and splits["test"].n_seen == 1
+    expected = (
+        "label 'bee' has no training images and 1 validation image and no test images: "
+        "it is not trained on, and counts as unseen; no table has a number for it"
+    )
+    assert expected in splits["test"].notes
+
+
+def test_a_table_without_any_label_is_refused(tmp_path):
+    write_table(tmp_path, "train", ["", "", ""], pictures=False)
+    with pytest.raises(QKSError, match="no training image in .* has a label, so there is none to train on"):
+        index_splits(tmp_path, "folder")

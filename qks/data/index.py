@@ -340,6 +340,8 @@ def without_unseen(
     "Take unseen labels out of a training split, and images without any other; raises `QKSError` where none is seen."
     n = len(index)
     S = index.n_seen
+    if not index.label_ids:
+        raise QKSError(f"no training image in {index.root} has a label, so there is none to train on: add some that do")
     if not S:
         raise QKSError(
             f"all {len(index.label_ids)} labels in {index.root} are unseen ones, so there is none to train on: "

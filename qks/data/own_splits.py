@@ -175,10 +175,14 @@ def settle_labels(
     for name, index in splits.items():
         side = "training" if name == "train" else name
         n_seen = index.n_seen
+        held_out: dict[str, int] = {}
         if index.validation:
-            index = split_validation(index)[0]
+            index, validation = split_validation(index)
+            held_out = dict(zip(validation.label_ids, validation.positives().tolist()))
         for label, count in zip(index.label_ids[:n_seen], index.positives().tolist()):
             counts.setdefault(label, {})[side] = count
+            if not count and held_out.get(label):
+                counts[label]["validation"] = held_out[label]
     remarks = [count_note(label, by_side) for label, by_side in counts.items()]
     notes = tuple(remark for remark in remarks if remark)
     settled = move_untrained_labels(splits)
