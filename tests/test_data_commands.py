@@ -342,7 +342,8 @@ def test_train_and_evaluate_read_what_was_prepared(tmp_path, capsys):
     assert main(["train", str(root), "--out", str(tmp_path / "prepared"), *recipe]) == 0
     assert (tmp_path / "prepared/table.md").read_text() == table
     assert main(["evaluate", str(tmp_path / "prepared/model"), str(root)]) == 0
-    os.utime(root / "ImageList/TestImagelist.txt", (1, 1))
+    names = (root / "ImageList/TestImagelist.txt").read_text().splitlines()
+    (root / "ImageList/TestImagelist.txt").write_text("\n".join(reversed(names)) + "\n")
     capsys.readouterr()
     for line in (["train", str(root), "--out", str(tmp_path / "new")], ["evaluate", "pocket", str(root)]):
         assert (

@@ -205,7 +205,7 @@ def test_test_images_are_drawn_by_label(tmp_path):
     }
     other = index_splits(tmp_path, "folder", test_part=0.25, test_seed=1)
     assert other["test"].images != splits["test"].images
-    with pytest.raises(QKSError, match="leaves one part empty"):
+    with pytest.raises(QKSError, match="test_part is 0: give a part of the images between 0 and 1"):
         index_splits(tmp_path, "folder", test_part=0)
 
 
@@ -371,6 +371,14 @@ def test_a_training_set_alone(tmp_path, capsys):
     assert "has none: leave it out" in capsys.readouterr().err
 
 
+def test_without_test_images_evaluating_says_how_to_get_some(tmp_path, capsys):
+    root = write_table(tmp_path / "data", "train", defects(8, 2))
+    prepare(root, "folder")
+    assert main(["evaluate", "pocket", str(root)]) == 2
+    words = " ".join(capsys.readouterr().err.split())
+    assert "was prepared without test images: write a table of them" in words and "--test-part 0.2" in words
+
+
 def test_a_test_table_that_is_gone_is_not_measured_from_memory(tmp_path):
     write_table(tmp_path, "train", ["a", "b"] * 5)
     write_table(tmp_path, "test", ["a", "b"])
@@ -491,3 +499,46 @@ def test_a_table_by_path(tmp_path, monkeypatch):
     (tmp_path / "train.csv").write_text("image,labels\nx.jpg,x\n")  # of another data set
     with pytest.raises(QKSError, match="train.csv is missing"):
         index_splits(root, "folder", ["train"])
+
+
+def test_a_table_of_images_to_measure_needs_no_labels(tmp_path, capsys):
+    root = write_table(tmp_path / "data" / "pictures", "test", defects(8, 2)).parent
+    (root / "pictures/test.csv").rename(root / "test.csv")
+    prepare(root, "folder", ["test"], image_folder="pictures")
+    listed = tmp_path / "images.csv"
+    listed.write_text("file_name\ntest000.png\ntest001.png\ntest000.png\n")
+    chosen = select_images(open_split(root, "test"), listed)
+    assert chosen.images == ("test000.png", "test001.png")
+    assert main(["evaluate", "pocket", str(root), "--images", str(listed)]) == 0
+    assert "2 of 8 test images and 1 of 1 labels were measured" in capsys.readouterr().out
+
+
+def test_labels_to_measure_are_read_as_asked(tmp_path, capsys):
+    root = write_table(tmp_path / "data", "test", ['"salt, pepper"', "dog", "", "salt|dog"])
+    prepare(root, "folder", ["test"], label_separator="|")
+    words = ["evaluate", "pocket", str(root), "--labels", "salt, pepper"]
+    assert main(words) == 2 and "label 'pepper' is not among the 3" in " ".join(capsys.readouterr().err.split())
+    assert main([*words, "--label-separator", "none"]) == 0
+    assert "1 of 3 labels were measured" in capsys.readouterr().out
+    assert main(["evaluate", "pocket", str(root), "--labels", ""]) == 2
+    assert "the list of labels to measure is empty" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_label_that_only_validation_images_show_is_said(tmp_path):
+    root = write_table(tmp_path / "data", "train", ["dog", "", "dog", "", "bee", ""], pictures=False)
+    write_table(root, "test", ["dog", ""], pictures=False)
+    (root / "validation.txt").write_text("train002.png\ntrain003.png\ntrain004.png\n")
+    splits = index_splits(root, "folder", validation="validation.txt")
+    assert splits["train"].label_ids == ("dog",)
+    assert splits["test"].label_ids == ("dog", "bee") and splits["test"].n_seen == 1
+    expected = (
+        "label 'bee' has no training images and 1 validation image and no test images: "
+        "it is not trained on, and counts as unseen; no table has a number for it"
+    )
+    assert expected in splits["test"].notes
+
+
+def test_a_table_without_any_label_is_refused(tmp_path):
+    write_table(tmp_path, "train", ["", "", ""], pictures=False)
+    with pytest.raises(QKSError, match="no training image in .* has a label, so there is none to train on"):
+        index_splits(tmp_path, "folder")

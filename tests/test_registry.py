@@ -11,9 +11,10 @@ from PIL import Image
 
 from qks.core import QKSError
 from qks.data import DATASETS, Dataset, Index, check_dataset, open_split, open_splits, prepare
-from qks.data.files import read_label_list, text_lines
+from qks.data.files import locate_list, text_lines
 from qks.data.index import index_pairs, source_digest, without_unseen
 from qks.data.registry import detect_dataset, find_dataset
+from qks.data.table import read_label_file
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class ToyOptions:
 
 def index_toy(root, splits, options) -> dict[str, Index]:
     "Index files such as toy-train.txt, each line an image and its label."
-    unseen = read_label_list(root, options.unseen) or []
+    unseen = read_label_file(locate_list(root, options.unseen)).labels if options.unseen else []
     rows = {split: [line.split() for line in text_lines(Path(root) / f"toy-{split}.txt")] for split in splits}
     seen = sorted({label for _, label in sum(rows.values(), [])} - set(unseen))
     indexes = {}

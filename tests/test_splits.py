@@ -282,7 +282,7 @@ def test_one_table_for_both_splits(tmp_path):
             index_splits(tmp_path, "folder", test_part=0.2, test=test)
     (tmp_path / "test.csv").unlink()
     for part in (0, 1.5, 0.001):
-        with pytest.raises(QKSError, match="leaves one part empty"):
+        with pytest.raises(QKSError, match="leaves one part empty|give a part of the images between 0 and 1"):
             index_splits(tmp_path, "folder", test_part=part)
 
 
@@ -353,7 +353,8 @@ def test_an_empty_folder_names_all_commands(tmp_path):
 )
 def test_a_stale_index_is_not_used(nuswide, source):
     prepare(nuswide, "nuswide")
-    os.utime(nuswide / source, (1, 1))
+    content = (nuswide / source).read_bytes()
+    (nuswide / source).write_bytes(b"\n" + content)
     expected = (
         f"is stale: the raw files in {nuswide} have changed since it was built; build it again "
         f"(`qks data nuswide prepare {nuswide}`, with the options of the first time)"
@@ -361,8 +362,22 @@ def test_a_stale_index_is_not_used(nuswide, source):
     with pytest.raises(QKSError, match=re.escape(expected)):
         open_split(nuswide, "test")
     assert len(open_split(nuswide, "train")) == 31
-    prepare(nuswide, "nuswide")
+    (nuswide / source).write_bytes(content)  # at another time
     assert len(open_split(nuswide, "test")) == 30
+
+
+def test_a_copied_data_set_is_not_stale(own, tmp_path):
+    prepare(own, "folder", unseen="unseen.txt")
+    copy = tmp_path / "elsewhere" / "copy"
+    shutil.copytree(own, copy, copy_function=shutil.copy)  # without the times
+    for name in ("train.csv", "test.csv", "unseen.txt"):
+        os.utime(copy / name, (1, 1))
+    for split in SPLITS:
+        assert open_split(copy, split).images == open_split(own, split).images
+    content = (copy / "test.csv").read_text()
+    (copy / "test.csv").write_text(content.swapcase())  # of the same size
+    with pytest.raises(QKSError, match="is stale"):
+        open_split(copy, "test")
 
 
 def test_an_index_without_its_sources_is_not_used(nuswide):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, settings, strategies as st
-from test_formats import coco, write_coco, write_images
+from test_formats import annotation, coco, write_coco, write_images, write_voc
 
 from qks.commands.main import main
 from qks.commands.tag import read_label_arguments
@@ -15,6 +15,7 @@ from qks.data.folder import FolderOptions, index_folder, index_folder_splits
 from qks.data.label_text import read_label_cells, read_label_text, twin_key, write_label_text
 from qks.data.splits import open_split, prepare
 from qks.data.table import TableOptions, read_label_file, read_table
+from qks.data.voc import VOCOptions, index_voc_splits
 
 
 @pytest.fixture(autouse=True)
@@ -384,6 +385,30 @@ def test_a_split_that_is_unclear_is_asked(tmp_path, column, values, words):
     assert [row.part for row in read_table(path, TableOptions(split_column="none")).rows] == [None, None]
 
 
+@pytest.mark.parametrize("column", ["dataset", "data_type", "Group", "purpose"])
+def test_a_column_of_any_name_that_says_train_and_test_is_used(tmp_path, column):
+    lines = [f"image,labels,{column}", "1.jpg,dog,Train", "2.jpg,dog,val", "3.jpg,dog,test"]
+    path = write_table(tmp_path, *lines)
+    table = read_table(path)
+    assert [row.part for row in table.rows] == ["train", "val", "test"]
+    assert any(f"split from '{column}' (rows: 1 train, 1 val, 1 test)" in remark for remark in table.remarks)
+    assert not read_table(path, TableOptions(split_column="none")).parts
+
+
+def test_a_column_that_says_the_same_everywhere_or_names_labels_is_no_split(tmp_path):
+    path = write_table(tmp_path, "image,labels,source", "1.jpg,train,train", "2.jpg,test,train")
+    table = read_table(path)
+    assert not table.parts and table.label_names == ("train", "test")
+
+
+def test_rows_that_deny_a_label_are_pointed_out(tmp_path):
+    path = write_table(tmp_path, "image,label,confidence", "1.jpg,dog,1", "1.jpg,cat,0", "2.jpg,cat,1")
+    (remark,) = [remark for remark in read_table(path).remarks if "is not used: the rows" in remark]
+    assert remark.startswith("column 'confidence' is not used: the rows where it is 0 (1) count as showing their label")
+    path = write_table(tmp_path, "image,label,confidence", "1.jpg,dog,1", "2.jpg,cat,1")
+    assert not any("is not used: the rows" in remark for remark in read_table(path).remarks)
+
+
 def test_folds_are_no_split_and_that_is_said(tmp_path):
     path = write_table(tmp_path, "image,labels,fold", "1.jpg,dog,0", "2.jpg,dog,1")
     table = read_table(path)
@@ -490,7 +515,7 @@ def test_rows_that_contradict_each_other(tmp_path):
 @pytest.mark.parametrize(
     "name, path, words",
     [
-        ("/home/ann/data/beach/1.jpg", "beach/1.jpg", "by the end of the path"),
+        ("/srv/ann/data/beach/1.jpg", "beach/1.jpg", "by the end of the path"),
         ("/data/upload/7/1.jpg", "beach/1.jpg", "by the end of the path"),
         ("/data/upload/7/3f2a1b9c-1.jpg", "beach/1.jpg", "by the end of the path"),
         ("/data/local-files/?d=pics/beach%2F1.jpg", "beach/1.jpg", "by the end of the path"),
@@ -557,6 +582,25 @@ def test_no_picture_at_all_is_an_error(tmp_path):
     with pytest.raises(QKSError, match=words):
         prepare(tmp_path, "folder", ["test"])
     assert not list(tmp_path.glob("*.npz"))
+
+
+def test_unseen_labels_that_no_table_has_are_said(tmp_path):
+    (tmp_path / "train.csv").write_text("image,labels\n1.jpg,bee\n2.jpg,dog\n")
+    (tmp_path / "unseen.txt").write_text("bees\ndog\n")
+    index = index_folder_splits(tmp_path, ("train",), FolderOptions(unseen="unseen.txt"))["train"]
+    expected = "unseen.txt: 1 label of it is in no row of train.csv, such as 'bees'; is it 'bee', which is trained on?"
+    assert expected in index.notes
+
+
+@pytest.mark.parametrize("text", ["cat, dog", "['cat', 'dog']", "cat\n\ndog\n", "\ufeffcat\r\ndog"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_the_unseen_classes_of_voc_follow_the_rule(tmp_path, text, encoding):
+    write_voc(tmp_path, _000001=annotation())
+    path = tmp_path / "ImageSets/Main/test.txt"
+    path.write_text("000001\n")
+    (tmp_path / "unseen.txt").write_bytes(text.encode(encoding))
+    index = index_voc_splits(tmp_path, ("test",), VOCOptions(unseen="unseen.txt"))["test"]
+    assert index.label_names[index.n_seen :] == ("cat", "dog")
 
 
 @pytest.mark.parametrize("options", [{}, {"min_bytes": 1}])

@@ -113,7 +113,11 @@ def test_fit_takes_the_golden_steps_too(monkeypatch):
     head = golden_head()
     expected_head = golden_head()
     history = fit(
-        head, (image_tokens, labels), label_embeddings, (None, None), TrainConfig(epochs=20, lr=1e-3, batch_size=64)
+        head,
+        (image_tokens, labels),
+        label_embeddings,
+        (image_tokens, labels),
+        TrainConfig(epochs=20, lr=1e-3, batch_size=64),
     )
     assert [row["loss"] for row in history] == golden_steps(expected_head, *GOLDEN_BATCH)
     assert all(torch.equal(a, b) for a, b in zip(head.parameters(), expected_head.parameters(), strict=True))

@@ -14,6 +14,7 @@ from qks.core.errors import matches_type
 from qks.experiment.spec import RunOptions
 from qks.model.config import HeadConfig
 from qks.model.head import QKSHead
+from qks.model.scoring import score_batches
 from qks.model.tagger import QKS, rank_labels
 from qks.train.config import RunConfig, TrainConfig
 from qks.train.loop import fit
@@ -31,6 +32,10 @@ SETTINGS = {  # dataclass -> what it needs
     "qks.experiment.reproduction.ReproduceConfig": {},
     "qks.data.pocket.PocketConfig": {},
     "qks.data.coco.COCOOptions": {},
+    "qks.data.table.TableOptions": {},
+    "qks.data.folder.FolderOptions": {},
+    "qks.evaluate.protocols.Protocol": {"name": "mine", "rule": "any"},
+    "qks.experiment.spec.HoldoutConfig": {},
     "qks.data.voc.VOCOptions": {},
     "qks.data.openimages.OpenImagesOptions": {},
     "qks.fetch.policy.FetchPolicy": {},
@@ -148,12 +153,32 @@ def test_labels_that_are_clear_are_taken(labels):
     assert len(Targets(torch.tensor(labels))) == len(labels)
 
 
-@pytest.mark.parametrize("n_labels, topk", [(1, {1}), (2, {1}), (3, {3}), (4, {3}), (5, {3, 5}), (9, {3, 5})])
-def test_few_labels_train_with_the_default_topk(n_labels, topk):
+@pytest.mark.parametrize(
+    "n_labels, protocol, topk",
+    [
+        (1, "own-data", {1}),
+        (2, None, {1}),
+        (3, None, {3}),
+        (3, "own-data", {1}),
+        (4, None, {3}),
+        (5, None, {3, 5}),
+        (9, None, {3, 5}),
+    ],
+)
+def test_few_labels_train_with_the_default_topk(n_labels, protocol, topk):
     tokens, labels, embeddings = toy(n_labels)
     head = QKSHead(torch.randn(64, 8), HeadConfig(2, 1))
-    (row,) = fit(head, (tokens, labels), embeddings, (tokens, labels), TrainConfig(epochs=1, batch_size=4))
+    config = TrainConfig(epochs=1, batch_size=4, protocol=protocol)
+    (row,) = fit(head, (tokens, labels), embeddings, (tokens, labels), config)
     assert {int(name.removeprefix("F1@")) for name in row if name.startswith("F1@")} == topk
+
+
+def test_one_label_needs_images_without_it():
+    "Under the official protocol images without a label do not take part, so that nothing could choose the epoch."
+    tokens, labels, embeddings = toy(1)
+    head = QKSHead(torch.randn(64, 8), HeadConfig(2, 1))
+    with pytest.raises(QKSError, match="not one validation image lacks a label .* choose another protocol"):
+        fit(head, (tokens, labels), embeddings, (tokens, labels), TrainConfig(epochs=1))
 
 
 def test_a_topk_that_is_given_is_kept():
@@ -161,3 +186,53 @@ def test_a_topk_that_is_given_is_kept():
     head = QKSHead(torch.randn(64, 8), HeadConfig(2, 1))
     with pytest.raises(QKSError, match="5 labels per image.*at most 3"):
         fit(head, (tokens, labels), embeddings, (tokens, labels), TrainConfig(epochs=1, topk=(3, 5)))
+
+
+# ---- other arguments of another type
+
+
+@pytest.mark.parametrize(
+    "changes, match",
+    [
+        ({"train": 3}, "train is a int: give a pair, image tokens and labels"),
+        (
+            {"train": (np.zeros((12, 5, 64)), np.ones((12, 4)))},
+            "the image tokens of train are a ndarray: give a tensor",
+        ),
+        ({"train": (torch.zeros(12, 5, 64), [[1, -1]] * 12)}, "the labels of train are a list: give a tensor"),
+        ({"validation": (torch.zeros(2, 5, 64), None)}, "the labels of validation are a NoneType"),
+        ({"label_embeddings": np.zeros((4, 8))}, "label_embeddings are a ndarray: give a tensor"),
+        ({"config": {"epochs": 1}}, "config is a dict: give a TrainConfig"),
+        ({"run": "folder"}, "run is a str: give a RunConfig"),
+    ],
+    ids=str,
+)
+def test_arguments_of_fit(changes, match):
+    tokens, labels, embeddings = toy(4)
+    arguments = {
+        "train": (tokens, labels),
+        "label_embeddings": embeddings,
+        "validation": (tokens, labels),
+        "config": TrainConfig(epochs=1),
+        "run": None,
+    }
+    with pytest.raises(QKSError, match=match):
+        fit(QKSHead(torch.randn(64, 8), HeadConfig(2, 1)), **arguments | changes)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_training_computes_gradients_wherever_it_is_called(mode):
+    tokens, labels, embeddings = toy(4)
+    head = QKSHead(torch.randn(64, 8), HeadConfig(2, 1))
+    before = [weight.clone() for weight in head.parameters()]
+    with mode():
+        fit(head, (tokens, labels), embeddings, (tokens, labels), TrainConfig(epochs=1, lr=1e-2, batch_size=4))
+        assert not torch.is_grad_enabled()
+    assert any(not torch.equal(weight, old) for weight, old in zip(head.parameters(), before))
+
+
+@pytest.mark.parametrize("n_images", [-1, "4", 4.0, None, True])
+def test_a_number_of_images_that_is_none(n_images):
+    head = QKSHead(torch.randn(64, 8), HeadConfig(2, 1))
+    with pytest.raises(QKSError, match="n_images is .*: give a whole number"):
+        score_batches(head, [torch.zeros(4, 5, 64)], torch.randn(3, 8), n_images)

@@ -69,6 +69,12 @@ class EvaluateCommand:
     labels: str | None = None  # measure these labels alone, by name, separated by commas: cat,dog; None: all
     labels_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None  # text file of them, one per line
 
+    # text between two of these labels: a character, tab, space, or none where each line is one label; None: judged by
+    # what is there
+    label_separator: str | None = None
+
+    encoding: str | None = None  # of the file of labels, such as cp1252; None: judged by its bytes
+
     # measure these test images alone: a list, one per line, or a table (.csv, .tsv) of them; looked for in the current
     # folder, then in ROOT; None: all
     images: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -119,7 +125,7 @@ def choose_part(
 
     split = open_split(options.root, "test")
     index = split if options.images is None else select_images(split, options.images)
-    labels = read_label_arguments(options.labels, options.labels_file)
+    labels = read_label_arguments(options.labels, options.labels_file, options.label_separator, options.encoding)
     if labels is not None:
         index = select_labels(index, labels)
     if options.images is None and labels is None:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLOCK_BYTES', 'MAX_LINE_BYTES', 'MAX_NAME_LENGTH', 'CONTROL_CHARACTERS', 'find_file', 'open_bytes', 'line_blocks',
-           'raw_lines', 'text_lines', 'read_names', 'inside_path', 'locate_list', 'names_inside', 'read_label_list',
+           'raw_lines', 'text_lines', 'read_names', 'inside_path', 'find_list', 'locate_list', 'names_inside',
            'read_image_list', 'TableBlock', 'table_blocks', 'read_table', 'csv_rows']
 
 # %% ../../nbs/data/01_files.ipynb #532106f3
@@ -182,26 +182,35 @@ def inside_path(
         )
     return "/".join(parts)
 
-# %% ../../nbs/data/01_files.ipynb #44cd3ec3
-def locate_list(
+# %% ../../nbs/data/01_files.ipynb #cf598fc3
+def find_list(
     root: str | Path,  # the data set's folder
     name: str | Path,  # a path that the user gave
 ) -> Path:  # the file
     "A file that the user named, from the current folder or else from the data set's; raises `QKSError` for none."
     own = Path(os.path.expanduser(name))
     of_dataset = Path(root) / own
-    if os.path.isfile(own):
-        if os.path.isfile(of_dataset) and not os.path.samefile(own, of_dataset):
-            logging.getLogger("qks.data").warning(
-                "%s is in the current folder and in %s: the one in the current folder is read", own, root
-            )
-        return own
-    if os.path.isfile(of_dataset):
-        return of_dataset
+    for path in (own, of_dataset):
+        if path.is_file():
+            return path
     places = dict.fromkeys([str(own.absolute()), str(of_dataset)])
     raise QKSError(
         f"{name} is missing: looked for it at {' and '.join(places)}; correct the path, or put the file there"
     )
+
+# %% ../../nbs/data/01_files.ipynb #44cd3ec3
+def locate_list(
+    root: str | Path,  # the data set's folder
+    name: str | Path,  # a path that the user gave
+) -> Path:  # the file
+    "Find a list to read it, and warn where there are two of its name; raises `QKSError` where there is none."
+    path = find_list(root, name)
+    of_dataset = Path(root) / Path(os.path.expanduser(name))
+    if os.path.isfile(of_dataset) and not os.path.samefile(path, of_dataset):
+        logging.getLogger("qks.data").warning(
+            "%s is in the current folder and in %s: the one in the current folder is read", path, root
+        )
+    return path
 
 # %% ../../nbs/data/01_files.ipynb #adbef7ed
 def names_inside(
@@ -210,16 +219,8 @@ def names_inside(
 ) -> list[str]:  # posix paths relative to root
     "The files that an index can watch."
     folder = Path(os.path.abspath(root))  # links stay as they are: a linked file inside is watched as well
-    paths = [Path(os.path.abspath(locate_list(root, name))) for name in names if name]
+    paths = [Path(os.path.abspath(find_list(root, name))) for name in names if name]
     return [path.relative_to(folder).as_posix() for path in paths if path.is_relative_to(folder)]
-
-# %% ../../nbs/data/01_files.ipynb #9791a92b
-def read_label_list(
-    root: str | Path,  # the data set's folder
-    name: str | None,  # a list of labels, one per line; None for no list
-) -> list[str] | None:  # the labels
-    "Read a list of labels that the user named; raises `QKSError` where it is missing or malformed."
-    return read_names(locate_list(root, name)) if name else None
 
 # %% ../../nbs/data/01_files.ipynb #383392af
 _NEEDS_NORMALISING = ("//", "/.", "\n/", "\n.", "/\n", "/ ", ":")  # a path without these is as `inside_path` returns it

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_DENSE_BYTES', 'SPLITS', 'ProtocolName', 'check_split_name', 'LabelledImages', 'Index', 'dense_labels',
            'LabelledSplit', 'SparseLabels', 'Entries', 'sort_entries', 'index_pairs', 'without_unseen', 'holdout',
-           'regroup_labels', 'source_digest', 'save_index', 'load_index']
+           'regroup_labels', 'source_digest', 'sources_changed', 'save_index', 'load_index']
 
 # %% ../../nbs/data/02_index.ipynb #956bf5ac
 import hashlib
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..core import QKSError
-from .files import inside_path, open_bytes
+from .files import BLOCK_BYTES, inside_path, open_bytes
 
 # %% ../../nbs/data/02_index.ipynb #9a1122cd
 MAX_DENSE_BYTES = 4_000_000_000  # ours: the largest label matrix that `dense` builds unless asked for more
@@ -144,7 +144,7 @@ class Index:
     absent: int = -1  # the value of an entry that is not stored: -1 absent, 0 not annotated
     image_folder: str = "Flickr"  # relative to root
     sources: tuple[str, ...] = ()  # the raw files that were read, relative to root
-    digest: str = ""  # their names, sizes and times when they were read
+    digest: str = ""  # of their names, sizes, times and contents when they were read, see `source_digest`
     conflicts: int = 0  # pairs of an image and a label that are marked both ways; they count as not annotated
     first_conflict: str = ""  # file and lines of the first of them
     protocol: ProtocolName = "official"  # whose rules measure it, unless others are asked for
@@ -340,6 +340,8 @@ def without_unseen(
     "Take unseen labels out of a training split, and images without any other; raises `QKSError` where none is seen."
     n = len(index)
     S = index.n_seen
+    if not index.label_ids:
+        raise QKSError(f"no training image in {index.root} has a label, so there is none to train on: add some that do")
     if not S:
         raise QKSError(
             f"all {len(index.label_ids)} labels in {index.root} are unseen ones, so there is none to train on: "
@@ -392,7 +394,7 @@ def regroup_labels(
     return replace(index, **entries, label_ids=labels, label_names=label_names, n_seen=len(seen))
 
 # %% ../../nbs/data/02_index.ipynb #73b935c3
-def source_digest(
+def _state_digest(
     root: str | Path,  # the data set's folder
     sources: Iterable[str],  # raw files, posix paths relative to root
 ) -> str:  # 64 hexadecimal digits
@@ -409,6 +411,42 @@ def source_digest(
             ) from error
         digest.update(f"{source}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
     return digest.hexdigest()
+
+# %% ../../nbs/data/02_index.ipynb #a7fe0ff9
+def _content_digest(
+    root: str | Path,  # the data set's folder
+    sources: Iterable[str],  # raw files, posix paths relative to root
+) -> str:  # 64 hexadecimal digits
+    "Digest of the names and contents of raw files; raises `QKSError` where one cannot be read."
+    digest = hashlib.sha256()
+    for source in sorted(sources):
+        content = hashlib.sha256()
+        with open_bytes(Path(root) / source) as file:
+            while block := file.read(BLOCK_BYTES):
+                content.update(block)
+        digest.update(f"{source}\0{content.hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+# %% ../../nbs/data/02_index.ipynb #8c598236
+def source_digest(
+    root: str | Path,  # the data set's folder
+    sources: Iterable[str],  # raw files, posix paths relative to root
+) -> str:  # 128 hexadecimal digits: of names, sizes and times, and of names and contents
+    "Digest of raw files, to be saved with the index; raises `QKSError` where one is gone."
+    names = list(sources)
+    return _state_digest(root, names) + _content_digest(root, names)
+
+# %% ../../nbs/data/02_index.ipynb #98135c6d
+def sources_changed(
+    root: str | Path,  # the data set's folder
+    sources: Iterable[str],  # raw files, posix paths relative to root
+    digest: str,  # as `source_digest` returned it
+) -> bool:
+    "Whether raw files have other contents than before; raises `QKSError` where one is gone."
+    names = list(sources)
+    if digest.startswith(_state_digest(root, names)):
+        return False
+    return not digest.endswith(_content_digest(root, names))
 
 # %% ../../nbs/data/02_index.ipynb #dab47027
 def _pack_text(
@@ -511,7 +549,7 @@ def load_index(
             raise QKSError(
                 f"index {path} is damaged ({name[:80]!r} is no plain path): build it again from the raw files"
             )
-    if index.sources and source_digest(root, index.sources) != index.digest:
+    if index.sources and sources_changed(root, index.sources, index.digest):
         raise QKSError(
             f"index {path} is stale: the raw files in {root} have changed since it was built; build it again"
         )

@@ -15,7 +15,7 @@ from numbers import Integral
 
 import numpy as np
 
-from ..core import QKSError
+from ..core import QKSError, check_fields
 
 # %% ../../nbs/evaluate/01_protocols.ipynb #1defae2c
 @dataclass(frozen=True)
@@ -28,6 +28,9 @@ class Protocol:
     count_absent_labels: bool = True  # count a kept label without a positive as AP 0; if False, it leaves the mean
     keep_twins: bool = True  # keep unseen labels that have a twin among the seen labels
     only_measurable: bool = False  # a label is in the mean only if a kept image shows it and another one does not
+
+    def __post_init__(self):
+        check_fields(self)
 
 # %% ../../nbs/evaluate/01_protocols.ipynb #1015dbdc
 PART_NAMES = ("seen", "zsl", "gzsl")  # in the order of every table

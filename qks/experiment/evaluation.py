@@ -20,8 +20,8 @@ import torch
 from ..core import QKSError, progress
 from ..data.check import require_images
 from ..data.files import locate_list, read_image_list
-from ..data.folder import index_folder
 from ..data.index import Index, regroup_labels
+from ..data.table import read_image_column
 from ..evaluate.baselines import baseline_methods
 from ..evaluate.metrics import to_array
 from ..evaluate.protocols import DenseLabels, plan_parts
@@ -53,6 +53,10 @@ def select_labels(
 ) -> Index:  # the same images; images without one of these labels stay
     "Some of the labels, in the order of the index; raises `QKSError` for a label that is not there."
     names = set(wanted)
+    if not names:
+        raise QKSError(
+            "the list of labels to measure is empty: give at least one label, or leave it out to measure all"
+        )
     known = {*index.label_names, *index.label_ids}
     for name in wanted:
         if name not in known:
@@ -72,7 +76,7 @@ def select_images(
     "Some of the images, in the order of the index; raises `QKSError` for an image that is not there."
     file = locate_list(index.root, path)
     if file.suffix.lower() in (".csv", ".tsv"):
-        wanted = index_folder(index.root, str(file.absolute())).images
+        wanted = read_image_column(file, Path(index.root) / index.image_folder)
     else:
         wanted = read_image_list(file)
     unknown = sorted(set(wanted) - set(index.images))

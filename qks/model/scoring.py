@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from ..core import QKSError, progress
+from ..core import QKSError, check_count, progress
 from .head import QKSHead
 from .sharing import LabelScores
 
@@ -42,6 +42,7 @@ def score_batches(
 
     Raises `QKSError` where the batches hold more or fewer images than `n_images`.
     """
+    check_count("n_images", n_images, least=0)
     device = head.projection.device
     label_embeddings = label_embeddings.to(device)  # [C, E]
     logits = torch.empty(n_images, len(label_embeddings))
@@ -72,4 +73,5 @@ def head_scores(
     batch_size: int = 256,  # images per forward pass
 ) -> LabelScores:  # logits [n, C] and token_index [n, C] (int32), on the CPU
     "Score images against labels in batches; the head's training mode is restored afterwards."
+    check_count("batch_size", batch_size)
     return score_batches(head, image_tokens.split(batch_size), label_embeddings, len(image_tokens))

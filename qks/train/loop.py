@@ -13,9 +13,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..core import QKSError, progress
+from ..data.index import Index
 from ..evaluate.protocols import default_topk
 from ..model.head import QKSHead
 from ..tokens.augment import worker_errors
@@ -133,6 +135,33 @@ def _mode_kept_on_failure(
         head.train(was_training)
         raise
 
+# %% ../../nbs/train/12_loop.ipynb #4fcf70a5
+def _check_types(
+    train: Any,  # the arguments of `fit`
+    label_embeddings: Any,
+    validation: Any,
+    config: Any,
+    run: Any,
+) -> None:
+    "Raise `QKSError` for an argument of `fit` that is of another type."
+    for name, pair in (("train", train), ("validation", validation)):
+        if pair is None and name == "validation":
+            continue
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise QKSError(f"{name} is a {type(pair).__name__}: give a pair, image tokens and labels")
+        tokens, labels = pair
+        if isinstance(tokens, (list, tuple, np.ndarray)):
+            raise QKSError(f"the image tokens of {name} are a {type(tokens).__name__}: give a tensor [images, N, D]")
+        if not isinstance(labels, (torch.Tensor, np.ndarray, Index)):
+            raise QKSError(f"the labels of {name} are a {type(labels).__name__}: give a tensor, an array or an Index")
+    if not isinstance(label_embeddings, torch.Tensor):
+        kind = type(label_embeddings).__name__
+        raise QKSError(f"label_embeddings are a {kind}: give a tensor [labels, E], as PromptPool.embed returns it")
+    if not isinstance(config, TrainConfig):
+        raise QKSError(f"config is a {type(config).__name__}: give a TrainConfig")
+    if run is not None and not isinstance(run, RunConfig):
+        raise QKSError(f"run is a {type(run).__name__}: give a RunConfig, such as RunConfig('FOLDER')")
+
 # %% ../../nbs/train/12_loop.ipynb #703ded3c
 def fit(
     head: QKSHead,  # trained in place; ends with the weights of its best epoch, or of the last
@@ -150,6 +179,7 @@ def fit(
     follows the loss. Raises `QKSError` for data that do not fit together, and for a loss that is not finite. Raises
     `Interrupted` after Ctrl-C, where there is a folder.
     """
+    _check_types(train, label_embeddings, validation, config, run)
     image_tokens, labels = train
     targets = Targets(labels)
     check_training(image_tokens, targets, label_embeddings)
@@ -166,6 +196,8 @@ def fit(
         check_trackers(run.log_with)
         folder = run.folder
     with (
+        torch.inference_mode(False),
+        torch.enable_grad(),  # also where the caller computes without gradients
         keep_random_states(),
         _mode_kept_on_failure(head),
         temporary_accelerator(head.projection.device, config.precision, **_tracker_options(run)) as accelerator,
