@@ -61,7 +61,7 @@ class Ablation:
         for row, (name, values) in enumerate(self.percent.items()):
             axis.barh(row, values.mean(), color="#4477aa" if name == self.default else "#bbccdd", height=0.7)
             axis.plot(values, [row] * len(values), "o", color="black", markersize=4)
-            text = f" {values.mean():.1f}  {self.verdict(name)}"
+            text = f"   {values.mean():.1f}  {self.verdict(name)}"
             axis.text(max(values), row, text, va="center", fontsize=8)
         axis.set_yticks(range(len(self.percent)), list(self.percent))
         axis.invert_yaxis()
