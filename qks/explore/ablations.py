@@ -65,7 +65,7 @@ class Ablation:
             axis.text(max(values), row, text, va="center", fontsize=8)
         axis.set_yticks(range(len(self.percent)), list(self.percent))
         axis.invert_yaxis()
-        axis.set(xlabel=self.unit, title=self.title, xlim=(0, 1.3 * max(map(max, self.percent.values()))))
+        axis.set(xlabel=self.unit, title=self.title, xlim=(0, 1.45 * max(map(max, self.percent.values()))))
         axis.title.set_size(9)
         return figure
 

@@ -16,7 +16,7 @@ from ..core import QKSError
 from .curves import new_panels
 
 # %% ../../nbs/explore/09_diagrams.ipynb #28a0a55c
-FILLS = {"frozen": "#dddddd", "trained": "#bbd4ee", "data": "#ffffff"}
+FILLS = {"frozen": "#bbd4ee", "trained": "#f6cfa3", "data": "#ffffff"}
 
 
 @dataclass(frozen=True)
