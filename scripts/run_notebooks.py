@@ -34,6 +34,16 @@ def is_widget(output):
     return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
 
 
+def run_cell(shell, cell):
+    """Run a cell and keep its outputs, those of a cell that ends in a semicolon as well, which execnb leaves out."""
+    source = cell.source
+    if source.rstrip().endswith(";"):
+        cell.source = source.rstrip().rstrip(";") + "\nNone"  # the last value is not shown, as the semicolon asks
+    cell.outputs = []  # execnb leaves those of an earlier run where there are no new ones
+    shell.cell(cell)
+    cell.source = source
+
+
 def run(path):
     """Run one notebook in this process and write it back with its outputs; exits with what failed."""
     notebook = read_nb(path)
@@ -46,7 +56,7 @@ def run(path):
         if is_left_out(cell):
             cell.outputs = []
             continue
-        shell.cell(cell)
+        run_cell(shell, cell)
         if shell.exc:
             sys.exit(f"{path.name}, cell {number}: {type(shell.exc).__name__}: {shell.exc}")
         cell.outputs = [output for output in cell.outputs if not is_progress_bar(output) and not is_widget(output)]

@@ -56,6 +56,17 @@ def test_run_notebooks_keeps_outputs_and_leaves_slow_cells_out(tmp_path):
     assert not (tmp_path / "eval").exists()
 
 
+def test_run_notebooks_keeps_what_a_quiet_cell_prints_and_nothing_old(tmp_path):
+    path = notebook(tmp_path / "quiet.ipynb", "print('printed')\n1;", "x = 1")
+    found = json.loads(path.read_text())
+    found["cells"][1]["outputs"] = [{"name": "stdout", "output_type": "stream", "text": ["of an earlier run\n"]}]
+    path.write_text(json.dumps(found))
+    assert run(path).returncode == 0
+    assert ["".join(output["text"]) for output in outputs(path)[0]] == ["printed\n"]
+    assert outputs(path)[1] == []
+    assert json.loads(path.read_text())["cells"][0]["source"][-1] == "1;"
+
+
 def test_run_notebooks_drops_bars_and_keeps_warnings(tmp_path):
     path = notebook(
         tmp_path / "c.ipynb",
