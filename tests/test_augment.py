@@ -232,6 +232,7 @@ def test_a_worker_killed_while_the_head_computes(tiny_vlp, augmentation, picture
     labels = torch.ones(5, 3)
     calls = []
     labels[0] = -1
+    labels[1, 0] = -1
 
     def counted(self, *args):
         calls.append(len(args))

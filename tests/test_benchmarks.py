@@ -57,9 +57,12 @@ def test_half_precision_that_pays_makes_evaluation_faster():
 
 
 def shown(notebook):
-    """All text that a committed notebook's cells printed."""
+    """All text that a committed notebook's cells printed, and the tables that they show."""
     cells = json.loads((ROOT / "nbs" / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
-    return "".join("".join(output.get("text", "")) for cell in cells for output in cell.get("outputs", []))
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    printed = ["".join(output.get("text", "")) for output in outputs]
+    tables = ["".join(output.get("data", {}).get("text/markdown", "")) for output in outputs]
+    return "".join(printed + tables)
 
 
 def percent(row, digits=2):

@@ -85,7 +85,7 @@ def test_every_control_draws_what_depends_on_it(explorer):
 
 @pytest.mark.parametrize(
     "words, message",
-    [("cat, cat", "appears twice"), ("", "label list is empty"), ("cat,,dog", "blank"), ("<i>,<i>", "&lt;i&gt;")],
+    [("cat, cat", "appears twice"), ("", "label list is empty"), ("cat,,dog", "is empty"), ("<i>,<i>", "&lt;i&gt;")],
 )
 def test_a_mistake_shows_a_message_and_the_figures_stay(explorer, words, message):
     before = figures(explorer)
