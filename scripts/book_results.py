@@ -65,8 +65,6 @@ TRAINED = {
 }
 
 
-# group -> name -> what differs from the default: twelve tokens, two blocks, the maximum, unnormalised matching, the
-# prompt pool, a trained projection, binary cross-entropy; five epochs each
 # what a learning rate is chosen for; the rates go on until the best one lies between two others
 TUNED = {
     "ranking": dict(loss="ranking", train_projection=False, rates=(2.5e-4, 5e-4, 1e-3, 2e-3)),
@@ -76,6 +74,8 @@ TUNED = {
     "the same for 14 epochs": dict(loss="bce", train_projection=True, rates=(2e-3, 4e-3), epochs=FULL),
 }
 
+# group -> name -> what differs from the default: twelve tokens, two blocks, the maximum, unnormalised matching, the
+# prompt pool, a trained projection, binary cross-entropy; five epochs each
 ABLATIONS = {
     "query tokens": {f"{count}": dict(n_queries=count) for count in (1, 4, 12, 24)},
     "blocks": {f"{count}": dict(n_layers=count) for count in (1, 2, 4)},

@@ -26,7 +26,7 @@ from ..data.index import LabelledImages
 from ..evaluate.baselines import baseline_methods
 from ..evaluate.breakdown import precision_per_label
 from ..evaluate.metrics import Metrics, evaluate_scores, mask_unmeasured
-from ..evaluate.protocols import DenseLabels, default_topk, plan_parts
+from ..evaluate.protocols import DenseLabels, plan_parts
 from ..evaluate.report import ReportConfig, build_report, code_version, pool_facts, to_json
 from ..evaluate.tables import results_table, summarise, unmeasured_notes
 from .training_data import TrainingData
@@ -176,13 +176,12 @@ def run_report(
     if test is None:
         return {"rows": {}, "ap_per_label": {}, "report": None, "protocols": {}}
     protocol = config.protocol or test.protocol
-    topk = config.topk or default_topk(len(test.label_names), test.n_seen, protocol)
     baselines = baseline_scores(data)
     report = build_report(
         {**baselines, "QKS": results[0].logits},
         test.labels,
         test.n_seen,
-        ReportConfig((protocol,), topk),
+        ReportConfig((protocol,), config.topk),
         test.label_names,
         test.label_ids,
     )

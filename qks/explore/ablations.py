@@ -32,7 +32,7 @@ def verdict(
 
 # %% ../../nbs/explore/08_ablations.ipynb #3834d0c5
 class Ablation:
-    "One group of variants, the first of which that changes nothing is the default."
+    "One group of variants; one of them, the default, changes nothing."
 
     def __init__(
         self,

@@ -17,12 +17,9 @@ from ..core import QKSError
 def new_panels(
     count: int = 1,  # side by side
     size: tuple[float, float] = (5.6, 3.2),  # inches of one panel
-    sharey: bool = False,  # one scale for all
 ) -> tuple[plt.Figure, list[plt.Axes]]:
     "A figure that is not shown by itself, and its axes."
-    figure, axes = plt.subplots(
-        1, count, figsize=(size[0] * count, size[1]), layout="constrained", squeeze=False, sharey=sharey
-    )
+    figure, axes = plt.subplots(1, count, figsize=(size[0] * count, size[1]), layout="constrained", squeeze=False)
     plt.close(figure)
     return figure, list(axes[0])
 
