@@ -15,7 +15,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from qks.core.arithmetic import keep_freed_memory, product_rate  # noqa: E402
+from qks.core.arithmetic import product_rate  # noqa: E402
+from qks.core.system import keep_freed_memory  # noqa: E402
 
 
 def parser(doc, sizes, quick):

@@ -15,7 +15,7 @@ from head import WAYS, head_operations
 from torch import nn
 from torch.nn import functional as F
 
-from qks.core.arithmetic import keep_freed_memory
+from qks.core.system import keep_freed_memory
 from qks.model.losses import AsymmetricLoss
 from qks.model.query import QueryExtractor
 from qks.model.sharing import share

@@ -496,7 +496,7 @@ def test_module_runs_as_a_command():
 @pytest.mark.parametrize("rate", [0.5, 2.0])
 def test_slow_half_precision_is_reported(device, warned, precision, rate, monkeypatch, caplog):
     kept = []
-    monkeypatch.setattr("qks.core.arithmetic.keep_freed_memory", lambda: kept.append(1))
+    monkeypatch.setattr("qks.commands.options.keep_freed_memory", lambda: kept.append(1))
     monkeypatch.setattr("qks.core.arithmetic.product_rate", lambda dtype: rate if dtype == torch.bfloat16 else 1.0)
     command_options.prepare_processor(device, {"--precision": precision})
     expected = warned and precision == "bf16" and rate < 1

@@ -1,7 +1,5 @@
 """The linear map by oneDNN: the same numbers and gradients, only where it may be used, and invisible outside."""
 
-import subprocess
-import sys
 import threading
 from types import SimpleNamespace
 
@@ -17,7 +15,6 @@ from qks.core.arithmetic import (
     FastLinears,
     can_use_onednn,
     in_chunks,
-    keep_freed_memory,
     linear,
     mkl_suits_processor,
     onednn_agrees,
@@ -442,37 +439,6 @@ def test_a_compiled_graph_is_not_broken():
     x = torch.randn(4, 6)
     weight = torch.randn(3, 6)
     torch.testing.assert_close(torch.compile(linear, fullgraph=True, backend="eager")(x, weight), x @ weight.T)
-
-
-# ---- memory that is kept
-
-PAGES = """
-import resource, torch
-from qks.core.arithmetic import keep_freed_memory
-def pages():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(5): torch.ones(10_000_000)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-print(pages(), int(keep_freed_memory()), pages() - pages(), pages())
-"""
-
-
-def test_memory_is_kept_where_the_c_library_can():
-    run = subprocess.run([sys.executable, "-c", PAGES], capture_output=True, text=True, check=True)
-    before, is_kept, _, after = map(int, run.stdout.split())
-    if not is_kept:
-        pytest.skip("another C library")
-    assert before > 1000 and after < 100
-
-
-@pytest.mark.parametrize(
-    "system, library",
-    [("darwin", None), ("linux", SimpleNamespace()), ("linux", SimpleNamespace(mallopt=lambda name, value: 0))],
-)
-def test_with_another_c_library_nothing_happens(monkeypatch, system, library):
-    monkeypatch.setattr(arithmetic.sys, "platform", system)
-    monkeypatch.setattr(arithmetic.ctypes, "CDLL", lambda name: library)
-    assert keep_freed_memory() is False
 
 
 def test_one_thread_at_a_time_changes_the_settings_of_the_process():

@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from .options import Command, Force, MessageOptions
+from .options import Command, DrawingWorkers, Force, MessageOptions
+from ..core.processes import available_cores
 from ..data.pocket import PocketConfig
 from ..data.registry import DATASETS, detect_dataset
 from ..fetch.datasets import FETCHERS
@@ -140,12 +141,14 @@ class PocketCommand:
     root: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]  # new folder
     scenes: PocketConfig = PocketConfig()
     force: Force = False
+    workers: DrawingWorkers = None
     messages: MessageOptions = MessageOptions()
 
     def execute(self) -> int:  # 0
         from qks.data.pocket import write_pocket
 
-        root = write_pocket(self.root, self.scenes, self.force)
+        workers = available_cores() if self.workers is None else self.workers
+        root = write_pocket(self.root, self.scenes, self.force, workers)
         return print_answer(
             f"{root}: {self.scenes.n_train} training and {self.scenes.n_test} test scenes in NUS-WIDE's layout"
         )

@@ -12,8 +12,9 @@ from typing import Annotated
 
 import tyro
 
-from .options import Command, ConfigFile, Force, MessageOptions, Workers, prepare_processor
+from .options import Command, ConfigFile, DrawingWorkers, Force, MessageOptions, prepare_processor
 from ..core.errors import check_count
+from ..core.processes import available_cores
 from ..data.pocket import PocketConfig
 from ..experiment.reproduction import ReproduceConfig, reproduce
 from ..train.config import TrainConfig
@@ -46,12 +47,13 @@ class ReproduceCommand(ReproduceConfig):
     quick: bool = False  # tiny data and two epochs: only to see that everything works
     config: ConfigFile = None
     force: Force = False
-    workers: Workers = 0
+    workers: DrawingWorkers = None
     messages: MessageOptions = MessageOptions()
 
     def __post_init__(self):
         super().__post_init__()
-        check_count("workers", self.workers, least=0)
+        if self.workers is not None:
+            check_count("workers", self.workers, least=0)
 
     @property
     def settings(self) -> ReproduceConfig:
@@ -65,7 +67,8 @@ class ReproduceCommand(ReproduceConfig):
     def execute(self) -> int:
         prepare_processor(None)
         out = self.out or Path(f"runs/pocket-seed{self.seed}")
-        print(reproduce(out, self.settings, self.force, self.workers))
+        workers = available_cores() if self.workers is None else self.workers
+        print(reproduce(out, self.settings, self.force, workers))
         print(
             f"Table, results.json, figures and the trained model are in {out}. "
             "Next, any labels in a scene of the test split:\n"

@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -17,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from ..core import QKSError, check_count, check_fields, progress, remove_files
+from ..core.processes import map_in_processes
 from qks.data.drawings import (
     DRAWINGS_FOLDER,
     VENDORS,
@@ -167,35 +169,92 @@ def scene_record(
     return dict(image=name, objects=objects)
 
 # %% ../../nbs/data/16_pocket.ipynb #839fe802
+class WrittenScene(NamedTuple):
+    "What the lists of a split say about one scene."
+
+    record: dict  # for the file of boxes
+    present: np.ndarray  # bool [C], the labels that apply, seen ones first
+    tags: np.ndarray  # bool [S], the tags that were written
+
+
+class SceneWriter:
+    "Composes scenes and writes their pictures."
+
+    def __init__(
+        self,
+        root: Path,  # the benchmark's folder
+        config: PocketConfig,
+    ):
+        self.root = root
+        self.config = config
+        self.concepts = read_concepts()
+        self.drawings = Drawings()
+        self.vocabulary = label_vocabulary(self.concepts)
+        self.labels = self.vocabulary.seen + self.vocabulary.unseen  # [C]
+
+    def write(
+        self,
+        split: Split,
+        index: int,  # number of the scene in its split
+    ) -> WrittenScene:
+        "Write one picture, and say what it shows."
+        scene = draw_scene(self.drawings, self.config, split, index, len(self.concepts))
+        labels_of_scene = {label for concept in scene.concepts for label in self.concepts[concept].labels}
+        present = np.array([label in labels_of_scene for label in self.labels])  # [C]
+        tags = present[: len(self.vocabulary.seen)]  # [S]
+        if split == "train":  # test tags are clean
+            tags = observed_tags(scene.rng, tags, self.config.tag_drop, self.config.tag_add)
+        name = f"{split}{index // 1000:02d}/{index:06d}.jpg"
+        path = self.root / "Flickr" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(scene.image).save(path, quality=self.config.quality)
+        return WrittenScene(scene_record(scene, name, self.concepts), present, tags)
+
+# %% ../../nbs/data/16_pocket.ipynb #830bc2cb
+SCENES_PER_TASK = 200  # ours: drawn in about a quarter of a second
+
+
+@cache
+def scene_writer(
+    root: Path,  # the benchmark's folder
+    config: PocketConfig,
+) -> SceneWriter:
+    "The scene writer of this process."
+    return SceneWriter(root, config)
+
+
+def write_scenes(
+    indices: range,  # numbers of scenes in their split
+    root: Path,  # the benchmark's folder
+    config: PocketConfig,
+    split: Split,
+) -> list[WrittenScene]:
+    "Write some scenes: what one process does at a time."
+    writer = scene_writer(root, config)
+    return [writer.write(split, index) for index in indices]
+
+# %% ../../nbs/data/16_pocket.ipynb #155db7f2
 def write_split(
     root: Path,  # the benchmark's folder
     config: PocketConfig,
     split: Split,
-    concepts: Sequence[Concept],  # the table
-    drawings: Drawings,
+    workers: int = 0,  # processes that draw; 0: this one
 ) -> None:
     "Compose and write the scenes of one split, then its lists."
-    is_train = split == "train"
-    n_scenes = config.n_train if is_train else config.n_test
-    tag_drop = config.tag_drop if is_train else 0.0  # test tags are clean
-    tag_add = config.tag_add if is_train else 0.0
-    seen, unseen = label_vocabulary(concepts)
-    column = {label: position for position, label in enumerate(seen + unseen)}
-    present = np.zeros((n_scenes, len(column)), bool)  # [n, C]
-    tags = np.zeros((n_scenes, len(seen)), bool)  # [n, S]
-    records = []
-    for index in progress(range(n_scenes), f"Pocket-WIDE {split}"):
-        scene = draw_scene(drawings, config, split, index, len(concepts))
-        for concept in scene.concepts:
-            present[index, [column[label] for label in concepts[concept].labels]] = True
-        tags[index] = observed_tags(scene.rng, present[index, : len(seen)], tag_drop, tag_add)
-        name = f"{split}{index // 1000:02d}/{index:06d}.jpg"
-        path = root / "Flickr" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(scene.image).save(path, quality=config.quality)
-        records.append(scene_record(scene, name, concepts))
-    truth = {label: present[:, column[label]] for label in unseen}
-    write_split_lists(root, split, records, tags, truth)
+    n_scenes = config.n_train if split == "train" else config.n_test
+    starts = range(0, n_scenes, SCENES_PER_TASK)
+    tasks = [range(start, min(start + SCENES_PER_TASK, n_scenes)) for start in starts]
+    scenes: list[WrittenScene] = []
+    with progress(range(n_scenes), f"Pocket-WIDE {split}") as bar:
+        draw = partial(write_scenes, root=root, config=config, split=split)
+        for written in map_in_processes(draw, tasks, workers):
+            scenes += written
+            bar.update(len(written))
+    seen, unseen = label_vocabulary(read_concepts())
+    present = np.stack([scene.present for scene in scenes])  # [n, C]
+    tags = np.stack([scene.tags for scene in scenes])  # [n, S]
+    truth = {label: present[:, len(seen) + column] for column, label in enumerate(unseen)}
+    write_split_lists(root, split, [scene.record for scene in scenes], tags, truth)
 
 # %% ../../nbs/data/16_pocket.ipynb #e7ebb92c
 POCKET_FILES = (  # all that `write_pocket` writes, as wildcards; first what says that it is a Pocket-WIDE
@@ -248,18 +307,18 @@ def write_pocket(
     root: str | Path,  # folder to write to: new, empty, or with `force` an earlier Pocket-WIDE
     config: PocketConfig = PocketConfig(),  # sizes, noise, seed
     force: bool = False,  # replace an earlier Pocket-WIDE; nothing else is ever replaced
+    workers: int = 0,  # processes that draw scenes; 0: this one
 ) -> Path:  # root
     "Write the benchmark in NUS-WIDE's file layout; raises `QKSError` where the folder holds something else."
     root = Path(root)
-    concepts = read_concepts()
-    drawings = Drawings()
+    check_count("workers", workers, least=0)
     prepare_pocket_folder(root, force)
     write_lines(root / "pocket.json", json.dumps(asdict(config), indent=1).split("\n"))
     for name in ("LICENSES.md", "LICENSE-APACHE-2.0.txt"):
         shutil.copyfile(DRAWINGS_FOLDER / name, root / name)
-    seen, unseen = label_vocabulary(concepts)
+    seen, unseen = label_vocabulary(read_concepts())
     write_lines(root / "NUS_WID_Tags/TagList1k.txt", seen)  # NUS-WIDE's names of files, with other counts
     write_lines(root / "Concepts81.txt", unseen)
-    write_split(root, config, "train", concepts, drawings)
-    write_split(root, config, "test", concepts, drawings)
+    write_split(root, config, "train", workers)
+    write_split(root, config, "test", workers)
     return root

@@ -173,6 +173,10 @@ class RunSpec:
     def __post_init__(self):
         check_fields(self)
         check_count("seeds", self.seeds)
+        if self.init and self.train.prior_init:
+            raise QKSError(
+                f"--prior-init is for a new head, and --init {self.init} continues one: leave one of them out"
+            )
 
     @property
     def seed_range(self) -> range:

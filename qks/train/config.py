@@ -70,6 +70,7 @@ class TrainConfig:
     accumulate: int = 1  # parts in which a device computes its share of a batch, to save memory
     clip: float = 0.0  # largest norm of the gradient over all weights; 0: no limit
     ema: float = 0.0  # decay per step of the averaged weights, such as 0.999; 0: no average
+    prior_init: bool = False  # begin a new head with labels as probable as they are on average; ours
     fused: bool = False  # AdamW in one kernel
     compile: bool = False  # compile the head by torch.compile
 

@@ -63,13 +63,17 @@ def train_epochs(
     def stop_requested():  # several processes agree on it only where all check their losses
         return is_single and checkpointing.signals.received is not None
 
-    epochs = progress(range(trainer.epoch, config.epochs + 1), "Training")
-    for _ in epochs:
+    bar = progress(range(config.epochs * trainer.steps_per_epoch), "Training")
+    bar.update(trainer.steps_done)
+    for _ in range(trainer.epoch, config.epochs + 1):
         start = time.time() - trainer.seconds
+        steps_shown = trainer.steps_done
         with _restore_weights_on_failure(trainer):
             for _ in epoch_steps(trainer, stop_requested):
                 trainer.seconds = time.time() - start
                 checkpointing.after_step()
+                bar.update(trainer.steps_done - steps_shown)
+                steps_shown = trainer.steps_done
         loss_score = -trainer.loss_sum / len(trainer.targets)
         if validation is None:  # the schedule then follows the loss
             metrics = {"score": loss_score}
@@ -82,7 +86,8 @@ def train_epochs(
         checkpointing.after_epoch()
         loss = trainer.history[-1]["loss"]
         shown = {"mAP": f"{metrics['mAP']:.3f}"} if "mAP" in metrics else {}
-        epochs.set_postfix(loss=f"{loss:.3g}", **shown, refresh=False)
+        bar.set_postfix(loss=f"{loss:.3g}", **shown, refresh=False)
+    bar.close()
 
 # %% ../../nbs/train/12_loop.ipynb #59823008
 def check_training(

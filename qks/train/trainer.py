@@ -24,6 +24,7 @@ from .checkpoint import random_states, set_random_states
 from .config import TrainConfig
 from .devices import batch_pieces
 from .optimizer import make_loss, make_optimizer, make_schedule
+from .prior import prior_log_odds, start_at_prior
 from .steps import HeadLoss, check_loss, train_step
 from .targets import Targets
 
@@ -85,6 +86,8 @@ class Trainer:
             self.tokens = to_device_if_it_fits(image_tokens, self.device, needed)
         self.targets = targets.to(getattr(self.tokens, "device", "cpu"))
         self.embeddings = label_embeddings.to(self.device)
+        if config.prior_init:
+            start_at_prior(head, self.embeddings, prior_log_odds(self.targets))
         self.average = None
         if config.ema:
             self.average = AveragedModel(head, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
