@@ -103,7 +103,7 @@ class OneDNNLinear(torch.autograd.Function):
         if needs_x:
             grad_x = _product(rows, weight.T).view(x.shape)  # [..., I]
         if needs_weight:
-            grad_weight = _product(rows.T, x.flatten(0, -2).T)  # [O, I]
+            grad_weight = rows.T @ x.flatten(0, -2)  # [O, I]; oneDNN would copy both factors first
         if needs_bias:
             grad_bias = rows.sum(0)  # [O]
         return grad_x, grad_weight, grad_bias
