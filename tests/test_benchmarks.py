@@ -1,11 +1,14 @@
 """Every benchmark runs with --quick and writes its numbers; the committed numbers support what is claimed."""
 
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from qks.model.fast import block_operations
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -22,9 +25,87 @@ def test_runs_quickly(name, tmp_path):
     quick = json.loads(out.read_text())
     committed = RESULTS / f"{name}.json"
     assert {"settings", "machine"} < quick.keys()
-    assert quick.keys() == json.loads(committed.read_text()).keys(), (
+    keys = quick.keys() - {"roofline"}  # optional: older files were measured without it
+    assert keys == json.loads(committed.read_text()).keys() - {"roofline"}, (
         f"{committed.name} is of another version of the benchmark: run it again"
     )
+    if name == "head":
+        assert [row["mode"] for row in quick["roofline"]] == ["forward", "training"]
+        assert all(0 < row["share"] <= 1 for row in quick["roofline"])
+
+
+def test_peak_memory_of_every_command(tmp_path):
+    out = tmp_path / "memory.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "memory.py"), "--quick", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    numbers = json.loads(out.read_text())
+    assert [row["command"] for row in numbers["rows"]] == [
+        "qks reproduce --quick",
+        "qks data pocket",
+        "qks train",
+        "qks evaluate",
+        "qks tag",
+        "scoring, NUS-WIDE's size",
+        "scoring, Open Images' size",
+    ]
+    assert all(50 < row["peak_megabytes"] < 4_000 for row in numbers["rows"])
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """A benchmark as a module."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module
+
+
+def test_the_peak_is_that_of_a_command_with_its_children(benchmark):
+    memory = benchmark("memory")
+    hold = "import time; block = bytearray(200_000_000); time.sleep(2)"
+    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {hold!r}])"
+    peak, seconds = memory.peak_of([sys.executable, "-c", child])
+    assert 200e6 < peak < 400e6 and seconds >= 2
+
+
+def test_a_command_that_fails_ends_the_memory_benchmark(benchmark):
+    with pytest.raises(SystemExit, match="status 3:\nno room"):
+        benchmark("memory").peak_of([sys.executable, "-c", "print('no room'); raise SystemExit(3)"])
+
+
+def operations_by_hand(sizes, training):
+    """Of a step: twice the multiplications, less what the first block saves where all images are still the same."""
+    K = sizes.queries
+    D = sizes.width
+    passes = 3 if training else 1
+    cost = block_operations(sizes.tokens, K, D, D // 64, 4 * D, backward=training)
+    blocks = sizes.layers * (min(cost["absorbed"], cost["projected"]) + cost["rest"])
+    projection = passes * K * D * sizes.embedding
+    sharing = (2 if training else 1) * K * sizes.embedding * sizes.labels
+    once = 3 * K * D**2 + K**2 * D  # queries, keys, values, their scores; dropout makes the rest differ by image
+    if not training:
+        once += 2 * K * D**2 + K**2 * D  # gathered values, output, queries of the cross-attention
+    return 2 * (sizes.images * (blocks + projection + sharing) - passes * (sizes.images - 1) * once)
+
+
+@pytest.mark.parametrize("mode", ["forward", "training"])
+def test_the_roofline_counts_the_operations_of_a_step(benchmark, mode):
+    roofline = benchmark("roofline")
+    sizes = roofline.QUICK["tiny"]
+    step = roofline.steps(sizes)[mode]
+    counted = roofline.record(step).operations
+    assert counted == pytest.approx(operations_by_hand(sizes, mode == "training"), rel=0.01)
+
+
+def test_the_roofline_gives_shares(tmp_path):
+    out = tmp_path / "roofline.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "roofline.py"), "--quick", "--threads", "1", "--out", str(out)]
+    subprocess.run(command, capture_output=True, text=True, check=True)
+    numbers = json.loads(out.read_text())
+    assert {"rows", "settings", "machine"} == numbers.keys()
+    assert [(row["sizes"], row["mode"]) for row in numbers["rows"]] == [("tiny", "forward"), ("tiny", "training")]
+    for row in numbers["rows"]:
+        assert 0 < row["share"] <= 1 and row["rate"] > 0
+        assert row["share"] == pytest.approx(row["products_milliseconds"] / row["milliseconds"], abs=0.1)
 
 
 def committed(name):
