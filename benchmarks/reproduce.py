@@ -82,8 +82,8 @@ def main():
         "table": results["rows"]["QKS"],
     }
     print(
-        f"{row['seconds']:.0f} s, {row['peak_memory_GB']:.2f} GB at most; at {REFERENCE_RATE} billion operations a second "
-        f"(here {rate_before} before, {rate_after} after): {row[f'seconds_at_{REFERENCE_RATE}']:.0f} s"
+        f"{row['seconds']:.0f} s, {row['peak_memory_GB']:.2f} GB at most; at {REFERENCE_RATE} billion operations a "
+        f"second (here {rate_before} before, {rate_after} after): {row[f'seconds_at_{REFERENCE_RATE}']:.0f} s"
     )
     write(args.out, {"reproduce": row}, sizes)
 
