@@ -180,8 +180,8 @@ def main():
             row = rows[-1]
             print(
                 f"{name:27} {mode:9} {row['gigaoperations']:8.2f} billion operations, products alone "
-                f"{row['products_milliseconds']:8.1f} ms ({row['rate']:.0f} billion a second; square: {row['square']}), "
-                f"step {row['milliseconds']:8.1f} ms, share {row['share']:.2f}",
+                f"{row['products_milliseconds']:8.1f} ms ({row['rate']:.0f} billion a second; square: {row['square']})"
+                f", step {row['milliseconds']:8.1f} ms, share {row['share']:.2f}",
                 flush=True,
             )
     write(args.out, {"rows": rows}, sizes)
