@@ -6,13 +6,15 @@
 The ways take turns on the same image tokens, fp32. Training is forward and backward with dropout 0.1, inference is
 forward alone. The plain way has a process of its own; that of the others keeps freed memory, as `qks train` does. A
 speedup is the median over rounds of the ratio to the plain way within the round; beside it, how many times fewer
-multiplications the way needs.
+multiplications the way needs. At the end, by `roofline.py`, the machine's limit: the share of the library's own forward
+pass, and of its training step with AdamW, that their matrix products would take alone.
 """
 
 from functools import partial
 from statistics import median
 from unittest.mock import patch
 
+import roofline
 import torch
 from common import SeparateProcess, parser, serve, settings, speedups, time_in_turn, write
 from torch import nn
@@ -148,7 +150,9 @@ def main():
             )
     uses_onednn = linear.can_use_onednn(torch.zeros(1, 1), torch.zeros(1, 1))
     print("library of the fast way:", "oneDNN" if uses_onednn else "MKL, or torch's own")
-    write(args.out, {"ways": list(rows.values())}, sizes)
+    dimensions = (args.images, args.tokens, args.width, args.embedding, args.labels, args.layers, args.queries)
+    limits = [roofline.limit(roofline.Sizes(*dimensions), mode) for mode in ("forward", "training")]
+    write(args.out, {"ways": list(rows.values()), "roofline": limits}, sizes)
 
 
 if __name__ == "__main__":

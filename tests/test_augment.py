@@ -2,13 +2,17 @@
 
 import multiprocessing
 import os
+import pickle
 import signal
 import time
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from torch.utils.data import DataLoader
 from torchvision.transforms import Compose
 
 from qks.core import QKSError
@@ -175,6 +179,26 @@ def test_batches_come_in_order(tiny_vlp, pictures, workers):
     wanted = [[3, 1], [0], [4, 2, 2]]
     for found, batch in zip(load_batches(images, wanted, workers), wanted, strict=True):
         assert torch.equal(found, torch.stack([tiny_vlp.preprocess(picture(pictures, i)) for i in batch]))
+
+
+def test_a_spawned_worker_gets_paths_without_labels(tiny_vlp, augmentation, pictures):
+    sizes = set()
+    for n_labels in (2, 5_000):
+        labels = np.ones((5, n_labels), np.int8)
+        many = replace(pictures, labels=labels, label_names=tuple(f"label {number}" for number in range(n_labels)))
+        views = ImageViews(many, tiny_vlp.preprocess, 2, augmentation, first_view=3)
+        expected = views[7]  # keeps the decoded picture, which is not pickled either
+        copied = pickle.dumps(views)
+        sizes.add(len(copied))
+        assert torch.equal(pickle.loads(copied)[7], expected) and views.data is many
+    assert len(sizes) == 1 and max(sizes) < 20_000
+
+
+def test_batches_from_spawned_workers(tiny_vlp, pictures, monkeypatch):
+    monkeypatch.setattr("qks.tokens.augment.DataLoader", partial(DataLoader, multiprocessing_context="spawn"))
+    images = ImageViews(pictures, tiny_vlp.preprocess)
+    (found,) = load_batches(images, [[3, 1]], workers=1)
+    assert torch.equal(found, torch.stack([images[3], images[1]]))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

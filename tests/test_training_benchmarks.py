@@ -1,5 +1,6 @@
 """The training benchmarks run with --quick and write their numbers; the committed ones support what is claimed."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -7,25 +8,88 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from qks.model.losses import AsymmetricLoss
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-@pytest.mark.parametrize("name", ["train", "quality", "few", "gpu"])
-def test_runs_quickly(name, tmp_path):
-    out = tmp_path / "numbers.json"
-    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--quick", "--threads", "1", "--out", str(out)]
+def run_quickly(name, out, *options):
+    """What a benchmark writes with --quick, on the processor."""
+    script = str(ROOT / "benchmarks" / f"{name}.py")
+    command = [sys.executable, script, "--quick", "--threads", "1", "--out", str(out), *options]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    quick = json.loads(out.read_text())
+    return json.loads(out.read_text())
+
+
+@pytest.mark.parametrize("name", ["train", "quality", "few"])
+def test_runs_quickly(name, tmp_path):
+    quick = run_quickly(name, tmp_path / "numbers.json")
     assert {"settings", "machine", "ways"} <= quick.keys() and quick["ways"]
     if (RESULTS / f"{name}.json").exists():
         committed = json.loads((RESULTS / f"{name}.json").read_text())
         outdated = "the committed numbers are of another version of the benchmark: run it again"
         assert quick.keys() == committed.keys(), outdated
         assert quick["ways"][0].keys() == committed["ways"][0].keys(), outdated
+
+
+GPU_ROWS = [
+    "golden head, fp32",
+    "golden head, bf16",
+    "golden losses",
+    "reference, fp32",
+    "reference, bf16",
+    "token caching, bf16",
+    "token caching, fp32",
+    "prompts, fp32",
+    "prompts, bf16",
+    "ours, fp32, batch 4",
+    "ours, bf16, batch 4",
+    "ours, bf16, batch 16",
+    "scoring, head",
+    "scoring, metrics",
+]
+COMPILED_ROWS = ["ours, bf16, compiled, batch 4", "ours, bf16, compiled, batch 16"]
+
+
+def test_the_gpu_script_measures_every_row(tmp_path):
+    quick = run_quickly("gpu", tmp_path / "gpu.json")
+    assert {"device", "peak_tflops", "settings", "machine"} < quick.keys()
+    rows = {row["row"]: row for row in quick["rows"]}
+    assert list(rows) == GPU_ROWS and list(quick["left_out"]) == COMPILED_ROWS
+    assert all(row["peak_gigabytes"] > 0 for row in rows.values())
+    golden = [rows[name] for name in GPU_ROWS[:3]]
+    assert all(row["passes"] and max(row["apart"].values()) <= row["tolerance"] for row in golden)
+    assert golden[0]["apart"].keys() == {"logits", "loss", "gradients"} and golden[0]["same_tokens_chosen"]
+    assert max(golden[0]["apart"].values()) < 1e-5 and len(golden[2]["apart"]) == 2 * (4 + 8)
+    assert max(golden[2]["apart"].values()) < 1e-5
+    for name in GPU_ROWS[9:12]:
+        reference = rows["reference, fp32"]["images/s"]
+        ratio = rows[name]["images/s"] / reference
+        assert rows[name]["over"]["reference, fp32"] == pytest.approx(ratio, abs=0.01)
+        assert rows[name]["epoch_seconds"] == pytest.approx(161_789 / rows[name]["images/s"], rel=0.01)
+
+
+def test_the_gpu_script_leaves_out_what_does_not_fit(tmp_path):
+    quick = run_quickly("gpu", tmp_path / "gpu.json", "--minutes", "0")
+    assert quick["rows"] == [] and list(quick["left_out"]) == GPU_ROWS + COMPILED_ROWS
+    assert quick["left_out"]["scoring, metrics"] == "0 s were left, it may need 45 s"
+
+
+def test_the_golden_check_notices_a_wrong_head(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    gpu = importlib.import_module("gpu")
+    monkeypatch.setattr(gpu, "DEVICE", torch.device("cpu"))
+    assert gpu.golden_head("fp32")["passes"]
+    monkeypatch.setattr(
+        gpu, "AsymmetricLoss", lambda: lambda logits, targets: 1.001 * AsymmetricLoss()(logits, targets)
+    )
+    wrong = gpu.golden_head("fp32")
+    assert not wrong["passes"] and wrong["apart"]["loss"] == pytest.approx(1e-3, rel=0.01)
 
 
 def committed(name):

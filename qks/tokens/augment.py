@@ -122,6 +122,22 @@ class ImageFiles(Protocol):
         "The file of one image."
         ...
 
+# %% ../../nbs/tokens/01_augment.ipynb #09b29ef4
+class ImagePaths:
+    "The image files of a split without their labels."
+
+    def __init__(
+        self,
+        data: ImageFiles,  # n images
+    ):
+        self.paths = [str(data.path(index)) for index in range(len(data))]  # text is smaller than paths when pickled
+
+    def __len__(self):
+        return len(self.paths)
+
+    def path(self, index: int) -> Path:
+        return Path(self.paths[index])
+
 # %% ../../nbs/tokens/01_augment.ipynb #3b329098
 class ImageViews(torch.utils.data.Dataset):
     "Item j is view j % V of image j // V, preprocessed; an image that cannot be read comes as its `QKSError`."
@@ -140,6 +156,9 @@ class ImageViews(torch.utils.data.Dataset):
         self.augmentation = augmentation
         self.first_view = first_view
         self._last: tuple[int, Image.Image] | None = None  # views are read one after the other: decode a file once
+
+    def __getstate__(self):  # what a spawned worker gets
+        return self.__dict__ | {"data": ImagePaths(self.data), "_last": None}
 
     def __len__(self):
         return len(self.data) * self.views
