@@ -9,7 +9,7 @@ import pytest
 from qks.commands.main import main, parse
 from qks.core import QKSError
 from qks.data.pocket import PocketConfig
-from qks.experiment.reproduction import ReproduceConfig, reproduce
+from qks.experiment.reproduction import ReproduceConfig, reproduce, reproduction_stages
 from qks.experiment.run_folder import create_run_folder
 from qks.model.config import HeadConfig
 from qks.model.tagger import QKS
@@ -127,3 +127,32 @@ def test_every_setting_of_data_head_and_recipe_has_a_flag():
     assert (settings.data.n_train, settings.data.tag_drop, settings.head.n_heads) == (70, 0.1, 2)
     assert (settings.head.dropout, settings.train.weight_decay, settings.seed) == (0, 0.5, 3)
     assert settings.train.epochs == ReproduceConfig().train.epochs
+
+
+def test_stages_are_named_before_they_begin_and_timed_at_the_end(tmp_path, capsys):
+    reproduce(tmp_path / "run", replace(TINY, seeds=1))
+    shown = capsys.readouterr()
+    stages = [line.split("] ")[1].split(":")[0] for line in shown.err.splitlines() if line.startswith("[")]
+    assert stages == [
+        "drawing 90 scenes",
+        "embedding labels and images",
+        "training a head for 2 epochs",
+        "scoring, drawing figures, saving",
+    ]
+    assert "0 % of all, about" in shown.err.splitlines()[0]
+    assert shown.out.splitlines()[-1].startswith(tuple("0123456789")) and "in all: drawing 90 scenes" in shown.out
+    seconds = json.loads((tmp_path / "run" / "results.json").read_text())["seconds"]
+    assert list(seconds) == stages[:3] and all(value >= 0 for value in seconds.values())
+
+
+def test_scenes_drawn_by_processes_are_the_same(runs, tmp_path):
+    reproduce(tmp_path / "run", TINY, workers=2)
+    assert numbers(tmp_path / "run") == numbers(runs[0][0])
+
+
+def test_the_guess_grows_with_the_work():
+    def guess(**changes):
+        return sum(stage.expected_seconds for stage in reproduction_stages(replace(ReproduceConfig(), **changes)))
+
+    assert guess(seeds=3) > guess() > guess(data=PocketConfig(n_train=400, n_test=200))
+    assert 60 < guess() < 600

@@ -21,7 +21,7 @@ from ..core.errors import QKSError
 
 # %% ../../nbs/commands/07_main.ipynb #899f1eda
 MODULES = {  # the first word -> what it does; each is a module of this package
-    "reproduce": "write Pocket-WIDE, train, evaluate and draw: the whole method, offline, in ten minutes",
+    "reproduce": "write Pocket-WIDE, train, evaluate and draw: the whole method, offline, in five minutes",
     "tag": "tag pictures with any labels",
     "train": "train a head on a data set, then evaluate it",
     "evaluate": "score a model on the test split of a data set",

@@ -160,9 +160,7 @@ ConfigFile = Annotated[
 Workers = Annotated[int, tyro.conf.arg(help="processes that read images beside the main one")]
 DrawingWorkers = Annotated[
     int | None,
-    tyro.conf.arg(
-        help="processes that draw scenes, half as many read images; 0: all in one process; None: one per core"
-    ),
+    tyro.conf.arg(help="processes that draw scenes; 0: none beside the main one; None: one per core"),
 ]
 Force = Annotated[bool, tyro.conf.arg(help="replace what an earlier run wrote there")]
 

@@ -80,7 +80,7 @@ class ReproduceCommand(ReproduceConfig):
 # %% ../../nbs/commands/05_reproduce.ipynb #0c6c013a
 COMMANDS = {
     "reproduce": Command(
-        "Write Pocket-WIDE, train, evaluate and draw: the whole method, offline, about ten minutes on two cores.",
+        "Write Pocket-WIDE, train, evaluate and draw: the whole method, offline, in about five minutes on two cores.",
         "--seeds 3 --out runs/pocket",
         ReproduceCommand,
     )

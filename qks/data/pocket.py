@@ -176,7 +176,7 @@ class WrittenScene(NamedTuple):
     present: np.ndarray  # bool [C], the labels that apply, seen ones first
     tags: np.ndarray  # bool [S], the tags that were written
 
-
+# %% ../../nbs/data/16_pocket.ipynb #b28560e0
 class SceneWriter:
     "Composes scenes and writes their pictures."
 
@@ -222,7 +222,7 @@ def scene_writer(
     "The scene writer of this process."
     return SceneWriter(root, config)
 
-
+# %% ../../nbs/data/16_pocket.ipynb #4e5ce396
 def write_scenes(
     indices: range,  # numbers of scenes in their split
     root: Path,  # the benchmark's folder

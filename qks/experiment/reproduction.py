@@ -25,9 +25,8 @@ class ReproduceConfig:
     seeds: int = 1  # training runs, for mean and standard deviation
     data: PocketConfig = PocketConfig()  # the data set
     head: HeadConfig = HeadConfig(n_layers=2)  # ours
-    train: TrainConfig = TrainConfig(
-        epochs=6, lr=1.5e-3, loss="bce", schedule="cosine", prior_init=True, fused=True
-    )  # ours
+    # the recipe, ours
+    train: TrainConfig = TrainConfig(epochs=7, lr=2e-3, loss="bce", schedule="cosine", prior_init=True, fused=True)
 
     def __post_init__(self):
         check_fields(self)
@@ -71,7 +70,7 @@ def reproduce(
     folder: Path | str,  # where results go; new, or `force`
     config: ReproduceConfig = ReproduceConfig(),  # what to run
     force: bool = False,  # replace an earlier run
-    workers: int = 0,  # processes that draw scenes; half as many read images while others compute
+    workers: int = 0,  # processes that draw scenes; 0: this one
 ) -> str:  # the table
     "Write Pocket-WIDE, embed, cache, train, evaluate and draw, offline; raises `QKSError` where the folder is taken."
     check_count("workers", workers, least=0)
@@ -89,7 +88,7 @@ def reproduce(
     with progress.stage(drawing):
         root = write_pocket(folder / "pocket-wide", replace(config.data, seed=config.seed), workers=workers)
     with progress.stage(embedding):
-        data = load_training_data(root, load_vlp(), workers=workers // 2, selection=config.train.selection)
+        data = load_training_data(root, load_vlp(), selection=config.train.selection)
     with progress.stage(training):
         seeds = range(config.seed, config.seed + config.seeds)
         results = train_and_score(data, config.head, config.train, seeds)

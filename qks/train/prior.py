@@ -42,10 +42,8 @@ def start_at_prior(
     log_odds: float,  # the logit that every label should begin with
 ) -> None:
     "Set the last bias of a head such that its logits begin near one number."
-    embeddings = label_embeddings.to(head.projection)  # [S, E]
-    maps = embeddings @ head.projection.T  # [S, D]: from a bias to the logits that it gives
-    width = maps.shape[1]
+    maps = label_embeddings.cpu().double() @ head.projection.cpu().double().T  # [S, D]: from a bias to its logits
     gram = maps.T @ maps  # [D, D]
-    ridge = RIDGE * gram.diagonal().mean() * torch.eye(width, dtype=gram.dtype, device=gram.device)
-    wanted = maps.T @ torch.full((len(maps),), log_odds, dtype=gram.dtype, device=gram.device)  # [D]
+    ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.double)
+    wanted = maps.T @ torch.full((len(maps),), log_odds, dtype=torch.double)  # [D]
     head.extractor.blocks[-1].ffn_norm.bias.copy_(torch.linalg.solve(gram + ridge, wanted))
