@@ -39,6 +39,7 @@ from qks.experiment.training_data import (
 )
 from ..model.config import HeadConfig
 from ..model.head import QKSHead
+from ..model.residual import make_head
 from ..model.tagger import QKS
 from ..tokens.augment import Augmentation, LiveTokens
 from ..tokens.cache import cache_tokens, check_room
@@ -64,9 +65,12 @@ def train_head(
     "Train a head on the seen labels; the epoch is chosen by `config.selection`."
     with keep_random_states():
         torch.manual_seed(config.seed)
-        head = QKSHead(data.vlp.projection, head_config).to(data.vlp.device)
-    if initial is not None:
+        head = make_head(data.vlp, head_config).to(data.vlp.device)
+    if initial is not None:  # it can do something already, so it takes part in the choice as it is
         head.load_state_dict(initial)
+        config = replace(config, keep_start=True)
+    elif head_config.readout == "residual" or head_config.bias:
+        config = replace(config, prior_init=True)
     if data.selection == "last" and config.selection == "seen":
         config = replace(config, selection="last")
     config = replace(config, protocol=config.protocol or data.labels.protocol)
