@@ -13,10 +13,12 @@ from qks.commands.main import main
 from qks.core import QKSError
 from qks.evaluate.baselines import best_patch_scores
 from qks.evaluate.metrics import evaluate_scores
+from qks.experiment.training_run import suit_labels
 from qks.model import training_free as training_free_module
 from qks.model.config import SCORE_KINDS, HeadConfig
 from qks.model.head import QKSHead
 from qks.model.losses import bce_loss
+from qks.model.prompts import PromptPool
 from qks.model.residual import ResidualHead, head_from_state, make_head, own_scale_and_bias
 from qks.model.scoring import head_scores
 from qks.model.tagger import QKS
@@ -388,3 +390,27 @@ def test_centred_labels_need_the_bias(data):
     assert mean_cosine(centred) < LEAST_COMMON < mean_cosine(embeddings)
     without, with_bias = (learn((tokens, labels, centred), centred, bias) for bias in (False, True))
     assert without == pytest.approx(math.log(2), abs=0.1) and with_bias < prior < 0.5 * without
+
+
+def test_a_run_adds_the_bias_by_itself_and_says_so(pocket, tmp_path, monkeypatch, caplog):
+    from qks.experiment import training_data
+
+    embed = training_data.embed_names
+
+    def centred(*inputs):
+        embeddings = embed(*inputs)
+        return embeddings - embeddings.mean(0)
+
+    monkeypatch.setattr(training_data, "embed_names", centred)
+    words = ["--epochs", "1", "--lr", "1e-9", "--n-layers", "1", "--n-queries", "2", "--loss", "bce"]
+    assert main(["train", str(pocket), "--out", str(tmp_path / "run"), *words]) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert any("no direction in common" in remark and "learned bias" in remark for remark in results["remarks"])
+    head = QKS.from_pretrained(tmp_path / "run").head
+    assert head.config.bias and head.bias.item() < -1
+    assert results["runs"][0]["history"][0]["loss"] < 0.4  # and not ln 2
+
+
+def test_text_towers_have_a_direction_in_common(tiny_vlp):
+    config, remarks = suit_labels(HeadConfig(), PromptPool().embed(tiny_vlp, ["cat", "dog", "boat"]))
+    assert config == HeadConfig() and not remarks

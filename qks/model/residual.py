@@ -26,6 +26,8 @@ CLIP_SCALE = 100.0  # what CLIP multiplies its cosines with
 class ResidualHead(QKSHead):
     "A head whose logits are a training-free score, scaled, plus what the queries add; at first they add nothing."
 
+    frozen_projection: torch.Tensor  # [D, E]
+
     def __init__(
         self,
         projection: torch.Tensor,  # the VLP's own [D, E]: kept for the score, and where the trainable copy starts
@@ -52,12 +54,13 @@ class ResidualHead(QKSHead):
 
     def read_out(
         self,
-        head_logits: torch.Tensor,  # of the paper's head [B, C]
+        logits: torch.Tensor,  # of the paper's head [B, C]
         image_tokens: torch.Tensor,  # [B, N, D]
         label_embeddings: torch.Tensor,  # [C, E]
     ) -> torch.Tensor:  # [B, C]
         score = self.score(image_tokens, label_embeddings)  # [B, C]
-        return self.log_scale.exp() * score + self.gate * head_logits + self.bias
+        logits = self.log_scale.exp() * score + self.gate * logits  # [B, C]
+        return super().read_out(logits, image_tokens, label_embeddings)
 
 # %% ../../nbs/model/10_residual.ipynb #04d8938b
 def own_scale_and_bias(

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from itertools import islice
 from numbers import Integral, Real
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -283,14 +283,14 @@ def _load_model(
         config = json.loads(path.read_text(encoding="utf-8"))
         _check_finished(config, folder)
         source = config["vlp"]
-        sizes = config["head"]
+        sizes: dict[str, Any] = {"frozen_score": "best-patch"} | config["head"]  # absent in models of older versions
         expected = config["vlp_fingerprint"]
         pool = PromptPool(config["templates"])
         labels = list(config.get("labels", ()))  # absent in models of older versions
         weights = {name: tensor.float() for name, tensor in read_tensors(path.with_name(HEAD_FILE)).items()}
         if vlp is None:
             vlp = _load_saved_vlp(source, path, device)
-        kind = sizes.get("frozen_score", "best-patch")  # absent in models of older versions
+        kind = sizes["frozen_score"]
         head = head_from_state(weights, sizes["n_heads"], sizes["dropout"], kind, vlp.n_prefix).to(vlp.device)
     except QKSError:
         raise

@@ -17,7 +17,8 @@ from ..core import QKSError, check_count, check_fields
 LossName = Literal["asl", "bce", "ranking"]
 ScheduleName = Literal["plateau", "cosine"]
 SelectionRule = Literal["seen", "official", "last"]
-ProtocolName = Literal["official", "all-images", "annotated", "leak-free", "own-data"]  # as in `qks.evaluate.protocols`
+# as in `qks.evaluate.protocols`
+ProtocolName = Literal["official", "all-images", "annotated", "leak-free", "own-data", "partial-labels"]
 PrecisionName = Literal["fp32", "bf16", "fp16"]
 CHOICES = {
     "loss": get_args(LossName),

@@ -24,9 +24,9 @@ def make_loss(
     "The loss function that `config.loss` names."
     if config.loss == "asl":
         return AsymmetricLoss(config.asl_gamma_neg, config.asl_gamma_pos, config.asl_margin, config.partial_labels)
-    if config.loss == "bce":
-        return partial(bce_loss, masked=config.partial_labels)
-    return ranking_loss  # which counts annotated labels alone, always
+    if config.loss == "ranking":
+        return ranking_loss  # of annotated labels alone, always
+    return partial(bce_loss, masked=True) if config.partial_labels else bce_loss
 
 # %% ../../nbs/train/02_optimizer.ipynb #8611b477
 def make_optimizer(
