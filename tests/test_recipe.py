@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 
 from qks.commands.main import parse
-from qks.core import project_folder
 from qks.data.index import LabelledImages, index_pairs
 from qks.experiment.recipe import (
     FEWEST_EPOCHS,
     MOST_EPOCHS,
     PICTURES_TO_SHOW,
-    READOUT_BY_PICTURES,
     batch_and_epochs,
     pictures_per_label,
     readout_by_size,
@@ -126,32 +124,6 @@ def test_qks_reproduce_keeps_the_papers_readout():
     assert ReproduceConfig().head.readout == "paper"
 
 
-# the readout that won
-
-
-def results():
-    file = project_folder() / "nbs" / "results" / "few_pictures.json"
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def winner(runs):
-    "The readout with the higher mean of seen and unseen mAP on the test split."
-    means = {}
-    for readout in ("paper", "residual"):
-        scores = [run["test"]["seen"]["mAP"] + run["test"]["zsl"]["mAP"] for run in runs if run["readout"] == readout]
-        assert len(scores) == 3
-        means[readout] = np.mean(scores)
-    return max(means, key=means.get)
-
-
-def test_the_default_is_what_won():
-    by_size = {}
-    for run in results()["runs"]:
-        by_size.setdefault(run["pictures per label"], []).append(run)
-    measured = {}
-    for runs in by_size.values():
-        n_pictures = float(np.mean([run["pictures of a label"] for run in runs]))
-        measured[n_pictures] = winner(runs)
-    assert len(measured) == len(READOUT_BY_PICTURES) == 4
-    for n_pictures, readout in measured.items():
-        assert readout_by_size(n_pictures) == readout, n_pictures
+def test_wider_heads_take_a_lower_rate():
+    rates = [recipe_by_size(300, 8, HeadConfig(), TrainConfig(), width=width).train.lr for width in (192, 384, 768)]
+    assert rates == [2e-3, 1e-3, 5e-4]

@@ -237,10 +237,12 @@ def complete_spec(
 def suit_size(
     spec: RunSpec,  # as asked for
     images: LabelledImages | Index,  # to train on
+    width: int,  # D, of the image tokens
 ) -> tuple[RunSpec, list[str]]:  # and sentences on what was chosen
     "Choose what the user left open, by the number of pictures."
+    is_new = spec.init is None
     n_pictures = pictures_per_label(images)
-    recipe = recipe_by_size(len(images), n_pictures, spec.head, spec.train, spec.given, is_new=spec.init is None)
+    recipe = recipe_by_size(len(images), n_pictures, spec.head, spec.train, spec.given, width, is_new)
     return replace(spec, head=recipe.head, train=recipe.train), recipe.remarks
 
 # %% ../../nbs/experiment/06_training_run.ipynb #cd480dc6
@@ -280,7 +282,7 @@ def prepare_run(
         digest = state_digest({name: tensor.cpu() for name, tensor in initial.items()}, "")
         spec = replace(spec, head=head.config, init_digest=digest)
     if spec.recipe == "by-size" and splits["train"].is_own:
-        spec, more = suit_size(spec, parts["train"])
+        spec, more = suit_size(spec, parts["train"], vlp.width)
         remarks += more
     check_feasible(spec, vlp, parts)
     log_remarks(remarks)
