@@ -173,7 +173,7 @@ def table(tmp_path_factory):
 
 
 def test_prepare_train_and_evaluate(table, tmp_path, capsys):
-    words = ["--test-part", "0.3", "--partial-labels", "--force"]
+    words = ["--test-part", "0.3", "--partial-labels"]
     assert main(["data", "folder", "prepare", str(table), *words]) == 0
     assert "1 means present, -1 absent, 0 and blank not annotated" in capsys.readouterr().out
     train_split = open_splits(table)["train"]

@@ -45,7 +45,8 @@ def test_the_median_of_labels_with_pictures():
 
 
 def test_what_the_user_gives_stays_and_what_belongs_to_it():
-    head, train = HeadConfig(n_layers=7), TrainConfig(lr=1e-5, epochs=60)
+    head = HeadConfig(n_layers=7)
+    train = TrainConfig(lr=1e-5, epochs=60)
     recipe = recipe_by_size(300, 8, head, train, given=("lr", "n_layers"))
     assert recipe.train.lr == 1e-5 and recipe.head.n_layers == 7 and recipe.train.epochs != 60
     assert "lr" not in recipe.remarks[0].split(". That")[0] and "epochs" in recipe.remarks[0]

@@ -30,7 +30,9 @@ from qks.train.prior import LEAST_COMMON, fit_scale_and_bias, mean_cosine, start
 from qks.train.targets import Targets
 
 SMALL = HeadConfig(n_queries=3, n_layers=1, readout="residual")
-D, E, S = 64, 16, 12
+D = 64
+E = 16
+S = 12
 
 
 def make(config=SMALL, n_prefix=0):
@@ -71,7 +73,9 @@ def test_scores_are_those_of_the_plain_formula(monkeypatch, kind, n_prefix, max_
     "Also where labels are taken a few at a time."
     monkeypatch.setattr(training_free_module, "MAX_SCORES", max_scores)
     torch.manual_seed(0)
-    tokens, projection, labels = torch.randn(2, 21, D), torch.randn(D, E), torch.randn(5, E)
+    tokens = torch.randn(2, 21, D)
+    projection = torch.randn(D, E)
+    labels = torch.randn(5, E)
     scores = training_free_score(tokens, projection, labels, n_prefix, kind)
     expected = [[plain_score(image, projection, label, n_prefix, kind) for label in labels] for image in tokens]
     torch.testing.assert_close(scores, torch.tensor(expected))
@@ -79,7 +83,9 @@ def test_scores_are_those_of_the_plain_formula(monkeypatch, kind, n_prefix, max_
 
 def test_the_precision_of_the_head_is_not_that_of_the_score():
     torch.manual_seed(0)
-    tokens, projection, labels = torch.randn(2, 9, D), torch.randn(D, E), torch.randn(5, E)
+    tokens = torch.randn(2, 9, D)
+    projection = torch.randn(D, E)
+    labels = torch.randn(5, E)
     expected = training_free_score(tokens, projection, labels)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         scores = training_free_score(tokens, projection, labels)

@@ -75,7 +75,7 @@ class ScaleAndBias(NamedTuple):
     scale: float  # above 0
     bias: float
 
-
+# %% ../../nbs/train/13_prior.ipynb #8519449f
 LEAST_SLOPE = 0.01  # ours: of a logit per standard deviation of the scores, where these say nothing about the labels
 
 
