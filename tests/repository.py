@@ -19,6 +19,7 @@ FOLDERS = (
     "vlp",
     "model",
     "data",
+    "formats",
     "fetch",
     "tokens",
     "train",
