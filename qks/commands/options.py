@@ -56,13 +56,16 @@ def messages_to_stderr() -> Iterator[logging.Logger]:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("qks: %(message)s"))
     level = logger.level
+    propagate = logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.WARNING)
+    logger.propagate = False  # a library that sets up the root logger would print each message once more
     try:
         yield logger
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+        logger.propagate = propagate
 
 # %% ../../nbs/commands/01_options.ipynb #d5f20dbd
 def is_first_process() -> bool:
