@@ -49,15 +49,20 @@ class ResidualHead(QKSHead):
         kind = self.config.frozen_score
         return training_free_score(image_tokens, self.projection, label_embeddings, self.n_prefix, kind)
 
+    def project(
+        self,
+        features: torch.Tensor,  # of the query tokens [B, K, D]
+    ) -> torch.Tensor:  # [B, K, E]
+        return self.gate * super().project(features)
+
     def read_out(
         self,
-        logits: torch.Tensor,  # of the paper's head [B, C]
+        logits: torch.Tensor,  # of the gated query tokens [B, C]
         image_tokens: torch.Tensor,  # [B, N, D]
         label_embeddings: torch.Tensor,  # [C, E]
     ) -> torch.Tensor:  # [B, C]
         score = self.score(image_tokens, label_embeddings)  # [B, C]
-        logits = self.log_scale.exp() * score + self.gate * logits  # [B, C]
-        return super().read_out(logits, image_tokens, label_embeddings)
+        return super().read_out(self.log_scale.exp() * score + logits, image_tokens, label_embeddings)
 
 # %% ../../nbs/model/10_residual.ipynb #04d8938b
 def own_scale_and_bias(
