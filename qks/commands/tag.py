@@ -49,17 +49,30 @@ def read_label_arguments(
     return names
 
 # %% ../../nbs/commands/02_tag.ipynb #edaaba26
-Tag = tuple[str, float, int]  # label, probability, token
+Tag = tuple[str, float, int]  # label, probability or score, token
 
 
+def number_name(
+    tag: Tag,
+) -> str:  # "probability", or "score" without training
+    "What the number of a tag is."
+    return "score" if hasattr(tag, "score") else "probability"
+
+# %% ../../nbs/commands/02_tag.ipynb #e4d29443
 def print_tags(
     tagged: Iterable[tuple[str, list[Tag]]],  # images and their tags
 ) -> None:
-    "Print tags as they come: probability, label, and the token that the label chose."
+    """Print tags as they come: probability, label, and the token that the label chose.
+
+    Without training a score from 0 to 1 is in the place of the probability, and there are no tokens to name."""
     for image, tags in tagged:
         print(image if tags else f"{image}  (no label reaches the threshold)")
-        for label, probability, token in tags:
-            print(f"  {100 * probability:5.1f} %  {label}  (token {token})")
+        for tag in tags:
+            label, number, token = tag
+            if number_name(tag) == "score":
+                print(f"   {number:5.3f}  {label}")
+            else:
+                print(f"  {100 * number:5.1f} %  {label}  (token {token})")
         sys.stdout.flush()
 
 # %% ../../nbs/commands/02_tag.ipynb #7f95f779
@@ -70,7 +83,10 @@ def print_json_tags(
     start = "{"
     try:
         for image, tags in tagged:
-            items = [{"label": label, "probability": probability, "token": token} for label, probability, token in tags]
+            items = []
+            for tag in tags:
+                label, number, token = tag
+                items.append({"label": label, number_name(tag): number, "token": token})
             print(f"{start}\n {json.dumps(image)}: {json.dumps(items)}", end="", flush=True)
             start = ","
     finally:
@@ -84,7 +100,7 @@ class TagCommand:
     # picture files, and folders of pictures
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE [IMAGE ...]")]
 
-    # label names, any, separated by commas: cat,bridge,sunset; None: those that the model was trained on
+    # label names, any, separated by commas: cat,bridge,sunset; None: those that a trained model was trained on
     labels: str | None = None
 
     labels_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None  # text file with one label per line
@@ -94,12 +110,17 @@ class TagCommand:
 
     encoding: str | None = None  # of the file of labels, such as cp1252; None: judged by its bytes
 
-    # 'pocket', the folder of a run or of its model, or the authors' checkpoint file with --vlp and --pretrained
-    model: str = "pocket"
+    # a trained model: the folder of a run or of its model, 'pocket' (emoji), or the authors' checkpoint file with --vlp
+    # and --pretrained; None: the VLP without training
+    model: str | None = None
 
-    vlp: VLPSource = VLPSource()
+    vlp: VLPSource = VLPSource()  # without --model: CLIP ViT-B/16 of OpenAI where none is named
+
+    # without --model, how the VLP is asked: cls, best-patch, top-patches, vv, qq-kk, clear …; None: the best one
+    readout: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+
     top_k: int | None = None  # labels shown per picture, at most; None: 5, or all over the threshold
-    threshold: float | None = None  # show only labels at least this probable, 0 to 1
+    threshold: float | None = None  # show only labels at least this probable (without --model: of this score), 0 to 1
     json: bool = False  # print JSON
     device: Device = None
     messages: MessageOptions = MessageOptions()
@@ -110,8 +131,8 @@ class TagCommand:
             raise QKSError("no picture is named: pass picture files or folders, such as qks tag photo.jpg")
 
     def execute(self) -> int:  # 1 where a picture cannot be read
-        from qks.experiment.loading import load_model
-        from qks.model.tagger import find_pictures
+        from qks.experiment.loading import load_tagger
+        from qks.model.tagger import check_tag_arguments, find_pictures
 
         pictures, others = find_pictures(self.images)
         if others:
@@ -120,13 +141,24 @@ class TagCommand:
                 f"such as {others[0]}"
             )
         labels = read_label_arguments(self.labels, self.labels_file, self.label_separator, self.encoding)
-        model = load_model(self.model, self.vlp, device=self.device)
+        if labels is not None:
+            check_tag_arguments(labels, self.top_k and min(self.top_k, len(labels)), self.threshold)
+        elif self.model is None:
+            raise QKSError(
+                "a VLP without training has no labels of its own: pass --labels or --labels-file, or a trained --model"
+            )
+        model = load_tagger(self.model, self.vlp, self.readout, self.device)
         if labels is None:
             labels = list(model.labels)
             if not labels:
                 raise QKSError(
                     f"{self.model} does not say which labels it was trained on: pass --labels or --labels-file"
                 )
+        if self.model is None:
+            logger.warning(
+                f"{model.vlp.name}, without training ({model.readout.title}): scores from 0 to 1 rank the labels and "
+                "are no probabilities; --model names a trained model"
+            )
         return tag_pictures(model, pictures, labels, self)
 
 # %% ../../nbs/commands/02_tag.ipynb #edcdd5f1

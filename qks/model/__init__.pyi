@@ -5,4 +5,4 @@ from .prompts import DEFAULT_TEMPLATES as DEFAULT_TEMPLATES, PromptPool as Promp
 from .query import QueryExtractor as QueryExtractor
 from .scoring import head_scores as head_scores, score_batches as score_batches
 from .sharing import LabelScores as LabelScores, share as share
-from .tagger import QKS as QKS, Tag as Tag
+from .tagger import QKS as QKS, ScoredTag as ScoredTag, Tag as Tag, Tagger as Tagger

@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['ATTENTIONS', 'attention_weights', 'LastBlock', 'TowerStates', 'read_states']
 
-# %% ../../nbs/readouts/01_block.ipynb #672e7b54
+# %% ../../nbs/readouts/01_block.ipynb #ffb25850
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from open_clip.transformer import Attention as OpenClipAttention
-from open_clip.transformer import CustomResidualAttentionBlock, ResidualAttentionBlock
+from open_clip.transformer import Attention as OpenClipAttention, CustomResidualAttentionBlock, ResidualAttentionBlock
 from timm.layers import Attention as TimmAttention
 from timm.models.vision_transformer import Block as TimmBlock
 from torch import nn
@@ -22,7 +21,7 @@ from ..core import QKSError
 from ..core.arithmetic import in_chunks, tower_arithmetic
 from ..vlp.frozen import VisionLanguageModel
 
-# %% ../../nbs/readouts/01_block.ipynb #cb4e4a12
+# %% ../../nbs/readouts/01_block.ipynb #90a77b7f
 ATTENTIONS = ("qk", "vv", "qq", "qq+kk")  # the names of `attention_weights`
 
 
@@ -43,7 +42,7 @@ def attention_weights(
         weights.append((products * scale).softmax(-1))
     return sum(weights[1:], weights[0])
 
-# %% ../../nbs/readouts/01_block.ipynb #fc6b6132
+# %% ../../nbs/readouts/01_block.ipynb #a8633191
 class BlockParts(NamedTuple):
     "A transformer block whose norms come first, in pieces."
 
@@ -55,7 +54,7 @@ class BlockParts(NamedTuple):
     project: Callable[[torch.Tensor], torch.Tensor]  # what follows the attention, up to the sum with the block's input
     feed_forward: Callable[[torch.Tensor], torch.Tensor]  # norm, MLP, up to the sum
 
-# %% ../../nbs/readouts/01_block.ipynb #b1fcee17
+# %% ../../nbs/readouts/01_block.ipynb #9bd58d08
 def _open_clip_parts(
     block: Any,  # a ResidualAttentionBlock or CustomResidualAttentionBlock
 ) -> BlockParts:
@@ -79,7 +78,7 @@ def _open_clip_parts(
     norm_k = attention.ln_k if own_norm else identity
     return BlockParts(block.ln_1, qkv, attention.num_heads, norm_q, norm_k, project, feed_forward)
 
-# %% ../../nbs/readouts/01_block.ipynb #d788fd7b
+# %% ../../nbs/readouts/01_block.ipynb #fe869693
 def _timm_parts(
     block: Any,  # a Block of timm's ViT
 ) -> BlockParts:
@@ -96,7 +95,7 @@ def _timm_parts(
     norms = (attention.q_norm, attention.k_norm)
     return BlockParts(block.norm1, attention.qkv, attention.num_heads, *norms, project, feed_forward)
 
-# %% ../../nbs/readouts/01_block.ipynb #10190031
+# %% ../../nbs/readouts/01_block.ipynb #dd303577
 def _torch_parts(
     block: Any,  # torch's TransformerEncoderLayer with its norms first
 ) -> BlockParts:
@@ -112,7 +111,7 @@ def _torch_parts(
 
     return BlockParts(block.norm1, qkv, attention.num_heads, identity, identity, attention.out_proj, feed_forward)
 
-# %% ../../nbs/readouts/01_block.ipynb #51f81269
+# %% ../../nbs/readouts/01_block.ipynb #fa1545b1
 def _find_parts(
     block: nn.Module,
 ) -> BlockParts | None:  # None: a block of another kind
@@ -127,7 +126,7 @@ def _find_parts(
         return _torch_parts(block)
     return None
 
-# %% ../../nbs/readouts/01_block.ipynb #808fbaf9
+# %% ../../nbs/readouts/01_block.ipynb #65c8e792
 def _blocks_and_norm(
     visual: Any,  # the image tower of an open_clip model
 ) -> tuple[Any, Any]:  # its blocks, its last norm; None where they are not found
@@ -137,7 +136,7 @@ def _blocks_and_norm(
     trunk = getattr(visual, "trunk", None)
     return getattr(trunk, "blocks", None), getattr(trunk, "norm", None)
 
-# %% ../../nbs/readouts/01_block.ipynb #9a42ddba
+# %% ../../nbs/readouts/01_block.ipynb #68b6f569
 class LastBlock:
     "The last block of a VLP's image tower, opened; raises `QKSError` where it cannot be."
 
@@ -202,14 +201,14 @@ class LastBlock:
 
         return in_chunks(mix, block_inputs.to(self.vlp.device).float(), block_inputs.shape[1])
 
-# %% ../../nbs/readouts/01_block.ipynb #c94704ef
+# %% ../../nbs/readouts/01_block.ipynb #e2ca5efd
 class TowerStates(NamedTuple):
     "What a frozen image tower says about a batch of images."
 
     tokens: torch.Tensor  # after the last norm [B, N, D], as `image_tokens` gives them
     block_inputs: torch.Tensor | None = None  # what enters the last block [B, N, D], where a readout needs it
 
-# %% ../../nbs/readouts/01_block.ipynb #c41aa73d
+# %% ../../nbs/readouts/01_block.ipynb #24736a76
 def read_states(
     vlp: VisionLanguageModel,
     images: torch.Tensor,  # preprocessed [B, 3, image_size, image_size]

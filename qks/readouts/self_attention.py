@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SelfAttentionReadout']
 
-# %% ../../nbs/readouts/05_self_attention.ipynb #1ec464ac
+# %% ../../nbs/readouts/05_self_attention.ipynb #19c152c0
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from .block import ATTENTIONS, LastBlock, TowerStates
 from .patches import PatchReadout
 from ..vlp.frozen import VisionLanguageModel
 
-# %% ../../nbs/readouts/05_self_attention.ipynb #a4655d5a
+# %% ../../nbs/readouts/05_self_attention.ipynb #05752afb
 @dataclass(frozen=True)
 class SelfAttentionReadout(PatchReadout):
     "Patches after another attention in the last block."
