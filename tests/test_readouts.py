@@ -105,7 +105,11 @@ def test_a_block_that_computes_something_else_is_refused(make_vlp):
     block.ls_2 = torch.nn.Threshold(0.0, 0.0)
     LastBlock(vlp)  # a layer scale of another kind is called like its own
     plain = block.forward
-    block.forward = lambda x, **kwargs: plain(x, **kwargs) + 1
+
+    def another(x, **kwargs):
+        return plain(x, **kwargs) + 1
+
+    block.forward = another
     with pytest.raises(QKSError, match="computes something else than attention and MLP"):
         LastBlock(vlp)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ATTENTIONS', 'attention_weights', 'LastBlock', 'TowerStates', 'read_states']
 
-# %% ../../nbs/readouts/01_block.ipynb #ffb25850
+# %% ../../nbs/readouts/01_block.ipynb #d05bbdfe
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from ..core import QKSError
 from ..core.arithmetic import in_chunks, tower_arithmetic
 from ..vlp.frozen import VisionLanguageModel
 
-# %% ../../nbs/readouts/01_block.ipynb #90a77b7f
+# %% ../../nbs/readouts/01_block.ipynb #6564ac8b
 ATTENTIONS = ("qk", "vv", "qq", "qq+kk")  # the names of `attention_weights`
 
 
@@ -37,12 +37,12 @@ def attention_weights(
     pairs = {"q": q, "k": k, "v": v}
     scale = q.shape[-1] ** -0.5
     weights = []
-    for left, right in kind.split("+"):
-        products = pairs[left] @ pairs[right].transpose(-1, -2)  # [..., N, N]
+    for pair in kind.split("+"):
+        products = pairs[pair[0]] @ pairs[pair[1]].transpose(-1, -2)  # [..., N, N]
         weights.append((products * scale).softmax(-1))
     return sum(weights[1:], weights[0])
 
-# %% ../../nbs/readouts/01_block.ipynb #a8633191
+# %% ../../nbs/readouts/01_block.ipynb #ead02d79
 class BlockParts(NamedTuple):
     "A transformer block whose norms come first, in pieces."
 
@@ -54,11 +54,11 @@ class BlockParts(NamedTuple):
     project: Callable[[torch.Tensor], torch.Tensor]  # what follows the attention, up to the sum with the block's input
     feed_forward: Callable[[torch.Tensor], torch.Tensor]  # norm, MLP, up to the sum
 
-# %% ../../nbs/readouts/01_block.ipynb #9bd58d08
+# %% ../../nbs/readouts/01_block.ipynb #95536a21
 def _open_clip_parts(
     block: Any,  # a ResidualAttentionBlock or CustomResidualAttentionBlock
 ) -> BlockParts:
-    "The parts of a block of open_clip's ViT."
+    "The parts of a block as open_clip builds it."
     attention = block.attn
     own_norm = isinstance(attention, OpenClipAttention)
     identity = nn.Identity()
@@ -78,11 +78,11 @@ def _open_clip_parts(
     norm_k = attention.ln_k if own_norm else identity
     return BlockParts(block.ln_1, qkv, attention.num_heads, norm_q, norm_k, project, feed_forward)
 
-# %% ../../nbs/readouts/01_block.ipynb #fe869693
+# %% ../../nbs/readouts/01_block.ipynb #b08ed80f
 def _timm_parts(
     block: Any,  # a Block of timm's ViT
 ) -> BlockParts:
-    "The parts of a block of timm's ViT, such as SigLIP's."
+    "The parts of a block as timm builds it, such as SigLIP's."
     attention = block.attn
     after_heads = getattr(attention, "norm", nn.Identity())
 
@@ -95,7 +95,7 @@ def _timm_parts(
     norms = (attention.q_norm, attention.k_norm)
     return BlockParts(block.norm1, attention.qkv, attention.num_heads, *norms, project, feed_forward)
 
-# %% ../../nbs/readouts/01_block.ipynb #dd303577
+# %% ../../nbs/readouts/01_block.ipynb #644b0132
 def _torch_parts(
     block: Any,  # torch's TransformerEncoderLayer with its norms first
 ) -> BlockParts:
@@ -111,7 +111,7 @@ def _torch_parts(
 
     return BlockParts(block.norm1, qkv, attention.num_heads, identity, identity, attention.out_proj, feed_forward)
 
-# %% ../../nbs/readouts/01_block.ipynb #fa1545b1
+# %% ../../nbs/readouts/01_block.ipynb #82f10979
 def _find_parts(
     block: nn.Module,
 ) -> BlockParts | None:  # None: a block of another kind
@@ -126,7 +126,7 @@ def _find_parts(
         return _torch_parts(block)
     return None
 
-# %% ../../nbs/readouts/01_block.ipynb #65c8e792
+# %% ../../nbs/readouts/01_block.ipynb #2b810524
 def _blocks_and_norm(
     visual: Any,  # the image tower of an open_clip model
 ) -> tuple[Any, Any]:  # its blocks, its last norm; None where they are not found
@@ -136,7 +136,7 @@ def _blocks_and_norm(
     trunk = getattr(visual, "trunk", None)
     return getattr(trunk, "blocks", None), getattr(trunk, "norm", None)
 
-# %% ../../nbs/readouts/01_block.ipynb #68b6f569
+# %% ../../nbs/readouts/01_block.ipynb #9015b0c8
 class LastBlock:
     "The last block of a VLP's image tower, opened; raises `QKSError` where it cannot be."
 
@@ -201,14 +201,18 @@ class LastBlock:
 
         return in_chunks(mix, block_inputs.to(self.vlp.device).float(), block_inputs.shape[1])
 
-# %% ../../nbs/readouts/01_block.ipynb #e2ca5efd
+# %% ../../nbs/readouts/01_block.ipynb #04d4e6cc
 class TowerStates(NamedTuple):
     "What a frozen image tower says about a batch of images."
 
     tokens: torch.Tensor  # after the last norm [B, N, D], as `image_tokens` gives them
     block_inputs: torch.Tensor | None = None  # what enters the last block [B, N, D], where a readout needs it
 
-# %% ../../nbs/readouts/01_block.ipynb #24736a76
+    def rows(self, part: slice) -> "TowerStates":
+        "Some of the images."
+        return TowerStates(self.tokens[part], None if self.block_inputs is None else self.block_inputs[part])
+
+# %% ../../nbs/readouts/01_block.ipynb #05a5c052
 def read_states(
     vlp: VisionLanguageModel,
     images: torch.Tensor,  # preprocessed [B, 3, image_size, image_size]

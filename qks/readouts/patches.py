@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_PATCH_SCORES', 'mean_of_best', 'PatchReadout']
 
-# %% ../../nbs/readouts/04_patches.ipynb #e3b8810f
+# %% ../../nbs/readouts/04_patches.ipynb #6635bfce
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from .block import TowerStates
 from .readout import Readout, ReadoutScores, cosines
 from ..vlp.frozen import VisionLanguageModel
 
-# %% ../../nbs/readouts/04_patches.ipynb #d463588c
+# %% ../../nbs/readouts/04_patches.ipynb #4d2c0cb3
 def mean_of_best(
     patch_scores: torch.Tensor,  # [B, P, C]
     m: int,  # how many patches count; all of them where there are fewer
@@ -24,7 +24,7 @@ def mean_of_best(
     m = min(check_count("m", m), patch_scores.shape[1])
     return patch_scores.topk(m, dim=1).values.mean(1)
 
-# %% ../../nbs/readouts/04_patches.ipynb #e1260d73
+# %% ../../nbs/readouts/04_patches.ipynb #37b73831
 MAX_PATCH_SCORES = 2**25  # ours: patch scores in memory at once, 134 MB in fp32
 
 
@@ -59,7 +59,7 @@ class PatchReadout(Readout):
         scores = []
         chosen = []
         for start in range(0, len(states.tokens), rows):
-            part = TowerStates(*(state if state is None else state[start : start + rows] for state in states))
+            part = states.rows(slice(start, start + rows))
             patch_scores = self.patch_scores(vlp, part, label_embeddings)  # [b, P, C]
             scores.append(mean_of_best(patch_scores, self.m))  # [b, C]
             chosen.append(patch_scores.argmax(1) + vlp.n_prefix)  # [b, C]
