@@ -20,11 +20,13 @@ FOLDERS = (
     "model",
     "readouts",
     "data",
+    "formats",
     "fetch",
     "tokens",
     "train",
     "evaluate",
     "explore",
+    "answers",
     "experiment",
     "commands",
 )

@@ -303,7 +303,7 @@ def test_tags_without_a_model(picture, capsys):
     words = ["tag", str(picture), "--labels", "cat,bus,sun", "--vlp", "pocket"]
     assert main([*words, "--readout", "cls", "--json"]) == 0
     told = capsys.readouterr()
-    tags = json.loads(told.out)[str(picture)]
+    tags = json.loads(told.out)[0]["tags"]
     assert [tag["score"] for tag in tags] == sorted((tag["score"] for tag in tags), reverse=True) and len(tags) == 3
     assert "without training" in told.err and "no probabilities" in told.err
     assert main(words) == 0
@@ -326,14 +326,15 @@ def test_mistakes_without_a_model(picture, capsys, words, told):
     assert told in capsys.readouterr().err
 
 
-def test_without_a_connection_the_file_to_bring_is_named(picture, capsys):
+def test_without_a_connection_the_file_to_bring_is_named_at_once(picture, capsys, monkeypatch):
+    monkeypatch.setattr(open_clip, "create_model", lambda *args, **kwargs: pytest.fail("tried to fetch"))
+    monkeypatch.setattr("qks.vlp.sources.weight_bytes", lambda name: 598_000_000)
     assert main(["tag", str(picture), "--labels", "cat,dog"]) == 2
     told = capsys.readouterr().err
     for part in (
         "the weights 'openai' of ViT-B-16 are not on this machine",
         "timm/vit_base_patch16_clip_224.openai/resolve/main/open_clip_model.safetensors",
-        "--vlp ViT-B-16-quickgelu --pretrained open_clip_model.safetensors",
-        "--model pocket",
+        "--vlp ViT-B-16-quickgelu --pretrained PATH",
     ):
         assert part in told
 
@@ -344,4 +345,4 @@ def test_the_file_that_was_brought_works_as_the_sentence_says(picture, tmp_path,
     torch.save(model.state_dict(), tmp_path / "weights.pt")
     words = ["tag", str(picture), "--labels", "cat,dog", "--vlp", "tiny-quickgelu"]
     assert main([*words, "--pretrained", str(tmp_path / "weights.pt"), "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)[str(picture)]) == 2
+    assert len(json.loads(capsys.readouterr().out)[0]["tags"]) == 2

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['READOUTS', 'DEFAULT_READOUTS', 'find_readout', 'available_readouts', 'choose_readout']
 
-# %% ../../nbs/readouts/09_registry.ipynb #24aaa74d
+# %% ../../nbs/readouts/09_registry.ipynb #bde7407f
 import difflib
 
 from ..core import QKSError
@@ -15,7 +15,7 @@ from .self_attention import SelfAttentionReadout
 from .vector import VectorReadout
 from ..vlp.frozen import VisionLanguageModel
 
-# %% ../../nbs/readouts/09_registry.ipynb #8bc26b3a
+# %% ../../nbs/readouts/09_registry.ipynb #f3974108
 READOUTS: dict[str, Readout] = {
     "cls": VectorReadout(),
     "best-patch": PatchReadout(),
@@ -26,7 +26,7 @@ READOUTS: dict[str, Readout] = {
 }
 DEFAULT_READOUTS = ("best-patch",)  # the first one that a model has is its default
 
-# %% ../../nbs/readouts/09_registry.ipynb #bbe6ce03
+# %% ../../nbs/readouts/09_registry.ipynb #f8ce7498
 def find_readout(
     readout: str | Readout,  # a name in READOUTS, or a readout
 ) -> Readout:
@@ -39,7 +39,7 @@ def find_readout(
     hint = f"did you mean {similar[0]!r}?" if similar else f"give one of {', '.join(READOUTS)}"
     raise QKSError(f"there is no readout {readout!r}: {hint}")
 
-# %% ../../nbs/readouts/09_registry.ipynb #ac465211
+# %% ../../nbs/readouts/09_registry.ipynb #d4f691ef
 def available_readouts(
     vlp: VisionLanguageModel,
 ) -> list[str]:  # names in READOUTS
@@ -53,7 +53,7 @@ def available_readouts(
         names.append(name)
     return names
 
-# %% ../../nbs/readouts/09_registry.ipynb #f0ee9e6f
+# %% ../../nbs/readouts/09_registry.ipynb #ef5eaa2f
 def choose_readout(
     vlp: VisionLanguageModel,
     readout: str | Readout | None = None,  # a name in READOUTS, or a readout; None: the default
