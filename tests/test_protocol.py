@@ -3,6 +3,7 @@
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from qks.core import QKSError
 from qks.evaluate.baselines import best_patch_scores
@@ -40,8 +41,7 @@ class Colours(VisionLanguageModel):
         self.projection = torch.eye(3)
 
     def preprocess(self, image):
-        pixels = list(image.convert("RGB").resize((32, 32)).getdata())
-        return torch.tensor(pixels).float().T.reshape(3, 32, 32) / 255
+        return pil_to_tensor(image.convert("RGB").resize((32, 32))).float() / 255
 
     def image_tokens(self, images):
         return torch.nn.functional.avg_pool2d(images, 8).flatten(2).transpose(1, 2)
