@@ -9,6 +9,7 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
 
 from qks.core import ASSETS, QKSError
 from qks.vlp import fingerprint, load_vlp
@@ -203,15 +204,21 @@ def test_only_what_a_model_needs_is_fetched():
 # ---- attention pooling
 
 
-@pytest.fixture(scope="module", params=["none", "linear"])
+@pytest.fixture(scope="module", params=["SigLIP", "with CLS and a linear head"])
 def pooled_by_attention(request):
-    "A small SigLIP as open_clip builds it, with random weights."
+    "A small tower of timm's in open_clip, pooled by attention, with random weights."
     torch.manual_seed(0)
-    vision = open_clip.CLIPVisionCfg(
-        timm_model_name="vit_tiny_patch16_224", timm_pool="map", timm_proj=request.param, image_size=64
-    )
+    is_siglip = request.param == "SigLIP"
+    vision = open_clip.CLIPVisionCfg(timm_model_name="test_vit", timm_pool="", timm_proj="linear", image_size=160)
     text = open_clip.CLIPTextCfg(context_length=16, vocab_size=128, width=64, heads=1, layers=1)
-    return open_clip.CLIP(192, vision, text, init_logit_bias=-10)
+    model = open_clip.CLIP(64, vision, text, init_logit_bias=-10)
+    model.visual.image_size = 64
+    model.visual.trunk = VisionTransformer(
+        64, 16, embed_dim=64, depth=2, num_heads=2, class_token=not is_siglip, global_pool="map", num_classes=0
+    )
+    if is_siglip:
+        model.visual.head = torch.nn.Sequential()
+    return model
 
 
 def test_attention_pooling_gives_the_picture_and_each_patch_alone(pooled_by_attention):
@@ -219,7 +226,7 @@ def test_attention_pooling_gives_the_picture_and_each_patch_alone(pooled_by_atte
     vlp = VLP(model, None, None, "map")
     images = torch.randn(2, 3, 64, 64)
     tokens = vlp.image_tokens(images)
-    assert tokens.shape == (2, 17, 192) and vlp.n_prefix == 1 and vlp.grid == (4, 4)
+    assert tokens.shape == (2, 17, 64) and vlp.n_prefix == 1 and vlp.grid == (4, 4)
     trunk = model.visual.trunk
     with torch.no_grad():
         whole = model.encode_image(images)
@@ -235,14 +242,14 @@ def test_attention_pooling_gives_the_picture_and_each_patch_alone(pooled_by_atte
 
 def test_a_token_alone_gets_all_attention(pooled_by_attention):
     pool = pooled_by_attention.visual.trunk.attn_pool.eval()
-    token = torch.randn(1, 1, 192)
+    token = torch.randn(1, 1, 64)
     with torch.no_grad():
         torch.testing.assert_close(pool_alone(pool, token)[:, 0], pool(token))
 
 
 def test_without_the_pooled_picture(pooled_by_attention):
     vlp = VLP(pooled_by_attention, None, None, "map", drop_cls=True)
-    assert vlp.image_tokens(torch.randn(1, 3, 64, 64)).shape == (1, 16, 192) and vlp.n_prefix == 0
+    assert vlp.image_tokens(torch.randn(1, 3, 64, 64)).shape == (1, 16, 64) and vlp.n_prefix == 0
 
 
 def test_scale_and_bias_are_the_models_own(pocket, make_vlp):

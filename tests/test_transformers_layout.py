@@ -73,9 +73,9 @@ def siglip(tmp_path_factory):
     model.save_pretrained(folder)
     transformers.SiglipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
     (folder / "texts.txt").write_text("\n".join([*TEXTS, "the dogs in the scene"] * 20))
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(folder / "texts.txt"), model_prefix=str(folder / "spiece"), vocab_size=50, pad_id=-1, minloglevel=2
-    )
+    settings = {"vocab_size": 50, "hard_vocab_limit": False, "pad_id": -1, "minloglevel": 2}
+    texts, prefix = str(folder / "texts.txt"), str(folder / "spiece")
+    sentencepiece.SentencePieceTrainer.train(input=texts, model_prefix=prefix, **settings)
     return folder, model
 
 
@@ -118,7 +118,7 @@ def test_clip_has_the_features_of_transformers(clip, photograph):
         close(tokens, model.vision_model.post_layernorm(hidden))
     ids = vlp.tokenizer(TEXTS)
     close(vlp.text_features(TEXTS), expected_text(model, ids))
-    assert vlp.logit_scale == pytest.approx(float(model.logit_scale.exp())) and vlp.logit_bias is None
+    assert vlp.logit_scale == pytest.approx(model.logit_scale.exp().item()) and vlp.logit_bias is None
 
 
 def test_clip_prepares_pictures_as_transformers_does(clip, photograph):
@@ -135,8 +135,8 @@ def test_siglip_has_the_features_of_transformers(siglip, photograph):
     images = torch.cat([vlp.preprocess(photograph)[None], torch.randn(1, 3, 32, 32)])
     close(vlp.image_features(vlp.image_tokens(images)), expected_image(model, images))
     close(vlp.text_features(TEXTS), expected_text(model, vlp.tokenizer(TEXTS)))
-    assert vlp.logit_scale == pytest.approx(float(model.logit_scale.exp()))
-    assert vlp.logit_bias == pytest.approx(float(model.logit_bias))
+    assert vlp.logit_scale == pytest.approx(model.logit_scale.exp().item())
+    assert vlp.logit_bias == pytest.approx(model.logit_bias.item())
 
 
 def test_siglip_prepares_pictures_as_transformers_does(siglip, photograph):

@@ -7,8 +7,6 @@ __all__ = ['check_device', 'load_vlp']
 
 # %% ../../nbs/vlp/09_loading.ipynb #4ad5a6d9
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -24,7 +22,8 @@ from ..core.arithmetic import PRECISIONS
 from .folder_tokenizer import folder_tokenizer, read_json_file
 from .frozen import VLP
 from .protocol import REGISTERED_VLPS
-from .sources import announce_download, fetch_repository, offline_advice, weights_source
+from .sources import announce_download, fetch_repository, offline_advice, weights_follow, weights_source
+from .towers import find_tower
 from .transformers_layout import LoadedFolder, load_transformers_folder, read_folder_weights
 
 # %% ../../nbs/vlp/09_loading.ipynb #02f00001
@@ -294,21 +293,6 @@ def log_assumptions(
     if assumed:
         logger.warning(f"weight file {path} does not say it all; assumed for {name}: {' and '.join(assumed)}")
 
-# %% ../../nbs/vlp/09_loading.ipynb #77d7082d
-@contextmanager
-def _weights_follow() -> Iterator[None]:
-    "Keep back open_clip's warning that a model has random weights, where those of a file replace them at once."
-
-    def is_other(record: logging.LogRecord) -> bool:
-        return "No pretrained weights" not in record.getMessage()
-
-    root = logging.getLogger()
-    root.addFilter(is_other)
-    try:
-        yield
-    finally:
-        root.removeFilter(is_other)
-
 # %% ../../nbs/vlp/09_loading.ipynb #41eb5c07
 def _load_named_file(
     name: str,  # a model name of open_clip, which decides on architecture and activation
@@ -319,7 +303,7 @@ def _load_named_file(
     check_name(name)
     state, is_openai = read_weights(path)
     known = check_activation(path, is_openai, name, quick_gelu)
-    with _weights_follow():
+    with weights_follow():
         loaded = _build(name, bool(known))
     put_weights(loaded.model, state, name, path)
     loaded.model.visual.preprocess_cfg |= agreed_preprocessing(name)
@@ -368,7 +352,7 @@ def _load_open_clip_folder(
             f"{folder / 'open_clip_config.json'} describes no model: expected model_cfg with vision_cfg and text_cfg"
         )
     try:
-        with _weights_follow():
+        with weights_follow():
             model = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False)
         tokenizer = _open_clip_tokenizer(folder, config["text_cfg"])
     except QKSError:
@@ -384,9 +368,10 @@ def _load_open_clip_folder(
     state = {key.removeprefix("module."): value for key, value in read_folder_weights(folder, OPEN_CLIP_FILES).items()}
     put_weights(model, {key: value for key, value in state.items() if key not in OPENAI_SCALARS}, str(folder), folder)
     prepared = model.visual.preprocess_cfg
+    size = find_tower(model.visual).image_size
     activation = "quick_gelu" if config.get("quick_gelu") else "gelu"
     description = (
-        f"open_clip's {type(model).__name__} with a {type(model.visual).__name__} of {prepared['size']} px, "
+        f"open_clip's {type(model).__name__} with a {type(model.visual).__name__} of {size} px, "
         f"{activation}, pictures {prepared['resize_mode']} and {prepared['interpolation']}"
     )
     return LoadedFolder(model, tokenizer, description, [])
@@ -423,7 +408,8 @@ def _load_from_folder(
         check_name(name)
     loaded = _load_folder(folder)
     if name is not None:
-        expected = open_clip.create_model(name, load_weights=False, pretrained_text=False, device="meta")
+        with weights_follow():
+            expected = open_clip.create_model(name, load_weights=False, pretrained_text=False, device="meta")
         check_fit(loaded.model.state_dict(), expected, name, folder)
     return loaded
 

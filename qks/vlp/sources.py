@@ -9,7 +9,8 @@ __all__ = ['format_size', 'weight_bytes', 'WeightsSource', 'find_cached', 'weigh
 # %% ../../nbs/vlp/06_sources.ipynb #3e1f0a8b
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,20 +35,31 @@ def format_size(
         return f"{n_bytes / 1e6:.0f} MB"
     return f"{n_bytes / 1e9:.1f} GB"
 
+# %% ../../nbs/vlp/06_sources.ipynb #7f2fd710
+@contextmanager
+def weights_follow() -> Iterator[None]:
+    "Keep back open_clip's warning that a model has random weights, where none are wanted or others follow."
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "No pretrained weights" not in record.getMessage()
+
+    root = logging.getLogger()
+    root.addFilter(is_other)
+    try:
+        yield
+    finally:
+        root.removeFilter(is_other)
+
 # %% ../../nbs/vlp/06_sources.ipynb #ac0ac05b
 def weight_bytes(
     name: str,  # a model name of open_clip
 ) -> int | None:  # bytes; None: the architecture cannot be built here
     "The size of a model's weights in 32-bit numbers, without loading any."
-    quiet = logging.getLogger()
-    level = quiet.level
-    quiet.setLevel(logging.ERROR)  # open_clip warns that the model has random weights
     try:
-        model = open_clip.create_model(name, load_weights=False, pretrained_text=False, device="meta")
+        with weights_follow():
+            model = open_clip.create_model(name, load_weights=False, pretrained_text=False, device="meta")
     except Exception:  # towers of other libraries, which may ask a network for their configuration
         return None
-    finally:
-        quiet.setLevel(level)
     return sum(weight.numel() for weight in model.parameters()) * torch.float32.itemsize
 
 # %% ../../nbs/vlp/06_sources.ipynb #6015f110

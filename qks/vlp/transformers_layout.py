@@ -331,9 +331,7 @@ def build_siglip(
     "open_clip's SigLIP of these sizes, whose image tower is timm's."
     vision = config.vision
     text = _text_settings(config, folder) | {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
-    stand_in = open_clip.CLIPVisionCfg(
-        timm_model_name="vit_tiny_patch16_224", timm_pool="", timm_proj="none", image_size=vision["image_size"]
-    )
+    stand_in = open_clip.CLIPVisionCfg(timm_model_name="test_vit", timm_pool="", timm_proj="none", image_size=160)
     model = CustomTextCLIP(vision["hidden_size"], stand_in, open_clip.CLIPTextCfg(**text), init_logit_bias=-10.0)
     model.visual.trunk = VisionTransformer(
         img_size=vision["image_size"],
