@@ -40,6 +40,7 @@ from .residual import head_from_state
 from .scoring import eval_mode
 from ..vlp.frozen import VLP, fingerprint, preprocess_images
 from ..vlp.loading import check_device, load_vlp
+from ..vlp.protocol import missing_names
 
 # %% ../../nbs/model/03_tagger.ipynb #10a00008
 class FoundPictures(NamedTuple):
@@ -261,8 +262,12 @@ def _load_saved_vlp(
 # %% ../../nbs/model/03_tagger.ipynb #e18f0ef1
 def _check_vlp(vlp: object) -> None:
     "Raise a `QKSError` unless this is a VLP."
-    if not isinstance(vlp, VLP):
-        raise QKSError(f"vlp is {vlp!r}: pass a VLP, as load_vlp('ViT-B-16', 'openai') gives it")
+    missing = missing_names(vlp)
+    if missing:
+        raise QKSError(
+            f"vlp is {vlp!r}: pass a VLP, as load_vlp('ViT-B-16', 'openai') gives it "
+            f"(this lacks {', '.join(missing[:3])}; see qks.vlp.VisionLanguageModel)"
+        )
 
 # %% ../../nbs/model/03_tagger.ipynb #acef0ca8
 class SavedModel(NamedTuple):
@@ -401,7 +406,7 @@ class QKS(Tagger):
         self,
         vlp: VLP,
         head: QKSHead,  # stays as it is; where the VLP is on another device, a copy of it is used there
-        pool: PromptPool | None = None,  # None: the paper's
+        pool: PromptPool | None = None,  # None: the paper's, or what the VLP asks for
         labels: Iterable[str] = (),  # names it was trained on, where known
     ):
         _check_vlp(vlp)
@@ -413,7 +418,7 @@ class QKS(Tagger):
         self.vlp = vlp
         is_there = head.projection.device == vlp.device
         self.head = head if is_there else copy.deepcopy(head).to(vlp.device)
-        self.pool = pool or PromptPool()
+        self.pool = pool or PromptPool.of(vlp)
         self.labels = tuple(dict.fromkeys(labels))
 
     @classmethod
