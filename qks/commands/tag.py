@@ -8,6 +8,7 @@ __all__ = ['COMMANDS', 'read_label_arguments', 'TagCommand']
 # %% ../../nbs/commands/02_tag.ipynb #7310c904
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,21 +18,35 @@ from typing import Annotated
 import tyro
 
 from .options import Command, Device, MessageOptions
-from ..core.errors import QKSError, check_fields
+from ..core.errors import QKSError, check_fields, shorten
 from ..experiment.spec import VLPSource
 
 # %% ../../nbs/commands/02_tag.ipynb #e3389de0
 logger = logging.getLogger("qks.commands.tag")
 
-# %% ../../nbs/commands/02_tag.ipynb #406b82ad
+# %% ../../nbs/commands/02_tag.ipynb #ec1963b0
+def _refuse_files(
+    labels: list[str],  # that a user typed
+) -> None:
+    "Raise `QKSError` where a label is the name of a file that exists."
+    for label in labels:
+        is_like_path = bool(Path(label).suffix) or "/" in label or os.sep in label
+        if (is_like_path or len(labels) == 1) and os.path.isfile(label):
+            raise QKSError(
+                f"--labels: {shorten(label)!r} is a file: pass --labels-file {label} to read labels from it; "
+                "to use its name as a label, rename the file or run the command in another folder"
+            )
+
+# %% ../../nbs/commands/02_tag.ipynb #1c823821
 def read_label_arguments(
-    labels: str | None,  # labels separated by commas
+    labels: str | None,  # labels separated by commas, presets such as @coco80 among them
     labels_file: Path | None,  # a file with one label per line
     separator: str | None = None,  # between labels; None: judged by what is there
     encoding: str | None = None,  # of the file; None: judged by its bytes
 ) -> list[str] | None:  # label names; None where neither is given
     "The labels that the user gave; raises `QKSError` where both are given, or the file cannot be read."
     from qks.data.label_text import read_label_text
+    from qks.data.presets import expand_presets
     from qks.data.table import read_label_file
 
     if labels is not None and labels_file is not None:
@@ -39,14 +54,32 @@ def read_label_arguments(
     if labels is not None:
         cells = read_label_text(labels, separator, "--labels")
         names = list(cells.labels[0])
+        _refuse_files(names)
         remarks = cells.remarks
     elif labels_file is not None:
+        if str(labels_file).startswith("@") and not labels_file.exists():
+            raise QKSError(f"--labels-file {labels_file} is missing: lists by name are for --labels {labels_file}")
         names, remarks = read_label_file(labels_file, separator, encoding)
     else:
         return None
-    for remark in remarks:
+    expanded = expand_presets(names)
+    for remark in [*remarks, *expanded.remarks]:
         logger.warning(f"{'--labels' if labels_file is None else labels_file}: {remark}")
-    return names
+    return expanded.labels
+
+# %% ../../nbs/commands/02_tag.ipynb #9fa2a007
+def everyday_labels(
+    model: str,  # as the user named it
+) -> list[str]:
+    "The labels where neither the user nor the model names any."
+    from qks.data.presets import EVERYDAY, preset_labels
+
+    labels = preset_labels(EVERYDAY)
+    logger.warning(
+        f"{model} does not say which labels it was trained on: it is asked for the {len(labels):,} common things of "
+        f"{EVERYDAY}; --labels or --labels-file names others"
+    )
+    return labels
 
 # %% ../../nbs/commands/02_tag.ipynb #edaaba26
 Tag = tuple[str, float, int]  # label, probability, token
@@ -84,7 +117,8 @@ class TagCommand:
     # picture files, and folders of pictures
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE [IMAGE ...]")]
 
-    # label names, any, separated by commas: cat,bridge,sunset; None: those that the model was trained on
+    # label names, any, separated by commas: cat,bridge,sunset; or a list by name: @everyday, @coco80, @nuswide81,
+    # @openimages600, @imagenet1k; None: those that the model was trained on, or else @everyday
     labels: str | None = None
 
     labels_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None  # text file with one label per line
@@ -111,6 +145,7 @@ class TagCommand:
 
     def execute(self) -> int:  # 1 where a picture cannot be read
         from qks.experiment.loading import load_model
+        from qks.model.scripts import describe_scripts
         from qks.model.tagger import find_pictures
 
         pictures, others = find_pictures(self.images)
@@ -122,11 +157,9 @@ class TagCommand:
         labels = read_label_arguments(self.labels, self.labels_file, self.label_separator, self.encoding)
         model = load_model(self.model, self.vlp, device=self.device)
         if labels is None:
-            labels = list(model.labels)
-            if not labels:
-                raise QKSError(
-                    f"{self.model} does not say which labels it was trained on: pass --labels or --labels-file"
-                )
+            labels = list(model.labels) or everyday_labels(self.model)
+        for remark in describe_scripts(model.vlp.tokenizer, labels):
+            logger.warning(remark)
         return tag_pictures(model, pictures, labels, self)
 
 # %% ../../nbs/commands/02_tag.ipynb #edcdd5f1

@@ -3,6 +3,7 @@ from .errors import (
     check_count as check_count,
     check_fields as check_fields,
     check_labels as check_labels,
+    shorten as shorten,
 )
 from .files import (
     ASSETS as ASSETS,
