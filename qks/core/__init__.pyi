@@ -17,6 +17,7 @@ from .images import (
     MAX_PIXELS as MAX_PIXELS,
     DamagedImage as DamagedImage,
     UnreadableImage as UnreadableImage,
+    accept_truncated_images as accept_truncated_images,
     check_image_exists as check_image_exists,
     load_image as load_image,
 )
