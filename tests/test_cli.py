@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -123,7 +122,7 @@ def test_a_labels_file_of_one_line_with_commas(tmp_path):
     assert read_label_arguments(None, tmp_path / "labels.txt", "none") == ["cat, dog"]
 
 
-def test_without_labels_the_models_own(picture, run, monkeypatch, capsys):
+def test_without_labels_the_models_own(picture, run, capsys):
     assert (
         main(["tag", str(picture), "--model", str(run), "--top-k", "1000", "--json"]) == 0
     )  # the run's folder stands for its model
@@ -131,12 +130,6 @@ def test_without_labels_the_models_own(picture, run, monkeypatch, capsys):
     assert (
         len(tags) == 276 and "pizza" in {tag["label"] for tag in tags} and "dog" not in {tag["label"] for tag in tags}
     )  # dog is an unseen one
-    monkeypatch.setattr("qks.experiment.loading.load_model", lambda *args, **kwargs: SimpleNamespace(labels=()))
-    assert (
-        main(["tag", str(picture), "--model", "pocket"]) == 2
-        and "qks: pocket does not say which labels it was trained on: pass --labels or --labels-file\n"
-        == capsys.readouterr().err
-    )
 
 
 def test_a_reader_that_has_enough_is_no_mistake(picture, tmp_path):

@@ -313,7 +313,6 @@ def test_tags_without_a_model(picture, capsys):
 @pytest.mark.parametrize(
     "words, told",
     [
-        (["--vlp", "pocket"], "has no labels of its own: pass --labels"),
         (["--labels", "a,b", "--readout", "clss"], "there is no readout 'clss': did you mean 'cls'?"),
         (["--labels", "a,b", "--readout", "cls", "--model", "pocket"], "leave --readout or --model out"),
         (["--labels", "a,b", "--threshold", "2"], "threshold is 2"),

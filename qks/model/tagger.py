@@ -10,7 +10,7 @@ __all__ = ['FoundPictures', 'find_pictures', 'read_pictures', 'read_labels', 'wr
 import copy
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from numbers import Integral, Real
@@ -32,14 +32,17 @@ from qks.core import (
     load_image,
     progress,
     read_tensors,
+    shorten,
 )
 from ..data.label_text import read_label_text, write_label_text
+from ..data.presets import EVERYDAY, label_list
 from .head import QKSHead, QKSOutput
 from .prompts import PromptPool
 from .residual import head_from_state
 from .scoring import eval_mode
 from ..vlp.frozen import VLP, fingerprint, preprocess_images
 from ..vlp.loading import check_device, load_vlp
+from ..vlp.protocol import missing_names
 
 # %% ../../nbs/model/03_tagger.ipynb #10a00008
 class FoundPictures(NamedTuple):
@@ -135,12 +138,15 @@ def write_labels(
 
 # %% ../../nbs/model/03_tagger.ipynb #9efcb95e
 def check_tag_arguments(
-    labels: Iterable[str],  # C label names
+    labels: str | Iterable[str] | None,  # C names, presets such as "@coco80" among them, or a preset; None: `trained`
     top_k: int | None,  # how many of them are asked for; None: all
     threshold: float | None,  # how probable they must be, 0 to 1; None: however improbable
+    trained: Sequence[str] = (),  # the model's own labels, no presets whatever they begin with; none: "@everyday"
 ) -> list[str]:  # the names
     "Check labels, and how many of them are asked for; raises `QKSError` where they are not possible."
-    names = check_labels(labels)
+    if labels is None:
+        labels = trained or EVERYDAY
+    names = check_labels(label_list(labels, trained))
     is_count = isinstance(top_k, Integral) and not isinstance(top_k, bool)
     if top_k is not None and not (is_count and 1 <= top_k <= len(names)):
         raise QKSError(f"top_k is {top_k!r}, but there are {len(names)} labels: give a number from 1 to {len(names)}")
@@ -180,7 +186,9 @@ def rank_labels(
     """
     if logits.isnan().any():
         label = labels[int(logits.isnan().nonzero()[0])]
-        raise QKSError(f"the score of label {label!r} is not a number: check the weights of head and VLP for NaN")
+        raise QKSError(
+            f"the score of label {shorten(label)!r} is not a number: check the weights of head and VLP for NaN"
+        )
     candidates = torch.ones_like(logits, dtype=torch.bool)  # [C]
     if top_k is not None and top_k < len(logits):
         candidates = ~(logits < logits.topk(top_k).values[-1])  # more than top_k where labels are equal
@@ -261,8 +269,12 @@ def _load_saved_vlp(
 # %% ../../nbs/model/03_tagger.ipynb #e18f0ef1
 def _check_vlp(vlp: object) -> None:
     "Raise a `QKSError` unless this is a VLP."
-    if not isinstance(vlp, VLP):
-        raise QKSError(f"vlp is {vlp!r}: pass a VLP, as load_vlp('ViT-B-16', 'openai') gives it")
+    missing = missing_names(vlp)
+    if missing:
+        raise QKSError(
+            f"vlp is {vlp!r}: pass a VLP, as load_vlp('ViT-B-16', 'openai') gives it "
+            f"(this lacks {', '.join(missing[:3])}; see qks.vlp.VisionLanguageModel)"
+        )
 
 # %% ../../nbs/model/03_tagger.ipynb #acef0ca8
 class SavedModel(NamedTuple):
@@ -358,7 +370,7 @@ class Tagger(ABC):
     def tag(
         self,
         images: ImageSource | Iterable[ImageSource],  # paths, PIL images or uint8 arrays; or one of them
-        labels: Iterable[str],  # label names, any
+        labels: str | Iterable[str] | None = None,  # any names, or "@coco80"; None: its own, or else "@everyday"
         top_k: int | None = None,  # keep only so many, the most probable
         threshold: float | None = None,  # keep only labels that are at least this probable
         batch_size: int = 32,  # images per forward pass
@@ -373,14 +385,14 @@ class Tagger(ABC):
     def tag_each(
         self,
         images: Iterable[ImageSource],  # paths, PIL images or uint8 arrays
-        labels: Iterable[str],  # label names, any
+        labels: str | Iterable[str] | None = None,  # any names, or "@coco80"; None: its own, or else "@everyday"
         top_k: int | None = None,  # keep only so many, the most probable
         threshold: float | None = None,  # keep only labels that are at least this probable
         batch_size: int = 32,  # images per forward pass
         unreadable: UnreadableHandler | None = None,  # None: an image that cannot be read raises its error
     ) -> Iterator[tuple[ImageSource, list[Any]]]:  # (image as it was given, its tags)
         "`tag` image by image, in order, with the images of one batch in memory; raises `QKSError` as `tag` does."
-        names = check_tag_arguments(labels, top_k, threshold)
+        names = check_tag_arguments(labels, top_k, threshold, self.labels)
         batch_size = check_count("batch_size", batch_size)
         label_embeddings = self.embed(names).to(self.vlp.device)  # [C, E]
         pictures = read_pictures(images, unreadable)
@@ -401,7 +413,7 @@ class QKS(Tagger):
         self,
         vlp: VLP,
         head: QKSHead,  # stays as it is; where the VLP is on another device, a copy of it is used there
-        pool: PromptPool | None = None,  # None: the paper's
+        pool: PromptPool | None = None,  # None: the paper's, or what the VLP asks for
         labels: Iterable[str] = (),  # names it was trained on, where known
     ):
         _check_vlp(vlp)
@@ -413,7 +425,7 @@ class QKS(Tagger):
         self.vlp = vlp
         is_there = head.projection.device == vlp.device
         self.head = head if is_there else copy.deepcopy(head).to(vlp.device)
-        self.pool = pool or PromptPool()
+        self.pool = pool or PromptPool.of(vlp)
         self.labels = tuple(dict.fromkeys(labels))
 
     @classmethod
