@@ -17,6 +17,7 @@ from typing import Annotated
 import tyro
 
 from .options import Command, Device, MessageOptions
+from .thresholds import ThresholdOptions, choose_thresholds
 from ..core.errors import QKSError, check_fields
 from ..experiment.spec import VLPSource
 
@@ -57,7 +58,7 @@ def print_tags(
 ) -> None:
     "Print tags as they come: probability, label, and the token that the label chose."
     for image, tags in tagged:
-        print(image if tags else f"{image}  (no label reaches the threshold)")
+        print(image if tags else f"{image}  (no label reaches its threshold)")
         for label, probability, token in tags:
             print(f"  {100 * probability:5.1f} %  {label}  (token {token})")
         sys.stdout.flush()
@@ -99,7 +100,7 @@ class TagCommand:
 
     vlp: VLPSource = VLPSource()
     top_k: int | None = None  # labels shown per picture, at most; None: 5, or all over the threshold
-    threshold: float | None = None  # show only labels at least this probable, 0 to 1
+    limits: ThresholdOptions = ThresholdOptions()
     json: bool = False  # print JSON
     device: Device = None
     messages: MessageOptions = MessageOptions()
@@ -120,7 +121,7 @@ class TagCommand:
                 f"such as {others[0]}"
             )
         labels = read_label_arguments(self.labels, self.labels_file, self.label_separator, self.encoding)
-        model = load_model(self.model, self.vlp, device=self.device)
+        model = load_model(self.model, self.vlp, device=self.device, use_thresholds=not self.limits.no_thresholds)
         if labels is None:
             labels = list(model.labels)
             if not labels:
@@ -139,8 +140,11 @@ def tag_pictures(
     "Print the tags of each picture; one that cannot be read costs no others."
     from qks.core import progress
 
+    limits = choose_thresholds(model, labels, options.limits)
+    if limits.remark:
+        logger.warning(limits.remark)
     top_k = options.top_k
-    if top_k is None and options.threshold is None:
+    if top_k is None and not limits.is_limit:
         top_k = 5
     if top_k is not None:
         top_k = min(top_k, len(labels))
@@ -151,7 +155,7 @@ def tag_pictures(
         logger.error(str(error))
 
     shown = pictures if sys.stdout.isatty() else progress(pictures, "Tagging")
-    tagged = model.tag_each(shown, labels, top_k, options.threshold, unreadable=report_unreadable)
+    tagged = model.tag_each(shown, labels, top_k, limits.threshold, unreadable=report_unreadable)
     print_json_tags(tagged) if options.json else print_tags(tagged)
     if unreadable and len(pictures) > 1:
         logger.error(f"{len(unreadable):,} of {len(pictures):,} pictures could not be read and have no tags")

@@ -46,6 +46,7 @@ def load_model(
     vlp: VLPSource = OWN_VLP,  # a checkpoint file needs one; a folder knows its own
     n_heads: int | None = None,  # of a checkpoint; None: one per 64 channels
     device: str | torch.device | None = None,  # None: CUDA where there is one
+    use_thresholds: bool = True,  # those of `qks calibrate`, where the folder has some
 ) -> QKS:
     "Load the model to evaluate; raises `QKSError` for what is no model."
     is_file = Path(model).is_file()
@@ -67,6 +68,6 @@ def load_model(
         tower = load_vlp(vlp.name, vlp.pretrained, device, vlp.precision, quick_gelu=vlp.quick_gelu)
     if is_file and tower is not None:
         return QKS(tower, QKSHead.from_official(model, n_heads))
-    loaded = QKS.from_pretrained(model, tower, device)
+    loaded = QKS.from_pretrained(model, tower, device, use_thresholds)
     loaded.vlp.precision = vlp.precision
     return loaded

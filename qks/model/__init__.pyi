@@ -6,3 +6,9 @@ from .query import QueryExtractor as QueryExtractor
 from .scoring import head_scores as head_scores, score_batches as score_batches
 from .sharing import LabelScores as LabelScores, share as share
 from .tagger import QKS as QKS, Tag as Tag
+from .thresholds import (
+    Thresholds as Thresholds,
+    background_thresholds as background_thresholds,
+    load_thresholds as load_thresholds,
+    save_thresholds as save_thresholds,
+)
