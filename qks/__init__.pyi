@@ -12,6 +12,7 @@ from .model.head import QKSHead as QKSHead, QKSOutput as QKSOutput
 from .model.losses import AsymmetricLoss as AsymmetricLoss, bce_loss as bce_loss, ranking_loss as ranking_loss
 from .model.prompts import PromptPool as PromptPool
 from .model.query import QueryExtractor as QueryExtractor
+from .model.residual import make_head as make_head
 from .model.scoring import head_scores as head_scores
 from .model.sharing import share as share
 from .model.tagger import QKS as QKS

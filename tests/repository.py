@@ -14,7 +14,22 @@ NBS = ROOT / "nbs"
 PACKAGE = ROOT / "qks"
 
 # The workshop's folders in the order in which the README lists them; each is a package, studies aside.
-FOLDERS = ("core", "vlp", "model", "data", "fetch", "tokens", "train", "evaluate", "calibrate", "explore", "experiment", "commands")
+FOLDERS = (
+    "core",
+    "vlp",
+    "model",
+    "data",
+    "formats",
+    "fetch",
+    "tokens",
+    "train",
+    "evaluate",
+    "calibrate",
+    "explore",
+    "answers",
+    "experiment",
+    "commands",
+)
 STUDIES = "studies"
 
 DIRECTIVE = re.compile(r"^\s*#\s*\|\s*(.*?)\s*$")

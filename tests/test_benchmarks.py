@@ -14,6 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
 
+def committed(name):
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
 @pytest.mark.parametrize(
     "name", ["head", "sizes", "labels", "prompts", "evaluate", "cache", "views", "score", "stream"]
 )
@@ -23,12 +27,9 @@ def test_runs_quickly(name, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     quick = json.loads(out.read_text())
-    committed = RESULTS / f"{name}.json"
+    newest = "second/head" if name == "head" else name
     assert {"settings", "machine"} < quick.keys()
-    keys = quick.keys() - {"roofline"}  # optional: older files were measured without it
-    assert keys == json.loads(committed.read_text()).keys() - {"roofline"}, (
-        f"{committed.name} is of another version of the benchmark: run it again"
-    )
+    assert quick.keys() == committed(newest).keys(), f"{newest}.json is of another version of the benchmark"
     if name == "head":
         assert [row["mode"] for row in quick["roofline"]] == ["forward", "training"]
         assert all(0 < row["share"] <= 1 for row in quick["roofline"])
@@ -108,8 +109,19 @@ def test_the_roofline_gives_shares(tmp_path):
         assert row["share"] == pytest.approx(row["products_milliseconds"] / row["milliseconds"], abs=0.1)
 
 
-def committed(name):
-    return json.loads((RESULTS / f"{name}.json").read_text())
+@pytest.mark.parametrize("name", ["reproduce", "avx2/reproduce"])
+def test_the_first_command_takes_five_minutes(name):
+    measured = committed(name)["reproduce"]
+    assert measured["seconds"] <= 300 and measured["seconds_at_100"] <= 300
+    assert measured["peak_memory_GB"] <= 2
+    mean_rate = sum(measured["rates"]) / 2
+    assert measured["seconds_at_100"] == pytest.approx(measured["seconds"] * mean_rate / 100, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["roofline", "avx2/roofline"])
+def test_the_paper_s_head_is_near_the_machine_s_limit(name):
+    shares = {row["mode"]: row["share"] for row in committed(name)["rows"] if "ViT-B/16" in row["sizes"]}
+    assert 0.7 <= shares["forward"] <= 1 and 0.6 <= shares["training"] <= 1
 
 
 @pytest.mark.parametrize("name", ["labels", "second/labels"])

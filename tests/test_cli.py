@@ -104,7 +104,9 @@ def test_tag_any_labels(model, run, picture, capsys):
     assert (
         main(["tag", str(picture), "--labels", "cat, submarine,tree", "--top-k", "2", "--model", model, "--json"]) == 0
     )
-    tags = json.loads(capsys.readouterr().out)[str(picture)]
+    [answer] = json.loads(capsys.readouterr().out)
+    tags = answer["tags"]
+    assert answer["image"] == str(picture)
     assert len(tags) == 2 and {tag["label"] for tag in tags} <= {"cat", "submarine", "tree"}
     assert tags[0]["probability"] >= tags[1]["probability"]
 
@@ -125,7 +127,7 @@ def test_without_labels_the_models_own(picture, run, monkeypatch, capsys):
     assert (
         main(["tag", str(picture), "--model", str(run), "--top-k", "1000", "--json"]) == 0
     )  # the run's folder stands for its model
-    tags = json.loads(capsys.readouterr().out)[str(picture)]
+    tags = json.loads(capsys.readouterr().out)[0]["tags"]
     assert (
         len(tags) == 276 and "pizza" in {tag["label"] for tag in tags} and "dog" not in {tag["label"] for tag in tags}
     )  # dog is an unseen one
@@ -251,10 +253,10 @@ def test_version(capsys):
     assert re.fullmatch(r"qks \d+\.\d+\.\d+\n", capsys.readouterr().out)
 
 
-def test_a_missing_picture_is_told_before_any_work(picture, monkeypatch, capsys):
-    monkeypatch.setattr("qks.model.prompts.PromptPool.embed", lambda *args, **kwargs: pytest.fail("began to work"))
-    assert main(["tag", str(picture), "nowhere.jpg", "--labels", "cat", "--device", "cpu"]) == 2
-    assert "image nowhere.jpg does not exist" in capsys.readouterr().err
+def test_where_no_picture_exists_nothing_is_loaded(monkeypatch, capsys):
+    monkeypatch.setattr("qks.experiment.loading.load_model", lambda *args, **kwargs: pytest.fail("began to work"))
+    assert main(["tag", "nowhere.jpg", "lost.jpg", "--labels", "cat", "--device", "cpu"]) == 2
+    assert "none of the 2 pictures exists, such as nowhere.jpg" in said(capsys)
 
 
 def test_one_damaged_picture_costs_no_others(picture, tmp_path, capsys):
@@ -265,12 +267,12 @@ def test_one_damaged_picture_costs_no_others(picture, tmp_path, capsys):
     (folder / "b.png").write_bytes(picture.read_bytes()[:100])
     (folder / "notes.txt").write_text("no picture")
     for words, read in (
-        ([], lambda out: [line for line in out.splitlines() if not line.startswith(" ")]),
-        (["--json"], lambda out: list(json.loads(out))),
+        ([], lambda out: [line.partition("  ")[0] for line in out.splitlines() if not line.startswith(" ")]),
+        (["--json"], lambda out: [answer["image"] for answer in json.loads(out)]),
     ):
         assert main(["tag", str(folder), "--labels", "cat,dog", *words]) == 1
         captured = capsys.readouterr()
-        assert read(captured.out) == [str(folder / "a.png"), str(folder / "c.png")]
+        assert read(captured.out) == [str(folder / name) for name in ("a.png", "b.png", "c.png")]
         lines = [line for line in captured.err.splitlines() if line.startswith("qks: ")]
         assert (
             len(lines) == 3
@@ -280,7 +282,8 @@ def test_one_damaged_picture_costs_no_others(picture, tmp_path, capsys):
         )
     assert main(["tag", str(folder / "b.png"), "--labels", "cat,dog", "--json"]) == 1
     captured = capsys.readouterr()
-    assert json.loads(captured.out) == {} and captured.err.count("\n") == 1
+    [answer] = json.loads(captured.out)
+    assert "b.png is damaged" in answer["error"] and captured.err == f"qks: {answer['error']}\n"
 
 
 @pytest.mark.parametrize("words", [[], ["--json"]])
@@ -320,7 +323,7 @@ def test_a_terminal_that_cannot_show_a_name_costs_no_tags(picture, tmp_path):
 def test_tag_labels_file_and_threshold(picture, tmp_path, capsys):
     (tmp_path / "labels.txt").write_text("cat\n\nbridge\n")
     assert main(["tag", str(picture), "--labels-file", str(tmp_path / "labels.txt"), "--threshold", "1"]) == 0
-    assert "no label reaches the threshold" in capsys.readouterr().out
+    assert "no label reaches its threshold" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from qks.model.tagger import QKS
 from qks.train import config as train_config
 from qks.train.config import TrainConfig
 
-QUICK = ["--epochs", "2", "--n-layers", "1", "--n-queries", "2", "--batch-size", "16"]
+QUICK = ["--recipe", "paper", "--epochs", "2", "--n-layers", "1", "--n-queries", "2", "--batch-size", "16"]
 
 
 def write_table(root, name, cells, prefix="", pictures=True):

@@ -30,7 +30,7 @@ MEGABYTE = 1_000_000
 ASSET_LIMITS = {"pocket_wide": 8 * MEGABYTE, "pocket_vlp": 12 * MEGABYTE, "pocket_qks": 4 * MEGABYTE}
 
 # Names of packages that differ from the names they are imported by.
-DISTRIBUTIONS = {"IPython": "ipython", "PIL": "pillow", "open_clip": "open_clip_torch", "sklearn": "scikit-learn"}
+DISTRIBUTIONS = {"IPython": "ipython", "PIL": "pillow", "open_clip": "open_clip_torch", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 
 # A path starts a word, or a line inside a JSON string; the path part of a web address does not count.
 MACHINE_PATH = re.compile(r"(?:(?<![\w.:/+-])|(?<=\\n))/(?:work|root|tmp|home|Users)/")

@@ -91,7 +91,7 @@ def parsed(*words):
 def test_the_defaults_are_the_papers():
     options = parsed()
     assert options.train == TrainConfig() and options.head == HeadConfig()
-    assert options.spec == RunSpec(Path("data"), RunOptions(Path("run")))
+    assert options.spec == RunSpec(Path("data"), RunOptions(Path("run")), recipe="by-size", given=("out",))
 
 
 RECIPE = {

@@ -14,6 +14,7 @@ from qks.model.losses import AsymmetricLoss
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+LATEST = {"train": "second/train"}  # where a benchmark was measured last, if not on the first machine
 
 
 def run_quickly(name, out, *options):
@@ -30,12 +31,11 @@ def run_quickly(name, out, *options):
 def test_runs_quickly(name, tmp_path):
     quick = run_quickly(name, tmp_path / "numbers.json")
     assert {"settings", "machine", "ways"} <= quick.keys() and quick["ways"]
-    if (RESULTS / f"{name}.json").exists():
-        committed = json.loads((RESULTS / f"{name}.json").read_text())
-        outdated = "the committed numbers are of another version of the benchmark: run it again"
-        later = {"promise", "roofline"}  # optional: older files were measured without them
-        assert quick.keys() - later == committed.keys() - later, outdated
-        assert quick["ways"][0].keys() == committed["ways"][0].keys(), outdated
+    newest = LATEST.get(name, name)
+    committed = json.loads((RESULTS / f"{newest}.json").read_text())
+    outdated = "the committed numbers are of another version of the benchmark: run it again"
+    assert quick.keys() == committed.keys(), outdated
+    assert quick["ways"][0].keys() == committed["ways"][0].keys(), outdated
     if name == "train":
         rates = quick["machine"]["billion_operations_a_second"]
         assert quick["promise"] in (6, 8) and rates.keys() == {"float32", "bfloat16"}
@@ -108,14 +108,19 @@ def test_the_cache_changes_speed_not_numbers():
     assert ways["ours, fp32"]["speedup"] > ways["cache, plain head"]["speedup"] * 0.9 > 1
 
 
-def test_training_is_eight_times_faster_where_half_precision_pays():
-    assert committed("second/train")["ours, bf16, fused AdamW"]["speedup"] >= 8
+@pytest.mark.parametrize("name, promise", [("train", 6), ("second/train", 8)])
+def test_training_keeps_the_promise_of_each_processor(name, promise):
+    rates = json.loads((RESULTS / f"{name}.json").read_text())["machine"]["billion_operations_a_second"]
+    assert promise == (8 if rates["bfloat16"] >= rates["float32"] else 6)
+    assert max(way["speedup"] for way in committed(name).values()) >= promise
 
 
-def test_training_is_six_times_faster_elsewhere():
-    rates = json.loads((RESULTS / "train.json").read_text())["machine"]["billion_operations_a_second"]
-    promise = 8 if rates["bfloat16"] >= rates["float32"] else 6
-    assert max(way["speedup"] for way in committed("train").values()) >= promise
+def test_the_committed_training_names_its_limit():
+    measured = json.loads((RESULTS / "second/train.json").read_text())
+    assert measured["promise"] == 8 and [row["precision"] for row in measured["roofline"]] == ["fp32", "bf16"]
+    fastest = max(way["speedup"] for way in measured["ways"])
+    assert all(0 < row["share"] <= 1 for row in measured["roofline"])
+    assert fastest < max(row["speedup_of_products_alone"] for row in measured["roofline"])
 
 
 def test_quality_does_not_pay_for_speed():

@@ -504,19 +504,19 @@ def test_a_pickle_that_would_run_code(tmp_path):
     "error", [OSError("no route"), RuntimeError("failed to download"), ValueError("offline\nsecond line")], ids=repr
 )
 @pytest.mark.parametrize(
-    "name, tag, file",
+    "name, tag, file, file_name",
     [
-        ("ViT-B-16", "openai", "ViT-B-16.pt"),
-        ("RN50", "openai", "RN50.pt"),
-        ("ViT-B-16", "laion2b_s34b_b88k", "open_clip_model.safetensors"),
+        ("ViT-B-16", "openai", "vit_base_patch16_clip_224.openai", "ViT-B-16-quickgelu"),
+        ("RN50", "openai", "resnet50_clip.openai", "RN50-quickgelu"),
+        ("ViT-B-16", "laion2b_s34b_b88k", "CLIP-ViT-B-16-laion2B-s34B-b88K", "ViT-B-16"),
     ],
 )
-def test_weights_that_cannot_be_fetched(monkeypatch, name, tag, file, error):
+def test_weights_that_cannot_be_fetched(monkeypatch, name, tag, file, file_name, error):
     def offline(*args, **kwargs):
         raise error
 
     monkeypatch.setattr(open_clip, "create_model", offline)
-    message = refused(r"load_vlp\(pretrained=PATH\)", load_vlp, name, tag)
+    message = refused(rf"load_vlp\('{file_name}', pretrained=PATH\)", load_vlp, name, tag)
     assert file in message and name in message and tag in message
 
 
@@ -629,7 +629,7 @@ def test_an_assumption_about_the_activation_is_said(plain_file, caplog, monkeypa
     monkeypatch.setattr(loading, "get_pretrained_cfg", lambda name, tag: tags[tag])
     assert not has_quick_gelu(load_vlp("golden", plain_file))
     assert "assumed for golden: GELU as activation" in caplog.text and "name golden-quickgelu" in caplog.text
-    assert "colours normalised as CLIP's" in caplog.text
+    assert "pictures prepared as CLIP's" in caplog.text
     caplog.clear()
     load_vlp("golden-quickgelu", plain_file)
     assert "GELU as activation" not in caplog.text

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'CalibrateCommand', 'thresholds_folder', 'calibration_facts', 'write_facts', 'run_calibration']
 
-# %% ../../nbs/commands/09_calibrate.ipynb #ce95b33a
+# %% ../../nbs/commands/09_calibrate.ipynb #3bffa790
 import json
 import logging
 from dataclasses import asdict, dataclass
@@ -19,10 +19,10 @@ from ..core.errors import QKSError, check_count, check_fields
 from ..experiment.spec import VLPSource, check_cache_dtype
 from ..train.config import PrecisionName
 
-# %% ../../nbs/commands/09_calibrate.ipynb #44e74d31
+# %% ../../nbs/commands/09_calibrate.ipynb #6a621103
 logger = logging.getLogger("qks.commands.calibrate")
 
-# %% ../../nbs/commands/09_calibrate.ipynb #e85ab83d
+# %% ../../nbs/commands/09_calibrate.ipynb #85746081
 @dataclass(frozen=True)
 class CalibrateCommand:
     "Options of `qks calibrate`."
@@ -77,7 +77,7 @@ class CalibrateCommand:
         prepare_processor(self.device, {"--vlp-precision": self.vlp.precision})
         return run_calibration(self)
 
-# %% ../../nbs/commands/09_calibrate.ipynb #57bfdaa0
+# %% ../../nbs/commands/09_calibrate.ipynb #f823d57e
 def thresholds_folder(
     options: CalibrateCommand,
 ) -> Path:
@@ -97,7 +97,7 @@ def thresholds_folder(
         )
     return options.out
 
-# %% ../../nbs/commands/09_calibrate.ipynb #34c15e46
+# %% ../../nbs/commands/09_calibrate.ipynb #0d81f050
 def calibration_facts(
     result: Any,  # a `CalibrationResult`
     options: CalibrateCommand,
@@ -118,7 +118,7 @@ def calibration_facts(
         "curves": {name: asdict(curve) for name, curve in fit.curves.items()},
     }
 
-# %% ../../nbs/commands/09_calibrate.ipynb #5cbc8b41
+# %% ../../nbs/commands/09_calibrate.ipynb #5ff4cc16
 def write_facts(
     result: Any,  # a `CalibrationResult`
     options: CalibrateCommand,
@@ -135,7 +135,7 @@ def write_facts(
         with atomic_file(options.figure) as file:
             plot_reliability(result.fit.curves).savefig(file, format="png", dpi=150)
 
-# %% ../../nbs/commands/09_calibrate.ipynb #faf9be97
+# %% ../../nbs/commands/09_calibrate.ipynb #7c048fe8
 def run_calibration(
     options: CalibrateCommand,
 ) -> int:  # 0
@@ -183,7 +183,7 @@ def run_calibration(
     )
     return 0
 
-# %% ../../nbs/commands/09_calibrate.ipynb #17e5ed2b
+# %% ../../nbs/commands/09_calibrate.ipynb #7e3324ee
 COMMANDS = {
     "calibrate": Command(
         "Find a model's thresholds on pictures it was not trained on, so that tag may answer nothing.",

@@ -62,9 +62,11 @@ class EvaluateCommand:
 
     root: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ROOT")]  # the data set's folder
 
-    # whose rules: official (the authors'), all-images, annotated, leak-free, own-data, or all of them; None: those of
-    # the data set, own-data for a folder of your own and official for published ones
+    # whose rules: official (the authors'), all-images, annotated, leak-free, own-data, partial-labels, or all of them;
+    # None: those of the data set, own-data for a folder of your own and official for published ones
     protocol: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="NAME [NAME ...]")] = None
+
+    partial_labels: bool = False  # what is not annotated counts neither for nor against: protocol partial-labels
 
     labels: str | None = None  # measure these labels alone, by name, separated by commas: cat,dog; None: all
     labels_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None  # text file of them, one per line
@@ -110,6 +112,8 @@ class EvaluateCommand:
         check_fields(self)
         check_count("workers", self.workers, least=0)
         check_cache_dtype(self.cache_dtype, self.cache)
+        if self.partial_labels and self.protocol is not None:
+            raise QKSError("--partial-labels is the protocol partial-labels, and --protocol names another: pass one")
 
     def execute(self) -> int:
         prepare_processor(self.device, {"--vlp-precision": self.vlp.precision})
@@ -144,7 +148,8 @@ def report_config(
     "Protocols, k and intervals: as asked for, or as they suit the data set."
     from qks.evaluate.report import ReportConfig
 
-    protocols = protocol_names(options.protocol or (index.protocol,))
+    own = "partial-labels" if options.partial_labels else index.protocol
+    protocols = protocol_names(options.protocol or (own,))
     return ReportConfig(protocols, options.topk, options.bootstrap, options.seed)
 
 # %% ../../nbs/commands/04_evaluate.ipynb #6a12973a

@@ -26,7 +26,7 @@ MODULES = {  # the first word -> what it does; each is a module of this package
     "train": "train a head on a data set, then evaluate it",
     "evaluate": "score a model on the test split of a data set",
     "calibrate": "find a model's thresholds, so that tag may answer nothing",
-    "data": "fetch, check and prepare data sets; write Pocket-WIDE",
+    "data": "import, fetch, check and prepare data sets; write Pocket-WIDE",
 }
 
 
@@ -147,7 +147,7 @@ def exit_status(
     work: Callable[[], int],  # the command
     name: str,  # its name
     logger: Logger,  # where sentences go
-) -> int:  # 0; 1 where something was found wrong; 2 after a mistake of the user; 130 after Ctrl-C
+) -> int:  # 0; 1 where something was found wrong; 2 after a mistake of the user; 130, 143 after Ctrl-C, SIGTERM
     "Run a command, and turn what ends it into one sentence and a status."
     try:
         status = work()
@@ -174,7 +174,7 @@ def exit_status(
     except KeyboardInterrupt as interrupt:  # training says what it kept; all processes stop, and one reports
         if is_first_process():
             logger.error(str(interrupt) or "stopped by the user")
-        return 130
+        return getattr(interrupt, "status", 130)
     except imported_class("torch", "OutOfMemoryError"):
         logger.error(f"the GPU's memory is full: {memory_advice(name)}")
         return 2

@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple, Protocol
@@ -56,13 +56,16 @@ def messages_to_stderr() -> Iterator[logging.Logger]:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("qks: %(message)s"))
     level = logger.level
+    propagate = logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.WARNING)
+    logger.propagate = False  # a library that sets up the root logger would print each message once more
     try:
         yield logger
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+        logger.propagate = propagate
 
 # %% ../../nbs/commands/01_options.ipynb #d5f20dbd
 def is_first_process() -> bool:
@@ -108,6 +111,27 @@ def default_options(
     file = find_config(words) if takes_file else None
     return tyro.MISSING_NONPROP if file is None else draft_config(options, read_json_object(file), file)
 
+# %% ../../nbs/commands/01_options.ipynb #24929fbf
+def given_settings(
+    words: Sequence[str],  # of the command line
+) -> tuple[str, ...]:
+    "The names of the settings that are given, by a flag or in a configuration file."
+    flags = [word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")]
+    file = find_config(words)
+    values = {} if file is None else read_json_object(file)
+    nested = [name for value in values.values() if isinstance(value, dict) for name in value]
+    return tuple(dict.fromkeys([*flags, *nested]))
+
+# %% ../../nbs/commands/01_options.ipynb #dc164772
+def remember_given(
+    options: Any,  # as they were parsed
+    words: Sequence[str],  # of the command line
+) -> Any:
+    "The options, with the names of those that were given where the command asks for them in a field `given`."
+    if "given" not in [field.name for field in fields(options)]:
+        return options
+    return replace(options, given=given_settings(words))
+
 # %% ../../nbs/commands/01_options.ipynb #34096a76
 def refused_value(
     error: BaseException,
@@ -129,7 +153,7 @@ def parse_options(
     with io.TextIOWrapper(io.BytesIO(), encoding, errors="backslashreplace") as complaint:
         try:
             with redirect_stderr(complaint):
-                return tyro.cli(
+                parsed = tyro.cli(
                     command.options,
                     prog=f"qks {name}",
                     description=f"{command.summary}\n\nExample:\n  qks {name} {command.example}",
@@ -138,6 +162,7 @@ def parse_options(
                     config=MARKERS,
                     console_outputs=is_first_process(),
                 )
+            return remember_given(parsed, words)
         except SystemExit as exit:
             refused = refused_value(exit)
             if refused is not None:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ThresholdOptions', 'background_scores', 'ChosenThresholds', 'choose_thresholds']
 
-# %% ../../nbs/commands/10_thresholds.ipynb #4e1631e6
+# %% ../../nbs/commands/10_thresholds.ipynb #f0000d4a
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +15,10 @@ import tyro
 
 from ..core.errors import QKSError, check_fields
 
-# %% ../../nbs/commands/10_thresholds.ipynb #7c632b6f
+# %% ../../nbs/commands/10_thresholds.ipynb #0fbec83b
 logger = logging.getLogger("qks.commands.thresholds")
 
-# %% ../../nbs/commands/10_thresholds.ipynb #f0044dc5
+# %% ../../nbs/commands/10_thresholds.ipynb #5c762ff3
 @dataclass(frozen=True)
 class ThresholdOptions:
     "Which labels are shown."
@@ -29,11 +29,11 @@ class ThresholdOptions:
     # leave the model's own thresholds and calibration out: its best labels, with its scores as they are
     no_thresholds: bool = False
 
-    # show only labels that score higher than they usually do on your pictures in this folder, which need no labels
+    # show only labels that score as high as they seldom do on your pictures in this folder, which need no labels
     background: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
 
-    # how much higher: so many standard deviations above the mean; None: 2
-    background_z: float | None = None
+    # how seldom: on this share of them; None: 0.02
+    background_rate: float | None = None
 
     def __post_init__(self):
         check_fields(self)
@@ -42,10 +42,12 @@ class ThresholdOptions:
                 f"--background {self.background} gives each label a threshold and --threshold {self.threshold:g} "
                 "one for all: pass one of the two"
             )
-        if self.background_z is not None and self.background is None:
-            raise QKSError(f"--background-z {self.background_z:g} is for --background: name a folder of pictures, too")
+        if self.background_rate is not None and self.background is None:
+            raise QKSError(
+                f"--background-rate {self.background_rate:g} is for --background: name a folder of pictures, too"
+            )
 
-# %% ../../nbs/commands/10_thresholds.ipynb #ea72e12a
+# %% ../../nbs/commands/10_thresholds.ipynb #3821ea5d
 def background_scores(
     model: Any,  # a tagger with `pool`, `vlp` and `predict`
     labels: list[str],  # C names
@@ -80,7 +82,7 @@ def background_scores(
         raise QKSError(f"none of the {len(places):,} pictures in {folder} could be read: name another background")
     return torch.cat(scores)
 
-# %% ../../nbs/commands/10_thresholds.ipynb #6c8a6ecf
+# %% ../../nbs/commands/10_thresholds.ipynb #18b8ac61
 class ChosenThresholds(NamedTuple):
     "What a tagger is given, and what is said about it."
 
@@ -104,22 +106,22 @@ def choose_thresholds(
         return ChosenThresholds(None, False, "")
     return ChosenThresholds(None, True, f"shown from the model's own thresholds on: {own}")
 
-# %% ../../nbs/commands/10_thresholds.ipynb #7d85e9f2
+# %% ../../nbs/commands/10_thresholds.ipynb #874fbac5
 def _background_choice(
     model: Any,  # a tagger
     labels: list[str],  # C names
     options: ThresholdOptions,
 ) -> ChosenThresholds:
     "Thresholds from the user's own pictures."
-    from qks.model.thresholds import BACKGROUND_Z, background_thresholds
+    from qks.model.thresholds import BACKGROUND_RATE, background_thresholds
 
-    z = BACKGROUND_Z if options.background_z is None else options.background_z
+    rate = BACKGROUND_RATE if options.background_rate is None else options.background_rate
     scores = background_scores(model, labels, options.background)  # [m, C]
-    limits = background_thresholds(scores, z).float()  # [C], logits
+    limits = background_thresholds(scores, rate).float()  # [C], logits
     if getattr(model, "thresholds", None) is not None:
         limits = model.label_thresholds(labels, model.pool.embed(model.vlp, labels)).calibrate(limits)
     remark = (
-        f"shown from thresholds of {len(scores):,} background pictures on: for each label, the mean of its scores "
-        f"there plus {z:g} standard deviations"
+        f"shown where a label scores as high as it does on {100 * rate:g} % of the {len(scores):,} background pictures "
+        f"in {options.background}"
     )
     return ChosenThresholds(limits.sigmoid().tolist(), True, remark)

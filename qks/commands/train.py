@@ -7,6 +7,7 @@ __all__ = ['COMMANDS', 'TrainCommand']
 
 # %% ../../nbs/commands/03_train.ipynb #d47717d0
 from dataclasses import dataclass, fields
+from typing import Literal
 
 from .options import Command, ConfigFile, Device, Force, MessageOptions, Workers, prepare_processor
 from ..core.errors import check_count
@@ -16,6 +17,10 @@ from ..experiment.spec import RunSpec
 @dataclass(frozen=True)
 class TrainCommand(RunSpec):
     "Options of `qks train`: those of a run, and how to run it."
+
+    # by-size: in a folder of your own, readout, blocks, epochs, batch, rate, schedule and loss suit the number of
+    # pictures, where you do not give them; paper: the paper's everywhere
+    recipe: Literal["by-size", "paper"] = "by-size"
 
     config: ConfigFile = None
     resume: bool = False  # continue the run in the folder --out, wherever it was interrupted

@@ -344,7 +344,10 @@ def index_folder_splits(
     if "train" in splits and "test" in splits and "test" not in indexes:
         notes.append(f"there is no test table {options.test}: training works, and no test table is printed")
     indexes = {split: index for split, index in indexes.items() if split in splits}
+    protocol = options.protocol
+    if options.partial_labels and protocol == "own-data":
+        protocol = "partial-labels"
     return {
-        split: replace(index, protocol=options.protocol, is_own=True, notes=(*notes, *index.notes))
+        split: replace(index, protocol=protocol, is_own=True, notes=(*notes, *index.notes))
         for split, index in indexes.items()
     }

@@ -26,7 +26,8 @@ MAX_DENSE_BYTES = 4_000_000_000  # ours: the largest label matrix that `dense` b
 
 # %% ../../nbs/data/02_index.ipynb #670b6d47
 SPLITS = ("train", "test")
-ProtocolName = Literal["official", "all-images", "annotated", "leak-free", "own-data"]  # whose rules measure a split
+# whose rules measure a split
+ProtocolName = Literal["official", "all-images", "annotated", "leak-free", "own-data", "partial-labels"]
 
 
 def check_split_name(split: str) -> str:  # the same name

@@ -50,6 +50,10 @@ class TableOptions:
     # values in 0/1 columns that mean "not annotated", with commas between: -1, 0, blank; others mean absent
     not_annotated: str | None = None
 
+    # in 0/1 columns 1 is present and -1 absent, and of 0 or a blank cell nobody knows: as --not-annotated 0,blank, and
+    # training and metrics leave such entries out
+    partial_labels: bool = False
+
     merge_twins: bool = False  # labels that differ in capitals, hyphens, underscores or blanks only are one label
     encoding: str | None = None  # of the tables and lists, such as cp1252 or utf-16
     column_separator: str | None = None  # between two columns: a character, or tab
@@ -643,7 +647,12 @@ def _read_flags(
     options: TableOptions,
 ) -> tuple[list[dict[str, int]], list[str]]:  # labels of each row; remarks
     "Read columns of zeros and ones; raises `QKSError` where `not_annotated` names another value."
-    wanted = [word.strip() or "blank" for word in (options.not_annotated or "none").split(",")]
+    not_annotated = "0,blank" if options.partial_labels else options.not_annotated
+    if options.partial_labels and options.not_annotated is not None:
+        raise QKSError(
+            f"partial_labels means not_annotated 0,blank, and not_annotated is {options.not_annotated!r}: give one only"
+        )
+    wanted = [word.strip() or "blank" for word in (not_annotated or "none").split(",")]
     if wanted != ["none"] and not set(wanted) <= {"-1", "0", "blank"}:
         raise QKSError(
             f"not_annotated is {options.not_annotated!r}: expected -1, 0, blank, or several with commas between"
@@ -678,8 +687,9 @@ def _read_label_cells(
     options: TableOptions,
 ) -> tuple[list[dict[str, int]], list[str]]:  # labels of each row; remarks
     "Read columns of label names."
-    if options.not_annotated is not None:
-        raise QKSError("not_annotated is for tables with a column of 0 and 1 for each label: leave it out")
+    for name in ("not_annotated", "partial_labels"):
+        if getattr(options, name) not in (None, False):
+            raise QKSError(f"{name} is for tables with a column of 0 and 1 for each label: leave it out")
     cells = [row.cells[position] for row in table.rows for position in positions]
     places = [table.place(row) for row in table.rows for _ in positions]
     result = read_label_cells(cells, places, options.label_separator, options.no_label)

@@ -140,24 +140,27 @@ def resampled_means(
 
 # %% ../../nbs/evaluate/04_bootstrap.ipynb #f331f114
 def resampled_hits(
-    hits: np.ndarray,  # bool [kept B, k] as `topk_hits` returns them
+    hits: np.ndarray,  # [kept B, k] as `topk_hits` returns them
     positives: np.ndarray,  # [kept B] positives of each image in the part
     images: np.ndarray,  # bool [B] the kept images
     topk: Sequence[int],  # numbers of predictions per image
     weights: list[Tensor],  # matrices that side by side are [B, R]
 ) -> dict[str, np.ndarray]:  # "P@k", "R@k", "F1@k" -> [R]
     "Precision, recall and F1 at every k, in every resample."
-    per_image = [np.ones(len(hits)), positives, *(hits[:, :k].sum(axis=1) for k in topk)]
-    table = torch.from_numpy(np.stack(per_image).astype(np.float64))  # [2 + len(topk), kept B]
+    right = [(hits[:, :k] > 0).sum(axis=1) for k in topk]
+    predictions = [(hits[:, :k] >= 0).sum(axis=1) for k in topk]
+    table = torch.from_numpy(
+        np.stack([positives, *right, *predictions]).astype(np.float64)
+    )  # [1 + 2 len(topk), kept B]
     rows = torch.from_numpy(np.flatnonzero(images))
-    sums = torch.cat([table @ matrix[rows].double() for matrix in weights], dim=1).numpy()  # [2 + len(topk), R]
-    n_images, total = sums[:2]
+    sums = torch.cat([table @ matrix[rows].double() for matrix in weights], dim=1).numpy()  # [1 + 2 len(topk), R]
+    total = sums[0]
     result = {}
     with np.errstate(invalid="ignore", divide="ignore"):  # a resample without an image of the part gives nan
-        for k, correct in zip(topk, sums[2:]):
-            result[f"P@{k}"] = correct / (k * n_images)
+        for k, correct, predicted in zip(topk, sums[1 : 1 + len(topk)], sums[1 + len(topk) :]):
+            result[f"P@{k}"] = correct / predicted
             result[f"R@{k}"] = correct / total
-            result[f"F1@{k}"] = 2 * correct / (k * n_images + total)
+            result[f"F1@{k}"] = 2 * correct / (predicted + total)
     return result
 
 # %% ../../nbs/evaluate/04_bootstrap.ipynb #255f2b46
@@ -186,7 +189,7 @@ class MeasuredScores:
     protocol: Protocol
     parts: dict[str, Part]  # as `plan_parts` returns them
     entries_by_label: Iterable[ScoredEntries]  # per label: annotated entries on the images of the widest part
-    hits: dict[str, np.ndarray]  # part -> bool [kept B, k], as `topk_hits` returns them
+    hits: dict[str, np.ndarray]  # part -> [kept B, k], as `topk_hits` returns them
 
 # %% ../../nbs/evaluate/04_bootstrap.ipynb #301ee2c0
 def resampled_metrics(

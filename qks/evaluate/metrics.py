@@ -283,15 +283,19 @@ def topk_hits(
     labels: np.ndarray,  # int8 [B, C]
     part: Part,  # the images and labels to measure
     k: int,  # predictions per image
-) -> np.ndarray:  # bool [kept B, k]: whether an image's best, second best, … label is right
-    "Which of the k best labels of each image are right."
+) -> np.ndarray:  # bool [kept B, k]: whether an image's best, second best, … label is right; int8 where -1 is none
+    "Which of the k best labels of each image are right; -1 where a part ranks annotated labels alone and has no more."
     images = np.flatnonzero(part.images)
     hits = [np.empty((0, k), dtype=bool)]
     for block in row_blocks(len(images), len(part.labels)):
         rows = images[block]
-        best = best_labels(select_columns(scores, rows, part.labels), k)
-        best_values = np.take_along_axis(select_columns(labels, rows, part.labels), best, axis=1)
-        hits.append(best_values > 0)  # [block, k]
+        block_labels = select_columns(labels, rows, part.labels)  # [block, kept C]
+        block_scores = select_columns(scores, rows, part.labels)
+        if part.only_annotated:
+            block_scores = np.where(block_labels == 0, -np.inf, block_scores)
+        best_values = np.take_along_axis(block_labels, best_labels(block_scores, k), axis=1)  # [block, k]
+        is_right = best_values > 0
+        hits.append(np.where(best_values == 0, np.int8(-1), is_right) if part.only_annotated else is_right)
     return np.concatenate(hits)
 
 # %% ../../nbs/evaluate/02_metrics.ipynb #a9735f09
@@ -315,7 +319,7 @@ Metrics = dict[str, PartMetrics]  # "seen", "zsl", "gzsl" -> metrics
 
 def part_metrics(
     by_label: LabelPrecision,  # of the kept labels
-    hits: np.ndarray,  # bool [kept B, k] as `topk_hits` returns them, k >= max(topk)
+    hits: np.ndarray,  # [kept B, k] as `topk_hits` returns them, k >= max(topk)
     topk: Sequence[int],  # numbers of predictions per image
     count_absent_labels: bool = True,  # whether a label without a positive counts as 0 in the mean
     part: Part | None = None,  # which labels leave the mean because nothing can be measured; None: none does
@@ -330,8 +334,10 @@ def part_metrics(
     metrics = {"mAP": float(precision[in_mean].mean())}
     total = int(positives.sum())
     for k in topk:
-        correct = int(hits[:, :k].sum())
-        predicted = k * len(hits)
+        correct = int((hits[:, :k] > 0).sum())
+        predicted = int(
+            (hits[:, :k] >= 0).sum()
+        )  # k of each image, unless fewer labels are annotated and no more count
         metrics[f"P@{k}"] = correct / predicted
         metrics[f"R@{k}"] = correct / total
         metrics[f"F1@{k}"] = 2 * correct / (predicted + total)  # = 2PR / (P + R), and 0 without a hit

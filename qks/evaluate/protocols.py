@@ -28,6 +28,7 @@ class Protocol:
     count_absent_labels: bool = True  # count a kept label without a positive as AP 0; if False, it leaves the mean
     keep_twins: bool = True  # keep unseen labels that have a twin among the seen labels
     only_measurable: bool = False  # a label is in the mean only if a kept image shows it and another one does not
+    only_annotated: bool = False  # at k, of each image only the annotated labels are ranked; else all labels
 
     def __post_init__(self):
         check_fields(self)
@@ -55,6 +56,15 @@ _ALL_PROTOCOLS = (
         keep_all_images=True,
         count_absent_labels=False,
         only_measurable=True,
+    ),
+    Protocol(
+        "partial-labels",
+        "own-data, but what is not annotated counts neither for nor against: at k, of each image only the annotated "
+        "labels are ranked",
+        keep_all_images=True,
+        count_absent_labels=False,
+        only_measurable=True,
+        only_annotated=True,
     ),
 )
 PROTOCOLS = {protocol.name: protocol for protocol in _ALL_PROTOCOLS}
@@ -250,6 +260,7 @@ class Part:
     labels: np.ndarray  # columns of the kept labels, rising
     is_measurable: bool = True  # False: no positive or no negative takes part, so that no number says anything
     measurable: np.ndarray | None = None  # bool [kept C], the labels that may be in the mean; None: all of them
+    only_annotated: bool = False  # at k, of each image only the annotated labels are ranked
 
     @property
     def measurable_labels(self) -> np.ndarray:  # bool [kept C]
@@ -281,10 +292,11 @@ def plan_part(
         )
     has_negative = labels.labels_with(-1, images)[kept_columns]  # [kept C]
     if not protocol.only_measurable:
-        return Part(images, kept_columns, is_measurable=bool(has_negative.any()))
+        any_negative = bool(has_negative.any())
+        return Part(images, kept_columns, any_negative, only_annotated=protocol.only_annotated)
     has_positive = labels.labels_with(1, images)[kept_columns]  # [kept C]
     measurable = has_positive & has_negative
-    return Part(images, kept_columns, bool(measurable.any()), measurable)
+    return Part(images, kept_columns, bool(measurable.any()), measurable, protocol.only_annotated)
 
 # %% ../../nbs/evaluate/01_protocols.ipynb #99878930
 def default_topk(

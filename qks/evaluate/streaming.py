@@ -7,6 +7,7 @@ __all__ = ['SparseAnnotations', 'SparseLabels', 'ScoredEntries', 'LabelEntries',
 
 # %% ../../nbs/evaluate/03_streaming.ipynb #6d179412
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple, Protocol as TypingProtocol
 
 import numpy as np
@@ -24,7 +25,7 @@ from qks.evaluate.metrics import (
     to_array,
     topk_hits,
 )
-from .protocols import Part, Protocol, check_topk, find_protocol, plan_parts, row_blocks
+from .protocols import Protocol, check_topk, find_protocol, plan_parts, row_blocks
 
 # %% ../../nbs/evaluate/03_streaming.ipynb #c2aa9844
 class SparseAnnotations(TypingProtocol):
@@ -285,7 +286,7 @@ class StreamingScores:
         self._entry_scores.append(scores[self.labels.image[entries] - start, self.labels.columns[entries]])
         dense_labels = self.labels.dense(start, stop, scores.shape[1])  # [block, C]
         for name, part in self.parts.items():
-            block_part = Part(part.images[start:stop], part.labels)
+            block_part = replace(part, images=part.images[start:stop])
             self._hits[name].append(topk_hits(scores, dense_labels, block_part, max(self.topk)))
         self.n_done = stop
 

@@ -146,7 +146,7 @@ def unmeasured_notes(
                     f"{where}: {' and '.join(constant)} predicts all labels ({sizes['labels']}) for every image, "
                     "and so is the same for every model."
                 )
-        if protocol == "own-data":
+        if protocol in ("own-data", "partial-labels"):
             notes += _left_out_notes(report, protocol)
     return notes
 

@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..core import QKSError, check_count, load_image
 from .training_data import score_bytes
 from ..model.head import QKSHead
+from ..model.residual import head_from_state
 from ..model.scoring import head_scores
 from ..train.config import TrainConfig
 from ..train.loop import fit
@@ -161,7 +162,8 @@ def measure_machine(
     pixels = torch.randn(batch_size, 3, vlp.image_size, vlp.image_size)
     tokens = vlp.image_tokens(pixels)  # [B, N, D]
     weights = {key: value.cpu() for key, value in head.state_dict().items()}
-    trained = QKSHead.from_state(weights, head.config.n_heads).to(vlp.device)
+    kind = head.config.frozen_score
+    trained = head_from_state(weights, head.config.n_heads, frozen_score=kind, n_prefix=vlp.n_prefix).to(vlp.device)
     targets = torch.where(torch.arange(batch_size)[:, None] % n_seen == torch.arange(n_seen), 1.0, -1.0)  # [B, S]
     train_pair = (tokens.repeat(4, 1, 1), targets.repeat(4, 1))  # [4B, N, D], [4B, S]
     validation_pair = (tokens[:1].cpu(), targets[:1])

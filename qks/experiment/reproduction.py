@@ -26,7 +26,7 @@ class ReproduceConfig:
     data: PocketConfig = PocketConfig()  # the data set
     head: HeadConfig = HeadConfig(n_layers=2)  # ours
     # the recipe, ours
-    train: TrainConfig = TrainConfig(epochs=7, lr=2e-3, loss="bce", schedule="cosine", prior_init=True, fused=True)
+    train: TrainConfig = TrainConfig(epochs=8, lr=2e-3, loss="bce", schedule="cosine", prior_init=True, fused=True)
 
     def __post_init__(self):
         check_fields(self)

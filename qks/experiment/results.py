@@ -263,7 +263,10 @@ def closing_remarks(
     of_seed = ", of the first seed" if len(results["runs"]) > 1 else ""
     reason = "the last" if config.selection == "last" else f"the best by the rule {config.selection!r}"
     protocol = results.get("protocol", "official")
-    remarks = [f"Epoch {best_epoch} of {len(history)} was kept{of_seed}, {reason}; protocol {protocol!r}"]
+    kept = f"Epoch {best_epoch} of {history[-1]['epoch']}"
+    if best_epoch == 0:
+        kept = f"Epoch 0 of {history[-1]['epoch']}, the head before training,"
+    remarks = [f"{kept} was kept{of_seed}, {reason}; protocol {protocol!r}"]
     remarks += report_remarks(results)
     low_rate = 1.001 * config.lr / 100  # a tenth of a tenth is no exact hundredth
     if config.schedule == "plateau" and history[-1]["lr"] <= low_rate:

@@ -162,6 +162,11 @@ class RunSpec:
     init: Annotated[str | None, tyro.conf.arg(metavar="MODEL")] = None
 
     seeds: int = 1  # training runs, for mean and standard deviation; run i trains with seed + i
+
+    # by-size: in a folder of your own, readout, blocks, epochs, batch, rate, schedule and loss suit the number of
+    # pictures, where you do not give them; paper: the paper's everywhere
+    recipe: Literal["by-size", "paper"] = "paper"
+
     head: HeadConfig = HeadConfig()  # sizes
     train: TrainConfig = TrainConfig()  # recipe
     tokens: TokenConfig = TokenConfig()  # where image tokens come from
@@ -169,6 +174,7 @@ class RunSpec:
     leave_out_damaged: bool = False  # go on without images that cannot be decoded, and name them; else they end the run
     vlp_fingerprint: tyro.conf.Suppress[str | None] = None  # of the VLP's weights; None: not loaded yet
     init_digest: tyro.conf.Suppress[str | None] = None  # of the head that `init` names; None: not loaded yet
+    given: tyro.conf.Suppress[tuple[str, ...]] = ()  # settings that the user gave, which no recipe changes
 
     def __post_init__(self):
         check_fields(self)
@@ -211,6 +217,7 @@ def spec_values(
     "The settings of a run as its `config.json` holds them."
     values = config_values(spec)
     del values["run"]["folder"]
+    del values["given"]  # a file of settings gives all of them
     return values
 
 # %% ../../nbs/experiment/03_spec.ipynb #46f4ceae

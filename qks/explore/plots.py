@@ -337,7 +337,7 @@ def plot_history(
     right.set(ylabel="held-out mAP and F1, 0 to 1", ylim=(0, None))
     if not metrics:  # nothing was held out
         right.set_axis_off()
-    right.axvline(kept or best, color="grey", linestyle=":", label=line_name)
+    right.axvline(best if kept is None else kept, color="grey", linestyle=":", label=line_name)
     lines = left.get_lines() + right.get_lines()
     figure.legend(
         lines, [str(line.get_label()) for line in lines], loc="outside lower center", ncols=len(lines), fontsize=8

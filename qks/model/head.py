@@ -6,7 +6,6 @@
 __all__ = ['QKSOutput', 'QKSHead']
 
 # %% ../../nbs/08_head.ipynb #6934bc26
-from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,8 +38,10 @@ class QKSHead(nn.Module):
     ):
         super().__init__()
         self.config = config
-        self.extractor = QueryExtractor(projection.shape[0], **asdict(config)).to(projection.device)
+        sizes = (config.n_queries, config.n_layers, config.n_heads, config.ffn_width, config.dropout)
+        self.extractor = QueryExtractor(projection.shape[0], *sizes).to(projection.device)
         self.projection = nn.Parameter(projection.detach().clone().float())  # [D, E]
+        self.bias = nn.Parameter(torch.zeros((), device=projection.device)) if config.bias else None
 
     def forward(
         self,
@@ -54,7 +55,17 @@ class QKSHead(nn.Module):
         else:
             features = extract(self.extractor, image_tokens)  # [B, K, D]; the same numbers, faster
         logits, token_index = share(features @ self.projection, label_embeddings)  # [B, K, E] -> [B, C], [B, C]
+        logits = self.read_out(logits, image_tokens, label_embeddings)  # [B, C]
         return QKSOutput(logits, token_index, attention)
+
+    def read_out(
+        self,
+        logits: torch.Tensor,  # of the labels' tokens [B, C]
+        image_tokens: torch.Tensor,  # [B, N, D]
+        label_embeddings: torch.Tensor,  # [C, E]
+    ) -> torch.Tensor:  # [B, C]
+        "The final logits: the tokens' own, as in the paper, or with a learned bias where the configuration has one."
+        return logits if self.bias is None else logits + self.bias
 
     @classmethod
     def from_state(

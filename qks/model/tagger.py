@@ -14,7 +14,7 @@ from dataclasses import asdict
 from itertools import islice
 from numbers import Integral, Real
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from qks.core import (
 from ..data.label_text import read_label_text, write_label_text
 from .head import QKSHead, QKSOutput
 from .prompts import PromptPool
+from .residual import head_from_state
 from .scoring import eval_mode
 from .sharing import share
 from qks.model.thresholds import (
@@ -307,15 +308,15 @@ def _load_model(
         config = json.loads(path.read_text(encoding="utf-8"))
         _check_finished(config, folder)
         source = config["vlp"]
-        sizes = config["head"]
+        sizes: dict[str, Any] = {"frozen_score": "best-patch"} | config["head"]  # absent in models of older versions
         expected = config["vlp_fingerprint"]
         pool = PromptPool(config["templates"])
         labels = list(config.get("labels", ()))  # absent in models of older versions
         weights = {name: tensor.float() for name, tensor in read_tensors(path.with_name(HEAD_FILE)).items()}
-        head = QKSHead.from_state(weights, sizes["n_heads"], sizes["dropout"])
         if vlp is None:
             vlp = _load_saved_vlp(source, path, device)
-        head = head.to(vlp.device)
+        kind = sizes["frozen_score"]
+        head = head_from_state(weights, sizes["n_heads"], sizes["dropout"], kind, vlp.n_prefix).to(vlp.device)
     except QKSError:
         raise
     except (ValueError, KeyError, TypeError) as error:  # ValueError: no JSON, no UTF-8

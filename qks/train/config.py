@@ -17,7 +17,8 @@ from ..core import QKSError, check_count, check_fields
 LossName = Literal["asl", "bce", "ranking"]
 ScheduleName = Literal["plateau", "cosine"]
 SelectionRule = Literal["seen", "official", "last"]
-ProtocolName = Literal["official", "all-images", "annotated", "leak-free", "own-data"]  # as in `qks.evaluate.protocols`
+# as in `qks.evaluate.protocols`
+ProtocolName = Literal["official", "all-images", "annotated", "leak-free", "own-data", "partial-labels"]
 PrecisionName = Literal["fp32", "bf16", "fp16"]
 CHOICES = {
     "loss": get_args(LossName),
@@ -71,6 +72,8 @@ class TrainConfig:
     clip: float = 0.0  # largest norm of the gradient over all weights; 0: no limit
     ema: float = 0.0  # decay per step of the averaged weights, such as 0.999; 0: no average
     prior_init: bool = False  # begin a new head with labels as probable as they are on average; ours
+    partial_labels: bool = False  # leave entries that are not annotated out of the loss; else they count as absent
+    keep_start: bool = False  # the state before training is epoch 0 of the choice; always, for readout residual; ours
     fused: bool = False  # AdamW in one kernel
     compile: bool = False  # compile the head by torch.compile
 

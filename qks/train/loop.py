@@ -20,6 +20,7 @@ from ..core import QKSError, progress
 from ..data.index import Index
 from ..evaluate.protocols import default_topk
 from ..model.head import QKSHead
+from ..model.residual import ResidualHead
 from ..tokens.augment import worker_errors
 from .checkpoint import keep_random_states
 from .config import RunConfig, TrainConfig
@@ -30,7 +31,7 @@ from .selection import data_protocol, selection_score, validation_labels
 from .signals import StopSignals
 from .steps import check_finite
 from .targets import Targets
-from .trainer import Trainer, close_epoch, epoch_steps
+from .trainer import Trainer, close_epoch, close_start, epoch_steps
 
 # %% ../../nbs/train/12_loop.ipynb #5fef028f
 @contextmanager
@@ -63,6 +64,10 @@ def train_epochs(
     def stop_requested():  # several processes agree on it only where all check their losses
         return is_single and checkpointing.signals.received is not None
 
+    if config.keep_start and config.selection != "last" and not trainer.history:
+        metrics = selection_score(trainer.eval_head, validation, label_embeddings, trainer.targets.n_seen, config)
+        close_start(trainer, metrics)
+        checkpointing.after_epoch()
     bar = progress(range(config.epochs * trainer.steps_per_epoch), "Training")
     bar.update(trainer.steps_done)
     for _ in range(trainer.epoch, config.epochs + 1):
@@ -175,7 +180,7 @@ def fit(
     validation: tuple | None,  # image tokens [m, N, D] and labels [m, S], or [m, S+U] for selection="official"
     config: TrainConfig = TrainConfig(),  # what changes the result
     run: RunConfig | None = None,  # where to save checkpoints and logs, and to resume from; None: nowhere
-) -> list[dict[str, Any]]:  # per epoch: epoch, loss, lr, seconds, and the metrics of `selection_score`
+) -> list[dict[str, Any]]:  # per epoch: epoch, loss, lr, seconds, metrics of `selection_score`; perhaps epoch 0
     """Train a head on cached tokens (paper, section 4.2).
 
     Training labels [n, S] are -1, 0 (not annotated) or +1; an `Index` will do as well. The head ends in eval mode, and
@@ -188,6 +193,8 @@ def fit(
     image_tokens, labels = train
     targets = Targets(labels)
     check_training(image_tokens, targets, label_embeddings)
+    if isinstance(head, ResidualHead):
+        config = replace(config, keep_start=True)
     if config.protocol is None:
         config = replace(config, protocol=data_protocol(validation))
     if config.topk is None:

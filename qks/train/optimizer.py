@@ -8,6 +8,7 @@ __all__ = ['make_loss', 'make_optimizer', 'make_schedule']
 # %% ../../nbs/train/02_optimizer.ipynb #5adc027a
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
@@ -22,8 +23,10 @@ def make_loss(
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:  # (logits [B, C], targets [B, C]) -> scalar
     "The loss function that `config.loss` names."
     if config.loss == "asl":
-        return AsymmetricLoss(config.asl_gamma_neg, config.asl_gamma_pos, config.asl_margin)
-    return {"bce": bce_loss, "ranking": ranking_loss}[config.loss]
+        return AsymmetricLoss(config.asl_gamma_neg, config.asl_gamma_pos, config.asl_margin, config.partial_labels)
+    if config.loss == "ranking":
+        return ranking_loss  # of annotated labels alone, always
+    return partial(bce_loss, masked=True) if config.partial_labels else bce_loss
 
 # %% ../../nbs/train/02_optimizer.ipynb #8611b477
 def make_optimizer(

@@ -94,12 +94,12 @@ def _read_best_checkpoint(
     if last["best_step"] is None:
         return _BestCheckpoint()
 
-    def preference(step):  # the best epoch first, then by score, then by age
-        score = last["history"][step // steps_per_epoch - 1]["score"]
-        return step != last["best_step"], -score, step
+    scores = {row["epoch"] * steps_per_epoch: row["score"] for row in last["history"]}  # step at its end -> score
 
-    n_steps = len(last["history"]) * steps_per_epoch
-    ends = [step for step in list_checkpoints(folder) if step % steps_per_epoch == 0 and 0 < step <= n_steps]
+    def preference(step):  # the best epoch first, then by score, then by age
+        return step != last["best_step"], -scores[step], step
+
+    ends = [step for step in list_checkpoints(folder) if step in scores]
     for step in sorted(ends, key=preference):
         state = read_if_intact(folder / CHECKPOINT_NAME.format(step))
         if state is not None:

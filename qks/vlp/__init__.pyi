@@ -5,4 +5,5 @@ from .frozen import (
     preprocess_images as preprocess_images,
 )
 from .loading import check_device as check_device, load_vlp as load_vlp
+from .sources import WeightsSource as WeightsSource, weights_source as weights_source
 from .towers import ImageTower as ImageTower, register_tower as register_tower
