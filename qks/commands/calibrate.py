@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'CalibrateCommand', 'thresholds_folder', 'calibration_facts', 'write_facts', 'run_calibration']
 
-# %% ../../nbs/commands/09_calibrate.ipynb #3bffa790
+# %% ../../nbs/commands/09_calibrate.ipynb #e02200f6
 import json
 import logging
 from dataclasses import asdict, dataclass
@@ -19,10 +19,10 @@ from ..core.errors import QKSError, check_count, check_fields
 from ..experiment.spec import VLPSource, check_cache_dtype
 from ..train.config import PrecisionName
 
-# %% ../../nbs/commands/09_calibrate.ipynb #6a621103
+# %% ../../nbs/commands/09_calibrate.ipynb #4e7a17d7
 logger = logging.getLogger("qks.commands.calibrate")
 
-# %% ../../nbs/commands/09_calibrate.ipynb #85746081
+# %% ../../nbs/commands/09_calibrate.ipynb #d87a65a3
 @dataclass(frozen=True)
 class CalibrateCommand:
     "Options of `qks calibrate`."
@@ -77,7 +77,7 @@ class CalibrateCommand:
         prepare_processor(self.device, {"--vlp-precision": self.vlp.precision})
         return run_calibration(self)
 
-# %% ../../nbs/commands/09_calibrate.ipynb #f823d57e
+# %% ../../nbs/commands/09_calibrate.ipynb #b6e727af
 def thresholds_folder(
     options: CalibrateCommand,
 ) -> Path:
@@ -97,7 +97,7 @@ def thresholds_folder(
         )
     return options.out
 
-# %% ../../nbs/commands/09_calibrate.ipynb #0d81f050
+# %% ../../nbs/commands/09_calibrate.ipynb #75e58b14
 def calibration_facts(
     result: Any,  # a `CalibrationResult`
     options: CalibrateCommand,
@@ -118,7 +118,7 @@ def calibration_facts(
         "curves": {name: asdict(curve) for name, curve in fit.curves.items()},
     }
 
-# %% ../../nbs/commands/09_calibrate.ipynb #5ff4cc16
+# %% ../../nbs/commands/09_calibrate.ipynb #1664b212
 def write_facts(
     result: Any,  # a `CalibrationResult`
     options: CalibrateCommand,
@@ -135,7 +135,7 @@ def write_facts(
         with atomic_file(options.figure) as file:
             plot_reliability(result.fit.curves).savefig(file, format="png", dpi=150)
 
-# %% ../../nbs/commands/09_calibrate.ipynb #7c048fe8
+# %% ../../nbs/commands/09_calibrate.ipynb #54353aa0
 def run_calibration(
     options: CalibrateCommand,
 ) -> int:  # 0
@@ -175,15 +175,15 @@ def run_calibration(
     print(
         f"{result.n_pictures:,} {part} pictures, {len(result.thresholds.labels):,} labels; chosen for "
         f"{result.thresholds.criterion}; ECE: expected calibration error",
-        "Labels left out are judged as if they had never been trained on, by a fit to the others; labels that really "
-        "were not do worse.",
+        "Labels left out are judged without their annotations, as labels never trained on are; but the head did learn "
+        "them, so take their row as an estimate.",
         *result.remarks,
         f"Saved: {path}",
         sep="\n",
     )
     return 0
 
-# %% ../../nbs/commands/09_calibrate.ipynb #7e3324ee
+# %% ../../nbs/commands/09_calibrate.ipynb #acdbb967
 COMMANDS = {
     "calibrate": Command(
         "Find a model's thresholds on pictures it was not trained on, so that tag may answer nothing.",

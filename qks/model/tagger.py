@@ -36,7 +36,7 @@ from ..data.label_text import read_label_text, write_label_text
 from .head import QKSHead, QKSOutput
 from .prompts import PromptPool
 from .residual import head_from_state
-from .scoring import eval_mode
+from .scoring import eval_mode, head_scores
 from .sharing import share
 from qks.model.thresholds import (
     THRESHOLDS_FILE,
@@ -413,28 +413,19 @@ class QKS:
                 f"label embeddings are a {kind}: pass the tensor [C, E] that PromptPool().embed(vlp, labels) gives"
             )
         pictures = [load_image(image) for image in _image_list(images)]
-        return self._score_tokens(self._image_tokens(pictures), label_embeddings, return_attention)
-
-    def _image_tokens(self, pictures: list[Image.Image]) -> torch.Tensor:  # [B, N, D]
-        "The VLP's tokens of pictures."
-        return self.vlp.image_tokens(preprocess_images(self.vlp, pictures))
-
-    @torch.no_grad()
-    def _score_tokens(
-        self,
-        image_tokens: torch.Tensor,  # [B, N, D]
-        label_embeddings: torch.Tensor,  # [C, E]
-        return_attention: bool = False,
-    ) -> QKSOutput:  # on the CPU
-        "`predict` for pictures whose tokens are known."
+        image_tokens = self.vlp.image_tokens(preprocess_images(self.vlp, pictures))  # [B, N, D]
         label_embeddings = label_embeddings.to(image_tokens.device)  # [C, E]
         with eval_mode(self.head):
             output = self.head(image_tokens, label_embeddings, return_attention)
         attention = None
         if output.attention is not None:
             attention = [weights.cpu() for weights in output.attention]
-        return QKSOutput(output.logits.cpu(), output.token_index.cpu(), attention)
+        spread = None
+        if self.thresholds is not None:
+            spread = token_spread(image_tokens, self.vlp.projection, self.vlp.n_prefix).cpu()  # [B]
+        return QKSOutput(output.logits.cpu(), output.token_index.cpu(), attention, spread)
 
+    @torch.no_grad()
     def label_thresholds(
         self,
         names: Sequence[str],  # C labels
@@ -447,9 +438,10 @@ class QKS:
         if min(kept.columns(names)) >= 0:
             return kept.for_labels(names)
         pictures = kept.pictures.to(self.vlp.device).float()  # labels never trained on are scored on them
+        label_embeddings = label_embeddings.to(pictures.device)  # [C, E]
         if kept.picture_kind == "image tokens":
-            return kept.for_labels(names, self._score_tokens(pictures, label_embeddings).logits)
-        return kept.for_labels(names, share(pictures, label_embeddings.to(pictures.device)).logits.cpu())
+            return kept.for_labels(names, head_scores(self.head, pictures, label_embeddings).logits)
+        return kept.for_labels(names, share(pictures, label_embeddings).logits.cpu())
 
     def tag(
         self,
@@ -491,18 +483,16 @@ class QKS:
 
         def tag_batches():
             while batch := list(islice(pictures, batch_size)):
-                image_tokens = self._image_tokens([picture for _, picture in batch])
-                output = self._score_tokens(image_tokens, label_embeddings)
+                output = self.predict([picture for _, picture in batch], label_embeddings)
                 scores = output.logits if calibration is None else calibration.calibrate(output.logits)
-                is_plain = self._plain_pictures(image_tokens) if threshold is None else [False] * len(batch)
+                is_plain = self._too_plain(output) if threshold is None else [False] * len(batch)
                 for (image, _), plain, logits, token_index in zip(batch, is_plain, scores, output.token_index):
                     yield image, [] if plain else rank_labels(names, logits, token_index, top_k, limits)
 
         return tag_batches()  # a generator of its own, so that arguments are checked at the call
 
-    def _plain_pictures(self, image_tokens: torch.Tensor) -> list[bool]:
+    def _too_plain(self, output: QKSOutput) -> list[bool]:
         "Which pictures are too plain to show anything, by the model's thresholds."
-        if self.thresholds is None or not self.thresholds.least_spread:
-            return [False] * len(image_tokens)
-        spread = token_spread(image_tokens, self.vlp.projection, self.vlp.n_prefix)  # [B]
-        return (spread < self.thresholds.least_spread).tolist()
+        if self.thresholds is None or output.spread is None:
+            return [False] * len(output.logits)
+        return (output.spread < self.thresholds.least_spread).tolist()
