@@ -23,7 +23,8 @@ logger = logging.getLogger("qks.commands.thresholds")
 class ThresholdOptions:
     "Which labels are shown."
 
-    # show only labels at least this probable, 0 to 1; 0: all; None: the model's own thresholds, if it has some
+    # show only labels at least this probable (without --model: whose score is at least this), 0 to 1; 0: all; None: the
+    # model's own thresholds, if it has some
     threshold: float | None = None
 
     # leave the model's own thresholds and calibration out: its best labels, with its scores as they are
