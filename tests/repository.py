@@ -25,6 +25,7 @@ FOLDERS = (
     "tokens",
     "train",
     "evaluate",
+    "calibrate",
     "explore",
     "answers",
     "experiment",

@@ -87,7 +87,7 @@ class TextWriter(StreamWriter):
         if answer.error is not None:
             yield f"{answer.image}  (cannot be read)"
             return
-        yield answer.image if answer.tags else f"{answer.image}  (no label reaches the threshold)"
+        yield answer.image if answer.tags else f"{answer.image}  (no label reaches its threshold)"
         for label, value, token in answer.tags:
             number = f" {value:5.3f}" if self.info.number == "score" else f"{100 * value:5.1f} %"
             behind = f"  (token {token})" if token is not None and token >= 0 else ""
