@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from .options import Command, Device, Force, MessageOptions, Workers, prepare_processor
+from .options import AcceptTruncated, Command, Device, Force, MessageOptions, Workers, prepare_processor
 from .tag import read_label_arguments
 from ..core.errors import QKSError, check_count, check_fields
+from ..core.images import accept_truncated_images
 from ..experiment.spec import VLPSource, check_cache_dtype
 from ..train.config import PrecisionName
 
@@ -103,6 +104,7 @@ class EvaluateCommand:
     # differs, or always
     cache_check: Literal["time", "size", "content"] = "time"
 
+    accept_truncated: AcceptTruncated = False
     force: Force = False
     device: Device = None
     workers: Workers = 0
@@ -117,7 +119,8 @@ class EvaluateCommand:
 
     def execute(self) -> int:
         prepare_processor(self.device, {"--vlp-precision": self.vlp.precision})
-        return run_evaluation(self)
+        with accept_truncated_images(self.accept_truncated):
+            return run_evaluation(self)
 
 # %% ../../nbs/commands/04_evaluate.ipynb #5e0c24fe
 def choose_part(

@@ -20,7 +20,7 @@ from ..answers.answer import Answer, AnswerInfo, answer_pictures
 from ..answers.asked import AskedPictures, find_asked, read_names
 from ..answers.formats import FormatName, check_out, choose_format, open_writer
 from ..answers.stopping import SignalGate
-from .options import Command, Device, MessageOptions
+from .options import AcceptTruncated, Command, Device, MessageOptions
 from ..core.errors import QKSError, check_fields, shorten
 from ..core.images import accept_truncated_images
 from ..experiment.spec import VLPSource
@@ -144,7 +144,7 @@ class TagCommand:
     vlp: VLPSource = VLPSource()
     top_k: int | None = None  # labels shown per picture, at most; None: 5, or all over the threshold
     threshold: float | None = None  # show only labels at least this probable, 0 to 1
-    accept_truncated: bool = False  # take pictures whose last lines are missing, with a remark
+    accept_truncated: AcceptTruncated = False
     output: OutputOptions = OutputOptions()
     device: Device = None
     messages: MessageOptions = MessageOptions()
