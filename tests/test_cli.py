@@ -138,7 +138,7 @@ def test_a_reader_that_has_enough_is_no_mistake(picture, tmp_path):
     (folder := tmp_path / "trip").mkdir()
     for number in range(100):
         shutil.copyfile(picture, folder / f"{number}.png")
-    tag = shlex.join([sys.executable, "-m", "qks", "tag", str(folder), "--labels", "cat,dog", "--device", "cpu"])
+    tag = shlex.join([sys.executable, "-m", "qks", "tag", str(folder), "--labels", "cat,dog", "--model", "pocket"])
     command = f"{tag} | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(
         ["bash", "-c", command],
@@ -166,8 +166,8 @@ def test_weights_of_other_activations_and_in_other_places(words, picture, pocket
         asked.append((name, pretrained, quick_gelu))
         raise QKSError("enough")
 
-    for module in ("training_run", "loading"):
-        monkeypatch.setattr(f"qks.experiment.{module}.load_vlp", load)
+    for module in ("experiment.training_run", "experiment.loading", "readouts.tagger"):
+        monkeypatch.setattr(f"qks.{module}.load_vlp", load)
     for place, path in {"PICTURE": picture, "POCKET": pocket, "RUN": run, "NEW": tmp_path / "new"}.items():
         words = [word.replace(place, str(path)) for word in words]
     assert main(words) == main([*words, "--gelu"]) == 2
@@ -263,7 +263,7 @@ def test_one_damaged_picture_costs_no_others(picture, tmp_path, capsys):
         ([], lambda out: [line.partition("  ")[0] for line in out.splitlines() if not line.startswith(" ")]),
         (["--json"], lambda out: [answer["image"] for answer in json.loads(out)]),
     ):
-        assert main(["tag", str(folder), "--labels", "cat,dog", *words]) == 1
+        assert main(["tag", str(folder), "--labels", "cat,dog", "--model", "pocket", *words]) == 1
         captured = capsys.readouterr()
         assert read(captured.out) == [str(folder / name) for name in ("a.png", "b.png", "c.png")]
         lines = [line for line in captured.err.splitlines() if line.startswith("qks: ")]
@@ -273,7 +273,7 @@ def test_one_damaged_picture_costs_no_others(picture, tmp_path, capsys):
             and "b.png is damaged" in lines[1]
             and lines[2] == "qks: 1 of 3 pictures could not be read and have no tags"
         )
-    assert main(["tag", str(folder / "b.png"), "--labels", "cat,dog", "--json"]) == 1
+    assert main(["tag", str(folder / "b.png"), "--labels", "cat,dog", "--model", "pocket", "--json"]) == 1
     captured = capsys.readouterr()
     [answer] = json.loads(captured.out)
     assert "b.png is damaged" in answer["error"] and captured.err == f"qks: {answer['error']}\n"
@@ -293,7 +293,7 @@ def test_what_is_tagged_is_printed_before_the_next(picture, tmp_path, monkeypatc
         return original(self, images, embeddings)
 
     monkeypatch.setattr(QKS, "predict", predict)
-    assert main(["tag", str(folder), "--labels", "cat,dog", *words]) == 130
+    assert main(["tag", str(folder), "--labels", "cat,dog", "--model", "pocket", *words]) == 130
     out = capsys.readouterr().out
     assert (len(json.loads(out)) if words else out.count(".png\n")) == 32
 
@@ -306,7 +306,7 @@ def test_a_terminal_that_cannot_show_a_name_costs_no_tags(picture, tmp_path):
     except (OSError, UnicodeDecodeError):
         pytest.skip("this system has no such names")
     done = subprocess.run(
-        [sys.executable, "-m", "qks", "tag", odd, "--labels", "crème,cat", "--device", "cpu"],
+        [sys.executable, "-m", "qks", "tag", odd, "--labels", "crème,cat", "--model", "pocket"],
         capture_output=True,
         env={**os.environ, "PYTHONIOENCODING": "ascii:strict"},
     )
@@ -315,7 +315,8 @@ def test_a_terminal_that_cannot_show_a_name_costs_no_tags(picture, tmp_path):
 
 def test_tag_labels_file_and_threshold(picture, tmp_path, capsys):
     (tmp_path / "labels.txt").write_text("cat\n\nbridge\n")
-    assert main(["tag", str(picture), "--labels-file", str(tmp_path / "labels.txt"), "--threshold", "1"]) == 0
+    labels = ["--labels-file", str(tmp_path / "labels.txt")]
+    assert main(["tag", str(picture), *labels, "--threshold", "1", "--model", "pocket"]) == 0
     assert "no label reaches the threshold" in capsys.readouterr().out
 
 

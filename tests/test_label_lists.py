@@ -259,7 +259,7 @@ def test_a_model_without_labels_is_asked_for_everyday_things(model, tmp_path, mo
     monkeypatch.setattr("qks.model.tagger.EVERYDAY", "@coco80")
     assert len(nameless.tag(tmp_path / "a.png")[0]) == 80
     said = capsys.readouterr().err
-    assert "pocket does not say which labels it was trained on: it is asked for the 1,061 common things" in said
+    assert "pocket names no labels that it was trained on: it is asked for the 1,061 common things" in said
 
 
 # --- long labels ---

@@ -20,7 +20,7 @@ from ..core.errors import QKSError
 # %% ../../nbs/answers/01_asked.ipynb #3bf29a2b
 def refuse_address(
     name: str,  # of a picture
-    place: str = "",  # where it stands, for the message, such as "list.txt line 3: "
+    place: str = "",  # where it is written, for the message, such as "list.txt line 3: "
 ) -> None:
     "Raise `QKSError` for an address such as https://…: qks reads files."
     if not re.match(r"[a-z][a-z0-9+.-]+://|data:", name, re.IGNORECASE) or os.path.exists(name):
@@ -63,10 +63,10 @@ def _decode_names(
 class NameList(NamedTuple):
     "What a list of names holds."
 
-    names: list[str]  # as they stand there, in order
+    names: list[str]  # as they are written there, in order
     remarks: list[str]  # how it was understood, where that is not plain
 
-
+# %% ../../nbs/answers/01_asked.ipynb #27574e55
 def read_names(
     source: str | Path,  # a file with one name per line, or "-": standard input
     is_null_separated: bool = False,  # whether zero bytes end the names; also noticed by itself
@@ -98,7 +98,7 @@ class AskedPictures(NamedTuple):
     others: list[str]  # other files in the folders
     root: Path  # the folder that they all lie in
 
-
+# %% ../../nbs/answers/01_asked.ipynb #5036d55e
 def common_folder(
     folders: Sequence[str],  # at least one
 ) -> Path:  # absolute

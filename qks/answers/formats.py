@@ -23,7 +23,7 @@ WRITERS: dict[str, type[AnswerWriter]] = {
     "csv": CSVWriter,
 }
 
-ENDINGS = {  # of a file that is to be written -> format
+ENDINGS = {  # of the file that will be written -> format
     ".txt": "text",
     ".json": "json",
     ".jsonl": "jsonl",

@@ -40,18 +40,18 @@ class AnswerWriter:
         self.finish()
 
     def begin(self) -> None:
-        "Write what stands before the answers."
+        "Write what comes before the answers."
 
     def write(self, answer: Answer) -> None:
         "Write one answer."
         self.n_written += 1
 
     def finish(self) -> None:
-        "Write what stands behind the answers, and close the output."
+        "Write what comes after the answers, and close the output."
 
     @property
     def remarks(self) -> list[str]:
-        "What whoever asked should know about the output."
+        "What the user should know about the output."
         return []
 
 # %% ../../nbs/answers/04_streams.ipynb #4b33e2f0

@@ -80,7 +80,7 @@ def everyday_labels(
 
     labels = preset_labels(EVERYDAY)
     logger.warning(
-        f"{model} does not say which labels it was trained on: it is asked for the {len(labels):,} common things of "
+        f"{model} names no labels that it was trained on: it is asked for the {len(labels):,} common things of "
         f"{EVERYDAY}; --labels or --labels-file names others"
     )
     return labels
@@ -128,7 +128,7 @@ class TagCommand:
     null: Annotated[bool, tyro.conf.arg(aliases=["-0"])] = False
 
     # label names, any, separated by commas: cat,bridge,sunset; or a list by name: @everyday, @coco80, @nuswide81,
-    # @openimages600, @imagenet1k; None: those that the model was trained on, or else @everyday
+    # @openimages600, @imagenet1k; None: those that a trained model was trained on, or else @everyday
     labels: str | None = None
 
     labels_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None  # text file with one label per line
@@ -138,12 +138,20 @@ class TagCommand:
 
     encoding: str | None = None  # of the file of labels, such as cp1252; None: judged by its bytes
 
-    # 'pocket', the folder of a run or of its model, or the authors' checkpoint file with --vlp and --pretrained
-    model: str = "pocket"
+    # a trained model: the folder of a run or of its model, 'pocket' (emoji), or the authors' checkpoint file with --vlp
+    # and --pretrained; None: the VLP without training
+    model: str | None = None
 
     vlp: VLPSource = VLPSource()
+
+    # without --model, how the VLP is asked: cls, best-patch, top-patches, vv, qq-kk, clear …; None: the best one
+    readout: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+
     top_k: int | None = None  # labels shown per picture, at most; None: 5, or all over the threshold
-    threshold: float | None = None  # show only labels at least this probable, 0 to 1
+
+    # show only labels at least this probable, 0 to 1; without --model: whose score is at least this
+    threshold: float | None = None
+
     accept_truncated: AcceptTruncated = False
     output: OutputOptions = OutputOptions()
     device: Device = None
@@ -164,8 +172,9 @@ class TagCommand:
         name = self.output.chosen_format
         check_out(self.output.file, self.output.force)
         labels = read_label_arguments(self.labels, self.labels_file, self.label_separator, self.encoding)
+        check_labels_first(labels, self)
         model = load_tagger(self)
-        labels = choose_labels(model, labels, self.model)
+        labels = choose_labels(model, labels, self.model or model.vlp.name)
         with accept_truncated_images(self.accept_truncated):
             return write_tags(model, asked, labels, name, self)
 
@@ -189,13 +198,31 @@ def find_pictures(
     return asked
 
 # %% ../../nbs/commands/02_tag.ipynb #3a8df5a6
+def check_labels_first(
+    labels: list[str] | None,  # those that the user named
+    options: TagCommand,
+) -> None:
+    "Raise `QKSError` for what would fail after weights have been fetched and loaded."
+    from qks.model.tagger import check_tag_arguments
+
+    if labels is not None:
+        top_k = options.top_k and min(options.top_k, len(labels))
+        check_tag_arguments(labels, top_k, options.threshold)
+
+# %% ../../nbs/commands/02_tag.ipynb #c29e39b8
 def load_tagger(
     options: TagCommand,
-) -> Any:  # a `QKS`
+) -> Any:  # a trained `QKS`, or a `ZeroShotTagger`
     "The model to ask; raises `QKSError` where it cannot be loaded."
-    from qks.experiment.loading import load_model
+    from qks.experiment import loading
 
-    return load_model(options.model, options.vlp, device=options.device)
+    model = loading.load_tagger(options.model, options.vlp, options.readout, options.device)
+    if options.model is None:
+        logger.warning(
+            f"{model.vlp.name}, without training ({model.readout.title}): scores from 0 to 1 rank the labels and "
+            "are no probabilities; --model names a trained model"
+        )
+    return model
 
 # %% ../../nbs/commands/02_tag.ipynb #5d73e3a8
 def choose_labels(
@@ -250,9 +277,10 @@ def write_tags(
     n_pictures = len(asked.pictures)
     n_unreadable = 0
     answers = tag_in_order(model, asked.pictures, labels, options)
-    writer = open_writer(
-        name, AnswerInfo(tuple(labels), asked.root, options.model, "probability", n_pictures), options.output.file
-    )
+    number = "score" if options.model is None else "probability"
+    shown_model = options.model or model.vlp.name
+    info = AnswerInfo(tuple(labels), asked.root, shown_model, number, n_pictures)
+    writer = open_writer(name, info, options.output.file)
     try:
         with SignalGate() as gate, writer:
             for answer in answers:
