@@ -69,7 +69,9 @@ def test_heic_without_the_extra_names_it(tmp_path, monkeypatch, capsys):
     message = r"IMG_1.HEIC is a HEIC picture, as phones take them: pip install 'qks\[heif\]' to read such pictures"
     with pytest.raises(UnreadableImage, match=message):
         load_image(tmp_path / "IMG_1.HEIC")
-    assert main(["tag", str(tmp_path), "--labels", "cat", "--device", "cpu"]) == 1  # in a folder, too, it is a picture
+    assert (
+        main(["tag", str(tmp_path), "--labels", "cat", "--device", "cpu", "--model", "pocket"]) == 1
+    )  # in a folder, too, it is a picture
     captured = capsys.readouterr()
     assert "pip install 'qks[heif]'" in captured.err and "b.png" in captured.out
 
@@ -235,7 +237,18 @@ def write_folder(root):
 
 def test_commands_accept_truncated_pictures(tmp_path, capsys):
     write_folder(tmp_path)
-    tag = ["tag", str(tmp_path / "c.png"), str(tmp_path / "a.png"), "--labels", "cat", "--device", "cpu", "--json"]
+    tag = [
+        "tag",
+        str(tmp_path / "c.png"),
+        str(tmp_path / "a.png"),
+        "--labels",
+        "cat",
+        "--device",
+        "cpu",
+        "--model",
+        "pocket",
+        "--json",
+    ]
     assert main(tag) == 1
     assert "c.png is damaged or truncated" in capsys.readouterr().err
     assert main([*tag, "--accept-truncated"]) == 0
@@ -345,7 +358,7 @@ def test_one_bad_file_among_named_ones_costs_only_itself(tmp_path, capsys):
     (tmp_path / "link.png").symlink_to("good.png")
     names = ["good.png", "empty.jpg", "gone.jpg", "text.jpg", "pipe.png", "link.png"]
     paths = [str(tmp_path / name) for name in names]
-    assert main(["tag", *paths, "--labels", "cat", "--device", "cpu", "--json"]) == 1
+    assert main(["tag", *paths, "--labels", "cat", "--device", "cpu", "--model", "pocket", "--json"]) == 1
     captured = capsys.readouterr()
     answers = json.loads(captured.out)
     assert [answer["image"] for answer in answers] == paths  # each one that is asked about

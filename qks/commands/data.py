@@ -13,7 +13,6 @@ from typing import Annotated, Literal
 import tyro
 
 from .options import AcceptTruncated, Command, DrawingWorkers, Force, MessageOptions
-from ..core.images import accept_truncated_images
 from ..core.processes import available_cores
 from ..data.pocket import PocketConfig
 from ..data.registry import DATASETS, detect_dataset
@@ -92,6 +91,7 @@ def check_command(
 
         def execute(self) -> int:  # 0 where nothing has to be repaired, 1 where something has
             from qks.core import write_atomic
+            from qks.core.images import accept_truncated_images
             from qks.data.splits import check_dataset
             from qks.evaluate.tables import check_new_file
 
@@ -129,6 +129,7 @@ def prepare_command(
         messages: MessageOptions = MessageOptions()
 
         def execute(self) -> int:  # 0
+            from qks.core.images import accept_truncated_images
             from qks.data.splits import prepare
 
             min_bytes = self.min_bytes

@@ -15,7 +15,6 @@ import tyro
 from .options import AcceptTruncated, Command, Device, Force, MessageOptions, Workers, prepare_processor
 from .tag import read_label_arguments
 from ..core.errors import QKSError, check_count, check_fields
-from ..core.images import accept_truncated_images
 from ..experiment.spec import VLPSource, check_cache_dtype
 from ..train.config import PrecisionName
 
@@ -118,6 +117,8 @@ class EvaluateCommand:
             raise QKSError("--partial-labels is the protocol partial-labels, and --protocol names another: pass one")
 
     def execute(self) -> int:
+        from qks.core.images import accept_truncated_images
+
         prepare_processor(self.device, {"--vlp-precision": self.vlp.precision})
         with accept_truncated_images(self.accept_truncated):
             return run_evaluation(self)

@@ -22,7 +22,6 @@ from ..answers.formats import FormatName, check_out, choose_format, open_writer
 from ..answers.stopping import SignalGate
 from .options import AcceptTruncated, Command, Device, MessageOptions
 from ..core.errors import QKSError, check_fields, shorten
-from ..core.images import accept_truncated_images
 from ..experiment.spec import VLPSource
 
 # %% ../../nbs/commands/02_tag.ipynb #e3389de0
@@ -168,6 +167,8 @@ class TagCommand:
             raise QKSError("--null (-0) says how --images-from is written: pass both, or neither")
 
     def execute(self) -> int:  # 1 where a picture cannot be read
+        from qks.core.images import accept_truncated_images
+
         asked = find_pictures(self)
         name = self.output.chosen_format
         check_out(self.output.file, self.output.force)

@@ -20,7 +20,6 @@ from qks.commands.options import (
     prepare_processor,
 )
 from ..core.errors import check_count
-from ..core.images import accept_truncated_images
 from ..experiment.spec import RunSpec
 
 # %% ../../nbs/commands/03_train.ipynb #b0605cc1
@@ -50,6 +49,7 @@ class TrainCommand(RunSpec):
         return RunSpec(**{field.name: getattr(self, field.name) for field in fields(RunSpec)})
 
     def execute(self) -> int:
+        from qks.core.images import accept_truncated_images
         from qks.experiment.training_run import run_training
         from qks.train.devices import process_state
 
