@@ -20,10 +20,9 @@ from ..answers.answer import Answer, AnswerInfo, answer_pictures
 from ..answers.asked import AskedPictures, find_asked, read_names
 from ..answers.formats import FormatName, check_out, choose_format, open_writer
 from ..answers.stopping import SignalGate
-from .options import Command, Device, MessageOptions
+from .options import AcceptTruncated, Command, Device, MessageOptions
 from .thresholds import ThresholdOptions, choose_thresholds
 from ..core.errors import QKSError, check_fields, shorten
-from ..core.images import accept_truncated_images
 from ..experiment.spec import VLPSource
 
 # %% ../../nbs/commands/02_tag.ipynb #e3389de0
@@ -150,7 +149,7 @@ class TagCommand:
 
     top_k: int | None = None  # labels shown per picture, at most; None: 5, or all over the threshold
     limits: ThresholdOptions = ThresholdOptions()
-    accept_truncated: bool = False  # take pictures whose last lines are missing, with a remark
+    accept_truncated: AcceptTruncated = False
     output: OutputOptions = OutputOptions()
     device: Device = None
     messages: MessageOptions = MessageOptions()
@@ -166,6 +165,8 @@ class TagCommand:
             raise QKSError("--null (-0) says how --images-from is written: pass both, or neither")
 
     def execute(self) -> int:  # 1 where a picture cannot be read
+        from qks.core.images import accept_truncated_images
+
         asked = find_pictures(self)
         name = self.output.chosen_format
         check_out(self.output.file, self.output.force)
