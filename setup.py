@@ -53,7 +53,11 @@ setup(
     include_package_data=False,  # the line above says it all, for the wheel and the sdist alike
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
-    extras_require={"dev": settings["dev_requirements"].split()},
+    extras_require={
+        key.removesuffix("_requirements"): packages.split()
+        for key, packages in settings.items()
+        if key.endswith("_requirements")
+    },
     entry_points={
         "console_scripts": settings["console_scripts"].split(),
         "nbdev": [f"{settings['lib_name']}={settings['lib_path']}._modidx:d"],
