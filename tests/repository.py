@@ -18,6 +18,7 @@ FOLDERS = (
     "core",
     "vlp",
     "model",
+    "readouts",
     "data",
     "formats",
     "fetch",

@@ -3,6 +3,7 @@ from .errors import (
     check_count as check_count,
     check_fields as check_fields,
     check_labels as check_labels,
+    shorten as shorten,
 )
 from .files import (
     ASSETS as ASSETS,
@@ -16,6 +17,7 @@ from .images import (
     MAX_PIXELS as MAX_PIXELS,
     DamagedImage as DamagedImage,
     UnreadableImage as UnreadableImage,
+    accept_truncated_images as accept_truncated_images,
     check_image_exists as check_image_exists,
     load_image as load_image,
 )

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..core import QKSError, progress
+from ..core import QKSError, progress, shorten
 from ..data.check import require_images
 from ..data.files import locate_list, read_image_list
 from ..data.index import Index, regroup_labels
@@ -62,7 +62,9 @@ def select_labels(
         if name not in known:
             similar = difflib.get_close_matches(name, sorted(known), n=1)
             hint = f"did you mean {similar[0]!r}?" if similar else f"there are {', '.join(index.label_names[:10])} …"
-            raise QKSError(f"label {name!r} is not among the {len(index.label_ids):,} of the test split: {hint}")
+            raise QKSError(
+                f"label {shorten(name)!r} is not among the {len(index.label_ids):,} of the test split: {hint}"
+            )
     chosen = [id in names or name in names for id, name in zip(index.label_ids, index.label_names)]  # [C]
     ids = [label for label, is_chosen in zip(index.label_ids, chosen) if is_chosen]
     n_seen = sum(chosen[: index.n_seen])

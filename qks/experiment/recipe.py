@@ -94,11 +94,11 @@ def _describe_recipe(
     "What was chosen, why, and how to choose otherwise."
     steps = math.ceil(n_images / batch_size)
     paper_steps = math.ceil(n_images / TrainConfig.batch_size) * TrainConfig.epochs
-    settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in chosen.items())
+    flags = [f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in chosen.items()]
     return (
-        f"{n_images:,} training pictures, {n_pictures:,.0f} of a label in the median: this chooses {settings}. "
+        f"{n_images:,} training pictures, {n_pictures:,.0f} of a label in the median: this chooses {' '.join(flags)}. "
         f"That makes {steps * epochs:,} steps, and the paper's recipe would make {paper_steps:,} at a rate of "
-        f"{TrainConfig.lr:g}. Any of these options overrides the choice, --recipe paper all of it"
+        f"{TrainConfig.lr:g}. Give any of these options to choose otherwise, or --recipe paper for the paper's"
     )
 
 # %% ../../nbs/experiment/11_recipe.ipynb #0fe37cce

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Picture', 'locate_pictures', 'add_unannotated', 'leave_out_unnamed', 'merge_pictures', 'settle_splits', 'find_unseen']
 
-# %% ../../nbs/formats/16_importing.ipynb #358b914d
+# %% ../../nbs/formats/16_importing.ipynb #1b14aac9
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,14 +20,14 @@ from ..data.own_splits import stratified_mask
 from .records import ImportOptions, Reading, Record, count_names
 from .source import Source, find_picture
 
-# %% ../../nbs/formats/16_importing.ipynb #16179eac
+# %% ../../nbs/formats/16_importing.ipynb #60d62687
 class Picture(NamedTuple):
     "One picture with its labels."
 
     path: str  # posix: relative to the folder of the pictures, or the name that embedded bytes get
     record: Record
 
-# %% ../../nbs/formats/16_importing.ipynb #d2278df9
+# %% ../../nbs/formats/16_importing.ipynb #a2dfdea9
 def _check_distinct(
     pictures: Sequence[Picture],  # found by names that are almost right
 ) -> None:
@@ -42,7 +42,7 @@ def _check_distinct(
                 "and may be two pictures: name their folder with --images, or correct one"
             )
 
-# %% ../../nbs/formats/16_importing.ipynb #b40a0bd1
+# %% ../../nbs/formats/16_importing.ipynb #a226847d
 def locate_pictures(
     reading: Reading,  # gets remarks, and what is left out
     source: Source,
@@ -73,7 +73,7 @@ def locate_pictures(
         reading.remarks.append(f"{count_names(group, 'picture is', 'pictures are')} found {reason}, {example}")
     return pictures
 
-# %% ../../nbs/formats/16_importing.ipynb #6a35ed9d
+# %% ../../nbs/formats/16_importing.ipynb #9b217088
 def add_unannotated(
     reading: Reading,  # gets records, or what is left out
     choice: str,  # leave-out or negative
@@ -92,7 +92,7 @@ def add_unannotated(
     for record in reading.unannotated:
         reading.leave_out(reason, record.picture)
 
-# %% ../../nbs/formats/16_importing.ipynb #7bbf1317
+# %% ../../nbs/formats/16_importing.ipynb #efa2a57b
 def leave_out_unnamed(
     reading: Reading,  # gets what is left out
     source: Source,
@@ -101,13 +101,14 @@ def leave_out_unnamed(
     "Name the pictures of the folder that no record is about."
     known = {picture.path for picture in pictures if picture.record.content is None}
     known.update(name for names in reading.left_out.values() for name in names)
+    known.update(find_picture(record, source.pictures).path for record in reading.unannotated if record.content is None)
     if source.image_folder.resolve() != source.folder.resolve() and not known & set(source.pictures.paths):
         return  # bytes inside the source
     for path in source.pictures.paths:
         if path not in known:
             reading.leave_out("pictures that no annotation names", path)
 
-# %% ../../nbs/formats/16_importing.ipynb #b2e76e26
+# %% ../../nbs/formats/16_importing.ipynb #022ba962
 def _merge_pair(
     first: Record,
     other: Record,  # of the same picture
@@ -124,7 +125,7 @@ def _merge_pair(
         labels[label] = 0 if old * value == -1 else max(old, value)
     return replace(first, labels=labels, split=first.split or other.split)
 
-# %% ../../nbs/formats/16_importing.ipynb #a6ccc7a8
+# %% ../../nbs/formats/16_importing.ipynb #e5b17d41
 def merge_pictures(
     pictures: Sequence[Picture],
     reading: Reading,  # gets a remark
@@ -146,7 +147,7 @@ def merge_pictures(
         )
     return list(merged.values())
 
-# %% ../../nbs/formats/16_importing.ipynb #0667e471
+# %% ../../nbs/formats/16_importing.ipynb #79518ea9
 def _draw_test(
     pictures: Sequence[Picture],  # those to draw from
     part: float,  # of them, in (0, 1)
@@ -166,7 +167,7 @@ def _draw_test(
         )
     return {picture.path for picture, is_test in zip(pictures, mask) if is_test}
 
-# %% ../../nbs/formats/16_importing.ipynb #c829c7b5
+# %% ../../nbs/formats/16_importing.ipynb #d0772541
 def _own_splits(
     pictures: Sequence[Picture],
     choices: ImportOptions,
@@ -197,7 +198,7 @@ def _own_splits(
     splits = {"train": "train", "val": val, "test": "test", None: "train"}
     return [splits[picture.record.split] for picture in pictures]
 
-# %% ../../nbs/formats/16_importing.ipynb #d42ad1f4
+# %% ../../nbs/formats/16_importing.ipynb #c7063a6e
 def settle_splits(
     pictures: Sequence[Picture],
     choices: ImportOptions,
@@ -217,7 +218,7 @@ def settle_splits(
         raise QKSError("no picture is for training: read all as one table with --splits ignore, or --val val")
     return {split: group for split, group in result.items() if group}
 
-# %% ../../nbs/formats/16_importing.ipynb #fac4a3ad
+# %% ../../nbs/formats/16_importing.ipynb #09c867ad
 def find_unseen(
     splits: dict[str, list[Picture]],
     reading: Reading,  # gets a remark

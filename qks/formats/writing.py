@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['table_text', 'Imported', 'import_pictures']
 
-# %% ../../nbs/formats/17_writing.ipynb #3e7dfdd9
+# %% ../../nbs/formats/17_writing.ipynb #d4e91ebc
 import csv
 import io
 import json
@@ -37,14 +37,14 @@ from .records import ImportOptions, Reading, ReadOptions, count_names, some_name
 from .registry import Detected, read_source
 from .source import REPORT, WRITTEN, Source
 
-# %% ../../nbs/formats/17_writing.ipynb #705fb4f4
+# %% ../../nbs/formats/17_writing.ipynb #e02a44a8
 def _is_plain(
     label: str,
 ) -> bool:
     "Whether a label in a cell can only be read as itself."
     return not re.search(r"""[|;,\t\n"'\[\](){}]""", label) and label not in NO_LABEL_WORDS.split(",")
 
-# %% ../../nbs/formats/17_writing.ipynb #2b1b1933
+# %% ../../nbs/formats/17_writing.ipynb #cb611085
 def _label_rows(
     pictures: Sequence[Picture],
     are_plain: bool,  # whether labels need no protection
@@ -56,7 +56,7 @@ def _label_rows(
         rows.append(["|".join(names) if are_plain else json.dumps(names, ensure_ascii=False)])
     return rows
 
-# %% ../../nbs/formats/17_writing.ipynb #38697f9f
+# %% ../../nbs/formats/17_writing.ipynb #2dc91915
 def _flag_rows(
     pictures: Sequence[Picture],
     labels: Sequence[str],  # of all splits
@@ -68,7 +68,7 @@ def _flag_rows(
         rows.append([marks[picture.record.labels.get(label, -1)] for label in labels])
     return rows
 
-# %% ../../nbs/formats/17_writing.ipynb #8bf9c7e9
+# %% ../../nbs/formats/17_writing.ipynb #832602cc
 def table_text(
     pictures: Sequence[Picture],
     splits: Sequence[str],  # of each picture; a column says it where they differ
@@ -85,7 +85,7 @@ def table_text(
         writer.writerow([name, *([split] if has_splits else []), *cells])
     return stream.getvalue()
 
-# %% ../../nbs/formats/17_writing.ipynb #dbde498e
+# %% ../../nbs/formats/17_writing.ipynb #7dbaf30d
 PICTURES = "pictures"  # the folder of the pictures below ROOT
 
 
@@ -108,7 +108,7 @@ def _safe_names(
         names[path] = f"{PICTURES}/{name}"
     return names
 
-# %% ../../nbs/formats/17_writing.ipynb #630a0562
+# %% ../../nbs/formats/17_writing.ipynb #dec442c2
 def _place(
     picture: Picture,
     source: Path,  # folder of the pictures, absolute
@@ -127,7 +127,7 @@ def _place(
         except (OSError, NotImplementedError) as error:
             raise QKSError(f"{target.parent} takes no links ({error}): copy the pictures with --copy") from error
 
-# %% ../../nbs/formats/17_writing.ipynb #5a162f75
+# %% ../../nbs/formats/17_writing.ipynb #7135fa5f
 @dataclass(frozen=True)
 class Imported:
     "What was imported; `print` shows it."
@@ -164,13 +164,13 @@ class Imported:
             lines.append(f"  {self.root / REPORT} has all names")
         return "\n".join([*lines, f"read and written in {self.seconds:.1f} s", "next:", *self.command.split("\n")])
 
-# %% ../../nbs/formats/17_writing.ipynb #1a1ed0f9
+# %% ../../nbs/formats/17_writing.ipynb #d5138f57
 def _is_import(root: Path) -> bool:
     "Whether a folder was written by an import."
     path = root / REPORT
     return path.is_file() and path.read_bytes().startswith(b"qks data import")
 
-# %% ../../nbs/formats/17_writing.ipynb #d504d387
+# %% ../../nbs/formats/17_writing.ipynb #9a6409ec
 def _foreign_pictures(root: Path) -> list[str]:
     "Files among the pictures of an earlier import that it did not write."
     written = set()
@@ -181,7 +181,7 @@ def _foreign_pictures(root: Path) -> list[str]:
     names = {path: path.relative_to(root).as_posix() for path in files}
     return [name for path, name in names.items() if not path.is_symlink() and name not in written]
 
-# %% ../../nbs/formats/17_writing.ipynb #1e0429e2
+# %% ../../nbs/formats/17_writing.ipynb #9f008d49
 def _check_root(
     root: Path,
     source: Source,
@@ -210,7 +210,7 @@ def _check_root(
         )
     return is_inside
 
-# %% ../../nbs/formats/17_writing.ipynb #9b4eeddd
+# %% ../../nbs/formats/17_writing.ipynb #88269aac
 def _check_tables(
     folder: Path,  # with the tables
     tables: dict[str, list[Picture]],  # name -> pictures, as written
@@ -228,7 +228,7 @@ def _check_tables(
             wrong = next((one for one, other in zip(written, read) if one != other), written[-1])
             raise QKSError(f"the labels {list(wrong[1])[:5]} of {wrong[0]!r} cannot be written to a table: rename them")
 
-# %% ../../nbs/formats/17_writing.ipynb #2557f7f1
+# %% ../../nbs/formats/17_writing.ipynb #a618a840
 def _write_tables(
     folder: Path,  # gets the tables
     splits: dict[str, list[Picture]],  # with the paths that the tables get
@@ -253,7 +253,7 @@ def _write_tables(
         options += " --unseen unseen.txt"
     return options
 
-# %% ../../nbs/formats/17_writing.ipynb #50903218
+# %% ../../nbs/formats/17_writing.ipynb #50aeaae4
 def _install(
     part: Path,  # a finished folder beside ROOT
     root: Path,  # does not exist, is empty, or has an earlier import
@@ -270,7 +270,7 @@ def _install(
         os.replace(path, root / path.name)
     part.rmdir()
 
-# %% ../../nbs/formats/17_writing.ipynb #07bcd343
+# %% ../../nbs/formats/17_writing.ipynb #3f76887e
 def _renamed(
     splits: dict[str, list[Picture]],
     names: dict[str, str],  # path -> path below ROOT
@@ -278,7 +278,7 @@ def _renamed(
     "The same pictures under the names that they get below ROOT."
     return {split: [picture._replace(path=names[picture.path]) for picture in group] for split, group in splits.items()}
 
-# %% ../../nbs/formats/17_writing.ipynb #dd171094
+# %% ../../nbs/formats/17_writing.ipynb #da7020cf
 def _write_folder(
     root: Path,
     source: Source,
@@ -302,7 +302,7 @@ def _write_folder(
         shutil.rmtree(part, ignore_errors=True)
     return options
 
-# %% ../../nbs/formats/17_writing.ipynb #639baec0
+# %% ../../nbs/formats/17_writing.ipynb #d38e4b47
 def _write_in_place(
     root: Path,  # holds the pictures
     source: Source,
@@ -326,7 +326,7 @@ def _write_in_place(
     write_atomic(root / REPORT, "qks data import\n")
     return _write_tables(root, _renamed(splits, names), unseen)
 
-# %% ../../nbs/formats/17_writing.ipynb #5fa6fcae
+# %% ../../nbs/formats/17_writing.ipynb #79495c43
 def import_pictures(
     source: str | Path,  # a folder, or an annotation file
     root: str | Path,  # new folder
