@@ -24,7 +24,7 @@ from qks.core import QKSError
 from qks.data.table import read_table
 from qks.model.tagger import QKS
 
-LABELS = ["--labels", "cat,dog", "--device", "cpu"]
+LABELS = ["--labels", "cat,dog", "--device", "cpu", "--model", "pocket"]
 
 
 @pytest.fixture(scope="module")

@@ -253,7 +253,7 @@ def test_a_model_without_labels_is_asked_for_everyday_things(model, tmp_path, mo
     stand_in = SimpleNamespace(labels=(), vlp=model.vlp, tag_each=tag_each)
     monkeypatch.setattr("qks.experiment.loading.load_model", lambda *args, **kwargs: stand_in)
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
-    assert main(["tag", str(tmp_path / "a.png")]) == 0
+    assert main(["tag", str(tmp_path / "a.png"), "--model", "pocket"]) == 0
     assert asked == preset_labels("@everyday")
     nameless = QKS(model.vlp, model.head, model.pool)
     monkeypatch.setattr("qks.model.tagger.EVERYDAY", "@coco80")

@@ -215,12 +215,12 @@ def test_one_interface():
     assert issubclass(QKS, Tagger) and issubclass(ZeroShotTagger, Tagger)
 
 
-def test_the_score_is_clips_choice_between_label_and_thing(pocket):
+def test_the_score_is_clips_choice_between_label_and_object(pocket):
     "By CLIP's own formula: a softmax over two texts, with its own scale."
     tagger = ZeroShotTagger(pocket, "cls")
     picture = Image.effect_noise((96, 96), 80).convert("RGB")
     tags = tagger.tag(picture, ["cat", "bus"])[0]
-    texts = tagger.pool.embed(pocket, ["cat", "bus", "thing"])
+    texts = tagger.pool.embed(pocket, ["cat", "bus", "object"])
     image = pocket.image_features(pocket.image_tokens(pocket.preprocess(picture)[None]))
     cosines = normalize(image, dim=-1) @ normalize(texts, dim=-1).T
     scale = pocket.model.logit_scale.exp()
@@ -241,7 +241,7 @@ def test_a_score_does_not_depend_on_the_other_labels(pocket):
 
 def test_a_model_with_a_bias_knows_its_own_zero(make_vlp):
     vlp = make_vlp()
-    vlp.model.logit_bias = torch.nn.Parameter(torch.tensor(-10.0))
+    vlp.logit_bias = -10.0
     tagger = ZeroShotTagger(vlp, "cls")
     picture = Image.effect_noise((32, 32), 80).convert("RGB")
     logits = tagger.predict(picture, tagger.embed(["cat", "bus"])).logits

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NEUTRAL_WORD', 'CLIP_SCALE', 'DEFAULT_VLP', 'score_logits', 'ZeroShotTagger', 'load']
 
-# %% ../../nbs/readouts/10_tagger.ipynb #5980caea
+# %% ../../nbs/readouts/10_tagger.ipynb #f2465e3a
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -34,8 +34,8 @@ from ..vlp.frozen import VLP
 from ..vlp.loading import check_device, load_vlp
 from ..vlp.sources import exact_size, offline_advice, weights_source
 
-# %% ../../nbs/readouts/10_tagger.ipynb #c2ffc386
-NEUTRAL_WORD = "thing"  # ours: what a label is compared with
+# %% ../../nbs/readouts/10_tagger.ipynb #9cea99fd
+NEUTRAL_WORD = "object"  # ours: what a label is compared with
 CLIP_SCALE = 100.0  # of a model that does not say its own: CLIP's, at which its training stops it
 
 
@@ -49,19 +49,7 @@ def score_logits(
     "Cosines on the scale that the model was trained with, zero where a label suits no better than the neutral text."
     return scale / temperature * (scores - neutral_scores) + bias
 
-# %% ../../nbs/readouts/10_tagger.ipynb #63397c51
-def _model_scale(
-    vlp: VLP,
-) -> tuple[float, float | None]:  # scale; bias, None where the model has none
-    "What the model multiplies cosines with, and adds, as it was trained."
-    scale = getattr(vlp.model, "logit_scale", None)
-    bias = getattr(vlp.model, "logit_bias", None)
-    return (
-        CLIP_SCALE if scale is None else float(scale.detach().exp()),
-        None if bias is None else float(bias.detach()),
-    )
-
-# %% ../../nbs/readouts/10_tagger.ipynb #d6837894
+# %% ../../nbs/readouts/10_tagger.ipynb #505ac64f
 class ZeroShotTagger(Tagger):
     "A frozen VLP, a readout and a prompt pool: pictures and label names in, ranked scores out, without training."
 
@@ -71,16 +59,17 @@ class ZeroShotTagger(Tagger):
         self,
         vlp: VLP,
         readout: str | Readout | None = None,  # a name in READOUTS, or a readout; None: the default of this VLP
-        pool: PromptPool | None = None,  # None: the paper's
+        pool: PromptPool | None = None,  # None: the paper's, or what the VLP asks for
         labels: Iterable[str] = (),  # what `tag` looks for where nobody names labels
     ):
         self.vlp = vlp
         self.readout = choose_readout(vlp, readout)
-        self.pool = pool or PromptPool()
+        self.pool = pool or PromptPool.of(vlp)
         self.labels = tuple(dict.fromkeys(labels))
         self.temperature = 1.0  # T of the score, until somebody fits it
         self.bias = 0.0  # b
-        self.scale, self.own_bias = _model_scale(vlp)
+        self.scale: float = getattr(vlp, "logit_scale", CLIP_SCALE)
+        self.own_bias: float | None = getattr(vlp, "logit_bias", None)
         self._neutral: torch.Tensor | None = None
 
     def __repr__(self):
@@ -124,7 +113,7 @@ class ZeroShotTagger(Tagger):
     def tag_each(
         self,
         images: Iterable[ImageSource],  # paths, PIL images or uint8 arrays
-        labels: Iterable[str],  # label names, any
+        labels: str | Iterable[str] | None = None,  # any names, or "@coco80"; None: its own, or else "@everyday"
         top_k: int | None = None,  # keep only so many, the best
         threshold: float | None = None,  # keep only labels whose score is at least this, 0 to 1
         batch_size: int = 32,  # images per forward pass
@@ -133,7 +122,7 @@ class ZeroShotTagger(Tagger):
         "`tag` image by image; a transductive readout reads all images before the first has tags."
         if not self.readout.is_transductive:
             return super().tag_each(images, labels, top_k, threshold, batch_size, unreadable)
-        names = check_tag_arguments(labels, top_k, threshold)
+        names = check_tag_arguments(labels, top_k, threshold, self.labels)
         return self._tag_together(images, names, top_k, threshold, check_count("batch_size", batch_size), unreadable)
 
     def _tag_together(self, images, names, top_k, threshold, batch_size, unreadable):
@@ -152,7 +141,7 @@ class ZeroShotTagger(Tagger):
         for image, row, tokens in zip(sources, logits, token_index):
             yield image, rank_labels(names, row, tokens, top_k, threshold, self.answer)
 
-# %% ../../nbs/readouts/10_tagger.ipynb #b8e72aad
+# %% ../../nbs/readouts/10_tagger.ipynb #95a748dc
 def _check_reachable(
     name: str,  # a model name of open_clip
     tag: str,  # one of its weight tags
@@ -167,7 +156,7 @@ def _check_reachable(
             f"{offline_advice(source)}"
         )
 
-# %% ../../nbs/readouts/10_tagger.ipynb #77f4890b
+# %% ../../nbs/readouts/10_tagger.ipynb #5ee6555d
 DEFAULT_VLP = ("ViT-B-16", "openai")  # the paper's
 
 
