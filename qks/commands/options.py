@@ -33,7 +33,7 @@ logger = logging.getLogger("qks.commands")
 class MessageOptions:
     "What is written to the error stream."
 
-    quiet: bool = False  # errors only, no warnings
+    quiet: bool = False  # errors only, no warnings and no progress
     verbose: bool = False  # also what is being done
 
     def __post_init__(self):
