@@ -24,7 +24,7 @@ from qks.core import QKSError
 from qks.data.table import read_table
 from qks.model.tagger import QKS
 
-LABELS = ["--labels", "cat,dog", "--device", "cpu", "--model", "pocket"]
+LABELS = ["--labels", "cat,dog", "--model", "pocket", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_a_pattern_is_expanded_unless_a_file_is_called_so(trip, capsys):
     ids=str,
 )
 def test_what_cannot_be_asked_is_said_before_anything_is_loaded(trip, capsys, monkeypatch, words, told):
-    monkeypatch.setattr("qks.experiment.loading.load_model", lambda *args, **kwargs: pytest.fail("began to work"))
+    monkeypatch.setattr("qks.experiment.loading.load_tagger", lambda *args, **kwargs: pytest.fail("began to work"))
     Path("list.txt").write_text("a.png\nftp://example.org/b.jpg\n")
     Path("empty.txt").write_text("\n\n")
     assert main(["tag", *words, *LABELS]) == 2
