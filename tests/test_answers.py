@@ -182,7 +182,7 @@ def test_text(tmp_path):
     write_three("text", tmp_path / "tags.txt")
     assert (tmp_path / "tags.txt").read_text() == (
         "a.png\n   93.0 %  cat  (token 4)\n   50.0 %  a, b  (token 1)\n"
-        "b.png  (no label reaches the threshold)\nsub/c.png  (cannot be read)\n"
+        "b.png  (no label reaches its threshold)\nsub/c.png  (cannot be read)\n"
     )
 
 

@@ -97,7 +97,7 @@ class TextWriter(StreamWriter):
         if answer.error is not None:
             yield f"{answer.image}  (cannot be read)"
             return
-        yield answer.image if answer.tags else f"{answer.image}  (no label reaches the threshold)"
+        yield answer.image if answer.tags else f"{answer.image}  (no label reaches its threshold)"
         for label, value, token in answer.tags:
             number = f" {value:5.3f}" if self.info.number == "score" else f"{100 * value:5.1f} %"
             behind = f"  (token {token})" if token is not None and token >= 0 else ""
@@ -139,8 +139,12 @@ class CSVWriter(StreamWriter):
     "A line per picture: its labels, their probabilities, and the reason where it could not be read."
 
     def begin(self) -> None:
+        from qks.data.label_text import NO_LABEL_WORDS
+
         super().begin()
-        self.are_plain = not any(re.search(r"""[|;,\t\n"'\[\](){}]""", label) for label in self.info.labels)
+        special = re.compile(r"""[|;,\t\n"'\[\](){}]""")
+        words = NO_LABEL_WORDS.split(",")
+        self.are_plain = not any(special.search(label) or label in words for label in self.info.labels)
         plural = {"probability": "probabilities"}.get(self.info.number, f"{self.info.number}s")
         self._line("image", "labels", plural, "error")
 

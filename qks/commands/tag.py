@@ -20,9 +20,9 @@ from ..answers.answer import Answer, AnswerInfo, answer_pictures
 from ..answers.asked import AskedPictures, find_asked, read_names
 from ..answers.formats import FormatName, check_out, choose_format, open_writer
 from ..answers.stopping import SignalGate
-from .options import Command, Device, MessageOptions
+from .options import AcceptTruncated, Command, Device, MessageOptions
+from .thresholds import ThresholdOptions, choose_thresholds
 from ..core.errors import QKSError, check_fields, shorten
-from ..core.images import accept_truncated_images
 from ..experiment.spec import VLPSource
 
 # %% ../../nbs/commands/02_tag.ipynb #e3389de0
@@ -150,11 +150,8 @@ class TagCommand:
     readout: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
 
     top_k: int | None = None  # labels shown per picture, at most; None: 5, or all over the threshold
-
-    # show only labels at least this probable, 0 to 1; without --model: whose score is at least this
-    threshold: float | None = None
-
-    accept_truncated: bool = False  # take pictures whose last lines are missing, with a remark
+    limits: ThresholdOptions = ThresholdOptions()
+    accept_truncated: AcceptTruncated = False
     output: OutputOptions = OutputOptions()
     device: Device = None
     messages: MessageOptions = MessageOptions()
@@ -170,6 +167,8 @@ class TagCommand:
             raise QKSError("--null (-0) says how --images-from is written: pass both, or neither")
 
     def execute(self) -> int:  # 1 where a picture cannot be read
+        from qks.core.images import accept_truncated_images
+
         asked = find_pictures(self)
         name = self.output.chosen_format
         check_out(name, self.output.file, self.output.force)
@@ -210,7 +209,7 @@ def check_labels_first(
 
     if labels is not None:
         top_k = options.top_k and min(options.top_k, len(labels))
-        check_tag_arguments(labels, top_k, options.threshold)
+        check_tag_arguments(labels, top_k, options.limits.threshold)
 
 # %% ../../nbs/commands/02_tag.ipynb #c29e39b8
 def load_tagger(
@@ -219,7 +218,8 @@ def load_tagger(
     "The model to ask; raises `QKSError` where it cannot be loaded."
     from qks.experiment import loading
 
-    model = loading.load_tagger(options.model, options.vlp, options.readout, options.device)
+    use_own = not options.limits.no_thresholds
+    model = loading.load_tagger(options.model, options.vlp, options.readout, options.device, use_own)
     if options.model is None:
         logger.warning(
             f"{model.vlp.name}, without training ({model.readout.title}): scores from 0 to 1 rank the labels and "
@@ -267,14 +267,17 @@ def tag_in_order(
     "An answer for each picture, in their order; each one that cannot be read is reported at once."
     from qks.core import progress
 
+    limits = choose_thresholds(model, labels, options.limits)
+    if limits.remark:
+        logger.warning(limits.remark)
     top_k = options.top_k
-    if top_k is None and options.threshold is None:
+    if top_k is None and not limits.is_limit:
         top_k = 5
     if top_k is not None:
         top_k = min(top_k, len(labels))
 
     def tag_each(images, unreadable):
-        return model.tag_each(images, labels, top_k, options.threshold, unreadable=unreadable)
+        return model.tag_each(images, labels, top_k, limits.threshold, unreadable=unreadable)
 
     def report(image, error):
         logger.error(str(error))

@@ -266,7 +266,7 @@ PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 def agreed_preprocessing(
     name: str,  # a model name of open_clip
 ) -> dict[str, Any]:  # setting -> value
-    "How pictures are prepared for all of open_clip's weights of a model, as far as these agree."
+    "How pictures are prepared for a model, as far as all weights that open_clip lists for it agree."
     tags = [get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
     agreed = {}
     for setting in PREPROCESSING:
