@@ -8,6 +8,7 @@ import shlex
 import pytest
 from repository import (
     FOLDERS,
+    GUIDES,
     NBS,
     NOTEBOOKS,
     ROOT,
@@ -160,7 +161,7 @@ def readme_tables():
 
 def rooms():
     """The notebooks that are read one after another: the book, then folder by folder."""
-    folders = [sorted((NBS / folder).glob("*.ipynb")) for folder in (*FOLDERS, STUDIES)]
+    folders = [sorted((NBS / folder).glob("*.ipynb")) for folder in (GUIDES, *FOLDERS, STUDIES)]
     return [chapters(), *folders]
 
 

@@ -23,6 +23,15 @@ class AnswerWriter:
     The output is whole when the block ends, also where the answers end early.
     """
 
+    needs_out = False  # whether there is nothing for standard output
+    writes_folder = False  # whether `out` is a folder
+    package: str | None = None  # what must be installed
+
+    @staticmethod
+    def files(out: Path) -> list[Path]:
+        "What is replaced where it exists."
+        return [out]
+
     def __init__(
         self,
         info: AnswerInfo,

@@ -20,10 +20,9 @@ from ..answers.answer import Answer, AnswerInfo, answer_pictures
 from ..answers.asked import AskedPictures, find_asked, read_names
 from ..answers.formats import FormatName, check_out, choose_format, open_writer
 from ..answers.stopping import SignalGate
-from .options import Command, Device, MessageOptions
+from .options import AcceptTruncated, Command, Device, MessageOptions
 from .thresholds import ThresholdOptions, choose_thresholds
 from ..core.errors import QKSError, check_fields, shorten
-from ..core.images import accept_truncated_images
 from ..experiment.spec import VLPSource
 
 # %% ../../nbs/commands/02_tag.ipynb #e3389de0
@@ -91,10 +90,12 @@ def everyday_labels(
 class OutputOptions:
     "Where the tags go, and in which form."
 
-    format: FormatName | None = None  # None: by the ending of --out, or else text
+    # parquet, coco, fiftyone, label-studio: for programs of that name; xmp: keywords in a file beside each picture;
+    # None: by the ending of --out, or else text
+    format: FormatName | None = None
 
-    # file to write, while the tags come; None: standard output
-    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    # file to write; a folder for fiftyone and xmp; None: standard output, for xmp beside the pictures
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE|FOLDER")] = None
 
     json: bool = False  # short for --format json
     force: Annotated[bool, tyro.conf.arg(help="replace a file that is there already")] = False
@@ -150,7 +151,7 @@ class TagCommand:
 
     top_k: int | None = None  # labels shown per picture, at most; None: 5, or all over the threshold
     limits: ThresholdOptions = ThresholdOptions()
-    accept_truncated: bool = False  # take pictures whose last lines are missing, with a remark
+    accept_truncated: AcceptTruncated = False
     output: OutputOptions = OutputOptions()
     device: Device = None
     messages: MessageOptions = MessageOptions()
@@ -166,9 +167,11 @@ class TagCommand:
             raise QKSError("--null (-0) says how --images-from is written: pass both, or neither")
 
     def execute(self) -> int:  # 1 where a picture cannot be read
+        from qks.core.images import accept_truncated_images
+
         asked = find_pictures(self)
         name = self.output.chosen_format
-        check_out(self.output.file, self.output.force)
+        check_out(name, self.output.file, self.output.force)
         labels = read_label_arguments(self.labels, self.labels_file, self.label_separator, self.encoding)
         check_labels_first(labels, self)
         model = load_tagger(self)
@@ -278,6 +281,7 @@ def write_tags(
     "Write the answer of each picture; one that cannot be read costs no others."
     n_pictures = len(asked.pictures)
     n_unreadable = 0
+    n_unwritten = 0
     answers = tag_in_order(model, asked.pictures, labels, options)
     number = "score" if options.model is None else "probability"
     shown_model = options.model or model.vlp.name
@@ -286,14 +290,20 @@ def write_tags(
     try:
         with SignalGate() as gate, writer:
             for answer in answers:
-                with gate.held():
-                    writer.write(answer)
+                try:
+                    with gate.held():
+                        writer.write(answer)
+                except QKSError as error:  # a sidecar that is damaged
+                    n_unwritten += 1
+                    logger.error(str(error))
                 n_unreadable += answer.error is not None
     except KeyboardInterrupt as stop:
         raise type(stop)(f"stopped after {writer.n_written:,} of {n_pictures:,} pictures") from stop
+    for remark in writer.remarks:
+        logger.warning(remark)
     if n_unreadable and n_pictures > 1:
         logger.error(f"{n_unreadable:,} of {n_pictures:,} pictures could not be read and have no tags")
-    return 1 if n_unreadable else 0
+    return 1 if n_unreadable or n_unwritten else 0
 
 # %% ../../nbs/commands/02_tag.ipynb #f98f24f9
 COMMANDS = {"tag": Command("Tag pictures with any labels.", "photo.jpg --labels cat,bridge,sunset", TagCommand)}

@@ -10,6 +10,8 @@ __all__ = ['FoundPictures', 'find_pictures', 'read_pictures', 'read_labels', 'wr
 # %% ../../nbs/model/03_tagger.ipynb #47709eee
 import copy
 import json
+import logging
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -66,18 +68,50 @@ class FoundPictures(NamedTuple):
 # %% ../../nbs/model/03_tagger.ipynb #5fe51bae
 # Pillow knows these by name only, or reads them with the help of other programs
 UNREADABLE_FORMATS = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}
+PHONE_ENDINGS = {".heic", ".heif", ".hif", ".avif"}  # pictures, whether or not what reads them is installed
 
 
 def _picture_endings() -> set[str]:
-    "The endings of file names that Pillow can read, in lower case."
+    "The endings of picture files that `load_image` knows, in lower case."
     formats = Image.registered_extensions().items()
-    return {ending for ending, kind in formats if kind in Image.OPEN and kind not in UNREADABLE_FORMATS}
+    known = {ending for ending, kind in formats if kind in Image.OPEN and kind not in UNREADABLE_FORMATS}
+    return known | PHONE_ENDINGS
 
-# %% ../../nbs/model/03_tagger.ipynb #64bf3ec8
-def _visible_files(folder: Path) -> list[Path]:
-    "All files in a folder and its subfolders, in order, without hidden ones."
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+# %% ../../nbs/model/03_tagger.ipynb #eb85d9ae
+class _Walk(NamedTuple):
+    "What a folder and its subfolders hold, without hidden entries."
+
+    files: list[Path]  # in order
+    skipped: dict[str, list[str]]  # what they are, in words -> paths
+
+# %% ../../nbs/model/03_tagger.ipynb #d7ca43f7
+def _walk(folder: Path) -> _Walk:
+    "Look through a folder; nothing in it is opened."
+    files = []
+    skipped: dict[str, list[str]] = {}
+
+    def note_locked(error: OSError) -> None:
+        skipped.setdefault("folders that cannot be opened", []).append(str(error.filename))
+
+    for root, subfolders, names in os.walk(folder, onerror=note_locked):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for name in subfolders:
+            if os.path.islink(os.path.join(root, name)):
+                skipped.setdefault("links to folders, which are not followed", []).append(os.path.join(root, name))
+        for name in sorted(names):
+            path = Path(root, name)
+            if name.startswith("."):
+                continue
+            if path.is_file():
+                files.append(path)
+            elif path.is_symlink():
+                skipped.setdefault("links that lead nowhere", []).append(str(path))
+            else:
+                skipped.setdefault("pipes, sockets or devices", []).append(str(path))
+    return _Walk(sorted(files), skipped)
+
+# %% ../../nbs/model/03_tagger.ipynb #f47812c2
+logger = logging.getLogger("qks.model.tagger")
 
 # %% ../../nbs/model/03_tagger.ipynb #d71a90f5
 def find_pictures(
@@ -93,7 +127,10 @@ def find_pictures(
             check_image_exists(place)
             pictures.setdefault(Path(place).resolve(), str(place))
             continue
-        for path in _visible_files(Path(place)):
+        walk = _walk(Path(place))
+        for what, paths in sorted(walk.skipped.items()):
+            logger.warning(f"{place} has {what} ({len(paths):,}), such as {paths[0]}: left out")
+        for path in walk.files:
             kind = pictures if path.suffix.lower() in endings else others
             kind.setdefault(path.resolve(), str(path))
     if not pictures:
