@@ -6,7 +6,7 @@
 __all__ = ['NEUTRAL_WORD', 'CLIP_SCALE', 'DEFAULT_VLP', 'score_logits', 'ZeroShotTagger', 'load']
 
 # %% ../../nbs/readouts/10_tagger.ipynb #f2465e3a
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -77,7 +77,9 @@ class ZeroShotTagger(Tagger):
 
     @property
     def neutral(self) -> torch.Tensor:
-        "The embedding of the neutral text [1, E]."
+        "The embedding of the neutral text [1, E]; zeros where the VLP's own bias takes its place."
+        if self._neutral is None and self.own_bias is not None:
+            self._neutral = torch.zeros(1, self.vlp.embed_dim)
         if self._neutral is None:
             self._neutral = self.pool.embed(self.vlp, [NEUTRAL_WORD])
         return self._neutral
@@ -115,7 +117,7 @@ class ZeroShotTagger(Tagger):
         images: Iterable[ImageSource],  # paths, PIL images or uint8 arrays
         labels: str | Iterable[str] | None = None,  # any names, or "@coco80"; None: its own, or else "@everyday"
         top_k: int | None = None,  # keep only so many, the best
-        threshold: float | None = None,  # keep only labels whose score is at least this, 0 to 1
+        threshold: float | Sequence[float] | None = None,  # keep only labels with this score, 0 to 1; or one for each
         batch_size: int = 32,  # images per forward pass
         unreadable: UnreadableHandler | None = None,  # None: an image that cannot be read raises its error
     ) -> Iterator[tuple[ImageSource, list[Any]]]:  # (image as it was given, its tags)
