@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NEUTRAL_WORD', 'CLIP_SCALE', 'DEFAULT_VLP', 'score_logits', 'ZeroShotTagger', 'load']
 
-# %% ../../nbs/readouts/10_tagger.ipynb #f2465e3a
+# %% ../../nbs/readouts/10_tagger.ipynb #6750b073
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -34,7 +34,7 @@ from ..vlp.frozen import VLP
 from ..vlp.loading import check_device, load_vlp
 from ..vlp.sources import exact_size, offline_advice, weights_source
 
-# %% ../../nbs/readouts/10_tagger.ipynb #9cea99fd
+# %% ../../nbs/readouts/10_tagger.ipynb #e4a76d32
 NEUTRAL_WORD = "object"  # ours: what a label is compared with
 CLIP_SCALE = 100.0  # of a model that does not say its own: CLIP's, at which its training stops it
 
@@ -49,7 +49,7 @@ def score_logits(
     "Cosines on the scale that the model was trained with, zero where a label suits no better than the neutral text."
     return scale / temperature * (scores - neutral_scores) + bias
 
-# %% ../../nbs/readouts/10_tagger.ipynb #505ac64f
+# %% ../../nbs/readouts/10_tagger.ipynb #9537d881
 class ZeroShotTagger(Tagger):
     "A frozen VLP, a readout and a prompt pool: pictures and label names in, ranked scores out, without training."
 
@@ -86,7 +86,8 @@ class ZeroShotTagger(Tagger):
         "What the readout gives for labels and, as one more label, the neutral text: [B, C + 1], on the CPU."
         texts = torch.cat([label_embeddings.cpu().float(), self.neutral])  # [C + 1, E]
         found = self.readout.score_pictures(self.vlp, pictures, texts.to(self.vlp.device))
-        return ReadoutScores(found.scores.cpu(), found.token_index.cpu())
+        scores = found.scores if found.unit is None else found.scores * found.unit
+        return ReadoutScores(scores.cpu(), found.token_index.cpu())
 
     def _logits(self, scores: torch.Tensor) -> torch.Tensor:
         "Logits [n, C] of raw scores [n, C + 1], the last of which is the neutral text's."
@@ -141,7 +142,7 @@ class ZeroShotTagger(Tagger):
         for image, row, tokens in zip(sources, logits, token_index):
             yield image, rank_labels(names, row, tokens, top_k, threshold, self.answer)
 
-# %% ../../nbs/readouts/10_tagger.ipynb #95a748dc
+# %% ../../nbs/readouts/10_tagger.ipynb #d55708df
 def _check_reachable(
     name: str,  # a model name of open_clip
     tag: str,  # one of its weight tags
@@ -156,7 +157,7 @@ def _check_reachable(
             f"{offline_advice(source)}"
         )
 
-# %% ../../nbs/readouts/10_tagger.ipynb #5ee6555d
+# %% ../../nbs/readouts/10_tagger.ipynb #f5fb6cce
 DEFAULT_VLP = ("ViT-B-16", "openai")  # the paper's
 
 
