@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
 PACKAGE = ROOT / "qks"
 
-# The workshop's folders in the order in which the README lists them; each is a package, studies aside.
+# The workshop's folders in the order in which the README lists them; each is a package, guides and studies aside.
 FOLDERS = (
     "core",
     "vlp",
@@ -25,11 +25,13 @@ FOLDERS = (
     "tokens",
     "train",
     "evaluate",
+    "calibrate",
     "explore",
     "answers",
     "experiment",
     "commands",
 )
+GUIDES = "guides"
 STUDIES = "studies"
 
 DIRECTIVE = re.compile(r"^\s*#\s*\|\s*(.*?)\s*$")

@@ -317,7 +317,7 @@ def test_tag_labels_file_and_threshold(picture, tmp_path, capsys):
     (tmp_path / "labels.txt").write_text("cat\n\nbridge\n")
     labels = ["--labels-file", str(tmp_path / "labels.txt")]
     assert main(["tag", str(picture), *labels, "--threshold", "1", "--model", "pocket"]) == 0
-    assert "no label reaches the threshold" in capsys.readouterr().out
+    assert "no label reaches its threshold" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

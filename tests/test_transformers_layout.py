@@ -74,8 +74,8 @@ def siglip(tmp_path_factory):
     transformers.SiglipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
     (folder / "texts.txt").write_text("\n".join([*TEXTS, "the dogs in the scene"] * 20))
     settings = {"vocab_size": 50, "hard_vocab_limit": False, "pad_id": -1, "minloglevel": 2}
-    texts, prefix = str(folder / "texts.txt"), str(folder / "spiece")
-    sentencepiece.SentencePieceTrainer.train(input=texts, model_prefix=prefix, **settings)
+    prefix = str(folder / "spiece")
+    sentencepiece.SentencePieceTrainer.train(input=str(folder / "texts.txt"), model_prefix=prefix, **settings)
     return folder, model
 
 

@@ -23,6 +23,15 @@ class AnswerWriter:
     The output is whole when the block ends, also where the answers end early.
     """
 
+    needs_out = False  # whether there is nothing for standard output
+    writes_folder = False  # whether `out` is a folder
+    package: str | None = None  # what must be installed
+
+    @staticmethod
+    def files(out: Path) -> list[Path]:
+        "What is replaced where it exists."
+        return [out]
+
     def __init__(
         self,
         info: AnswerInfo,
@@ -87,7 +96,7 @@ class TextWriter(StreamWriter):
         if answer.error is not None:
             yield f"{answer.image}  (cannot be read)"
             return
-        yield answer.image if answer.tags else f"{answer.image}  (no label reaches the threshold)"
+        yield answer.image if answer.tags else f"{answer.image}  (no label reaches its threshold)"
         for label, value, token in answer.tags:
             number = f" {value:5.3f}" if self.info.number == "score" else f"{100 * value:5.1f} %"
             behind = f"  (token {token})" if token is not None and token >= 0 else ""

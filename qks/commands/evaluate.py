@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from .options import Command, Device, Force, MessageOptions, Workers, prepare_processor
+from .options import AcceptTruncated, Command, Device, Force, MessageOptions, Workers, prepare_processor
 from .tag import read_label_arguments
 from ..core.errors import QKSError, check_count, check_fields
 from ..experiment.spec import VLPSource, check_cache_dtype
@@ -107,6 +107,7 @@ class EvaluateCommand:
     # differs, or always
     cache_check: Literal["time", "size", "content"] = "time"
 
+    accept_truncated: AcceptTruncated = False
     force: Force = False
     device: Device = None
     workers: Workers = 0
@@ -120,8 +121,11 @@ class EvaluateCommand:
             raise QKSError("--partial-labels is the protocol partial-labels, and --protocol names another: pass one")
 
     def execute(self) -> int:
+        from qks.core.images import accept_truncated_images
+
         prepare_processor(self.device, {"--vlp-precision": self.vlp.precision})
-        return run_evaluation(self)
+        with accept_truncated_images(self.accept_truncated):
+            return run_evaluation(self)
 
 # %% ../../nbs/commands/04_evaluate.ipynb #5e0c24fe
 def choose_part(

@@ -20,9 +20,9 @@ from ..answers.answer import Answer, AnswerInfo, answer_pictures
 from ..answers.asked import AskedPictures, find_asked, read_names
 from ..answers.formats import FormatName, check_out, choose_format, open_writer
 from ..answers.stopping import SignalGate
-from .options import Command, Device, MessageOptions
+from .options import AcceptTruncated, Command, Device, MessageOptions
+from .thresholds import ThresholdOptions, choose_thresholds
 from ..core.errors import QKSError, check_fields, shorten
-from ..core.images import accept_truncated_images
 from ..experiment.spec import VLPSource
 
 # %% ../../nbs/commands/02_tag.ipynb #e3389de0
@@ -90,10 +90,12 @@ def everyday_labels(
 class OutputOptions:
     "Where the tags go, and in which form."
 
-    format: FormatName | None = None  # None: by the ending of --out, or else text
+    # parquet, coco, fiftyone, label-studio: for programs of that name; xmp: keywords in a file beside each picture;
+    # None: by the ending of --out, or else text
+    format: FormatName | None = None
 
-    # file to write, while the tags come; None: standard output
-    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    # file to write; a folder for fiftyone and xmp; None: standard output, for xmp beside the pictures
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE|FOLDER")] = None
 
     json: bool = False  # short for --format json
     force: Annotated[bool, tyro.conf.arg(help="replace a file that is there already")] = False
@@ -148,11 +150,8 @@ class TagCommand:
     readout: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
 
     top_k: int | None = None  # labels shown per picture, at most; None: 5, or all over the threshold
-
-    # show only labels at least this probable, 0 to 1; without --model: whose score is at least this
-    threshold: float | None = None
-
-    accept_truncated: bool = False  # take pictures whose last lines are missing, with a remark
+    limits: ThresholdOptions = ThresholdOptions()
+    accept_truncated: AcceptTruncated = False
     output: OutputOptions = OutputOptions()
     device: Device = None
     messages: MessageOptions = MessageOptions()
@@ -168,9 +167,11 @@ class TagCommand:
             raise QKSError("--null (-0) says how --images-from is written: pass both, or neither")
 
     def execute(self) -> int:  # 1 where a picture cannot be read
+        from qks.core.images import accept_truncated_images
+
         asked = find_pictures(self)
         name = self.output.chosen_format
-        check_out(self.output.file, self.output.force)
+        check_out(name, self.output.file, self.output.force)
         labels = read_label_arguments(self.labels, self.labels_file, self.label_separator, self.encoding)
         check_labels_first(labels, self)
         model = load_tagger(self)
@@ -207,7 +208,7 @@ def check_labels_first(
 
     if labels is not None:
         top_k = options.top_k and min(options.top_k, len(labels))
-        check_tag_arguments(labels, top_k, options.threshold)
+        check_tag_arguments(labels, top_k, options.limits.threshold)
 
 # %% ../../nbs/commands/02_tag.ipynb #c29e39b8
 def load_tagger(
@@ -216,7 +217,8 @@ def load_tagger(
     "The model to ask; raises `QKSError` where it cannot be loaded."
     from qks.experiment import loading
 
-    model = loading.load_tagger(options.model, options.vlp, options.readout, options.device)
+    use_own = not options.limits.no_thresholds
+    model = loading.load_tagger(options.model, options.vlp, options.readout, options.device, use_own)
     if options.model is None:
         logger.warning(
             f"{model.vlp.name}, without training ({model.readout.title}): scores from 0 to 1 rank the labels and "
@@ -249,14 +251,17 @@ def tag_in_order(
     "An answer for each picture, in their order; each one that cannot be read is reported at once."
     from qks.core import progress
 
+    limits = choose_thresholds(model, labels, options.limits)
+    if limits.remark:
+        logger.warning(limits.remark)
     top_k = options.top_k
-    if top_k is None and options.threshold is None:
+    if top_k is None and not limits.is_limit:
         top_k = 5
     if top_k is not None:
         top_k = min(top_k, len(labels))
 
     def tag_each(images, unreadable):
-        return model.tag_each(images, labels, top_k, options.threshold, unreadable=unreadable)
+        return model.tag_each(images, labels, top_k, limits.threshold, unreadable=unreadable)
 
     def report(image, error):
         logger.error(str(error))
@@ -276,6 +281,7 @@ def write_tags(
     "Write the answer of each picture; one that cannot be read costs no others."
     n_pictures = len(asked.pictures)
     n_unreadable = 0
+    n_unwritten = 0
     answers = tag_in_order(model, asked.pictures, labels, options)
     number = "score" if options.model is None else "probability"
     shown_model = options.model or model.vlp.name
@@ -284,14 +290,20 @@ def write_tags(
     try:
         with SignalGate() as gate, writer:
             for answer in answers:
-                with gate.held():
-                    writer.write(answer)
+                try:
+                    with gate.held():
+                        writer.write(answer)
+                except QKSError as error:  # a sidecar that is damaged
+                    n_unwritten += 1
+                    logger.error(str(error))
                 n_unreadable += answer.error is not None
     except KeyboardInterrupt as stop:
         raise type(stop)(f"stopped after {writer.n_written:,} of {n_pictures:,} pictures") from stop
+    for remark in writer.remarks:
+        logger.warning(remark)
     if n_unreadable and n_pictures > 1:
         logger.error(f"{n_unreadable:,} of {n_pictures:,} pictures could not be read and have no tags")
-    return 1 if n_unreadable else 0
+    return 1 if n_unreadable or n_unwritten else 0
 
 # %% ../../nbs/commands/02_tag.ipynb #f98f24f9
 COMMANDS = {"tag": Command("Tag pictures with any labels.", "photo.jpg --labels cat,bridge,sunset", TagCommand)}

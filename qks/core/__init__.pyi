@@ -9,8 +9,11 @@ from .files import (
     ASSETS as ASSETS,
     atomic_file as atomic_file,
     cache_folder as cache_folder,
+    can_write as can_write,
     project_folder as project_folder,
     remove_files as remove_files,
+    spare_home as spare_home,
+    temporary_folder as temporary_folder,
     write_atomic as write_atomic,
 )
 from .images import (

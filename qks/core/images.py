@@ -341,6 +341,7 @@ def accept_truncated_images(
     before = os.environ.get(_ACCEPT)
     if accept:
         os.environ[_ACCEPT] = "1"
+        _say_once.cache_clear()  # each command says what it accepted
     try:
         yield
     finally:
@@ -388,10 +389,8 @@ def _load_cut_short(
     if n_missing:
         last = image.crop((0, height - n_missing - 1, image.width, height - n_missing))
         image.paste(last.resize((image.width, n_missing)), (0, height - n_missing))
-    _say_once(
-        f"image {source} is truncated, and accepted: "
-        f"{'no line is' if not n_missing else f'the last {n_missing:,} of {height:,} lines are'} missing"
-    )
+    lines = "1 line is" if n_missing == 1 else f"{n_missing:,} lines are"
+    _say_once(f"image {source} is truncated, and accepted: {lines} missing of {height:,}")
     return ImageOps.flip(image) if is_bottom_up else image
 
 # %% ../../nbs/core/02_images.ipynb #fc7a87e0

@@ -75,7 +75,8 @@ def baseline_methods(
         vlp.image_features(torch.zeros(1, vlp.n_tokens, vlp.width))
     except QKSError:
         return best_patch
-    single = embed_names(PromptPool.single(SINGLE_PROMPT), vlp, label_names)  # [C, E]
+    sentence = SINGLE_PROMPT if vlp.templates is None else vlp.templates[0]  # a VLP may ask for its own
+    single = embed_names(PromptPool.single(sentence), vlp, label_names)  # [C, E]
     return {
         "VLP zero-shot, one prompt": lambda tokens: zero_shot_scores(vlp, tokens, single),
         "VLP zero-shot, prompt pool": lambda tokens: zero_shot_scores(vlp, tokens, label_embeddings),

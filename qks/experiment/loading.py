@@ -47,6 +47,7 @@ def load_model(
     vlp: VLPSource = OWN_VLP,  # a checkpoint file needs one; a folder knows its own
     n_heads: int | None = None,  # of a checkpoint; None: one per 64 channels
     device: str | torch.device | None = None,  # None: CUDA where there is one
+    use_thresholds: bool = True,  # those of `qks calibrate`, where the folder has some
 ) -> QKS:
     "Load the model to evaluate; raises `QKSError` for what is no model."
     is_file = Path(model).is_file()
@@ -68,7 +69,7 @@ def load_model(
         tower = load_vlp(vlp.name, vlp.pretrained, device, vlp.precision, quick_gelu=vlp.quick_gelu)
     if is_file and tower is not None:
         return QKS(tower, QKSHead.from_official(model, n_heads))
-    loaded = QKS.from_pretrained(model, tower, device)
+    loaded = QKS.from_pretrained(model, tower, device, use_thresholds)
     loaded.vlp.precision = vlp.precision
     return loaded
 
@@ -78,6 +79,7 @@ def load_tagger(
     vlp: VLPSource = OWN_VLP,  # of a VLP without training: which one; None: CLIP ViT-B/16
     readout: str | None = None,  # how a VLP without training is asked, a name in READOUTS; None: its default
     device: str | torch.device | None = None,  # None: CUDA where there is one
+    use_thresholds: bool = True,  # of a trained model, where its folder has some
 ) -> Tagger:
     "A trained model, or a VLP without training; raises `QKSError` where it cannot be loaded."
     if model is None:
@@ -88,4 +90,4 @@ def load_tagger(
             f"the readout {readout!r} asks a VLP without training, and {model} is a trained model: "
             "leave --readout or --model out"
         )
-    return load_model(model, vlp, device=device)
+    return load_model(model, vlp, device=device, use_thresholds=use_thresholds)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['detect_huggingface', 'read_huggingface']
 
-# %% ../../nbs/formats/12_huggingface.ipynb #5ed0bb4c
+# %% ../../nbs/formats/12_huggingface.ipynb #fd8a2fd3
 import json
 import os
 import re
@@ -22,19 +22,21 @@ from .records import Reading, ReadOptions, Record, check_label, some_names, spli
 from .source import Source, read_class_list, read_json, read_json_lines, read_text, usual_folders
 from .tables import add_table
 
-# %% ../../nbs/formats/12_huggingface.ipynb #e15fa9fb
+# %% ../../nbs/formats/12_huggingface.ipynb #bb184167
 def _class_names(feature: Any) -> list[str] | None:  # None: it has no numbered classes
     "The names in the description of a column, however deep."
     if isinstance(feature, dict):
-        names = feature.get("names")
-        if isinstance(names, dict):  # of a README.md: numbers are keys
-            names = [names[key] for key in sorted(names, key=int)]
-        if isinstance(names, list) and names:
-            return [str(name) for name in names]
-    inner = feature.values() if isinstance(feature, dict) else feature if isinstance(feature, list) else ()
-    return next((found for found in map(_class_names, inner) if found), None)
+        listed = feature.get("names")
+        if isinstance(listed, dict):  # of a README.md: numbers are keys
+            listed = [listed[key] for key in sorted(listed, key=int)]
+        if isinstance(listed, list) and listed:
+            return [str(name) for name in listed]
+        feature = list(feature.values())
+    if not isinstance(feature, list):
+        return None
+    return next((names for names in map(_class_names, feature) if names), None)
 
-# %% ../../nbs/formats/12_huggingface.ipynb #383dec2f
+# %% ../../nbs/formats/12_huggingface.ipynb #d20b94b9
 def _features_in_readme(text: str) -> dict[str, Any]:  # column -> its description
     "The columns that the head of a README.md describes."
     head = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
@@ -48,7 +50,7 @@ def _features_in_readme(text: str) -> dict[str, Any]:  # column -> its descripti
     columns = [column for group in features if isinstance(group, list) for column in group if isinstance(column, dict)]
     return {str(column.get("name")): column for column in columns}
 
-# %% ../../nbs/formats/12_huggingface.ipynb #7d082ce8
+# %% ../../nbs/formats/12_huggingface.ipynb #576f3b61
 def _described_features(
     source: Source,
     name: str,  # of a file with rows
@@ -68,7 +70,7 @@ def _described_features(
             return found
         parent = parent.rpartition("/")[0]
 
-# %% ../../nbs/formats/12_huggingface.ipynb #9faf2205
+# %% ../../nbs/formats/12_huggingface.ipynb #635b7326
 _LABEL_KEYS = ("label", "labels", "tags", "tag", "categories", "category", "classes", "class", "objects", "annotations")
 _OBJECT_KEYS = ("category", "categories", "label", "labels", "class", "classes", "name", "names", "category_id")
 
@@ -97,13 +99,13 @@ def _names(
         raise QKSError(f"{place}: {str(value)[:60]!r} is no label")
     return [check_label(value, place)]
 
-# %% ../../nbs/formats/12_huggingface.ipynb #6dc9eaf5
+# %% ../../nbs/formats/12_huggingface.ipynb #ddf1028b
 def _is_missing(value: Any) -> bool:
     "Whether a value says that nobody labelled the picture: nothing, or the number -1."
     is_number = isinstance(value, int) and not isinstance(value, bool)
     return value is None or is_number and value == -1
 
-# %% ../../nbs/formats/12_huggingface.ipynb #831573e0
+# %% ../../nbs/formats/12_huggingface.ipynb #9dcdfd60
 def _label_columns(
     columns: Sequence[str],  # the picture's aside
     features: dict[str, Any],  # descriptions of columns
@@ -124,7 +126,7 @@ def _label_columns(
     problem = f"several columns that may be labels, {some_names(usual)}" if usual else f"no column of labels ({listed})"
     raise QKSError(f"{place} has {problem}: name the columns to use, with commas between, as --label-column")
 
-# %% ../../nbs/formats/12_huggingface.ipynb #99146c63
+# %% ../../nbs/formats/12_huggingface.ipynb #058bd6f6
 class _Reader:
     "What the rows of all files share: which columns have labels, and what they mean."
 
@@ -162,7 +164,7 @@ class _Reader:
                     record.labels.update(dict.fromkeys(_names(value, names[column], record.place), 1))
             self.reading.records.append(record)
 
-# %% ../../nbs/formats/12_huggingface.ipynb #a23e48b8
+# %% ../../nbs/formats/12_huggingface.ipynb #081ea9ea
 _PICTURE_KEYS = ("file_name", "image", "filename", "filepath", "image_path", "path", "img")
 
 
@@ -192,7 +194,7 @@ def _read_lines(
         records.append(Record(row[keys[0]], place, {}, split, folders))
     reader.read(rows, records, _described_features(source, name), name)
 
-# %% ../../nbs/formats/12_huggingface.ipynb #357d5017
+# %% ../../nbs/formats/12_huggingface.ipynb #79609500
 def _need_pyarrow(path: Path) -> Any:  # the module
     "Import pyarrow; raises `QKSError` where it is not installed."
     try:
@@ -203,7 +205,7 @@ def _need_pyarrow(path: Path) -> Any:  # the module
         raise QKSError(f"{path} needs pyarrow: pip install 'qks[parquet]'") from error
     return pyarrow
 
-# %% ../../nbs/formats/12_huggingface.ipynb #b34d5297
+# %% ../../nbs/formats/12_huggingface.ipynb #79761ae6
 class _ParquetRows:
     "The rows of a Parquet file; pictures are read a group of rows at a time."
 
@@ -213,14 +215,16 @@ class _ParquetRows:
         self.group = -1
         self.cells: Any = None  # of the last group
         counts = [self.file.metadata.row_group(group).num_rows for group in range(self.file.num_row_groups)]
+        self.n_rows = sum(counts)
         self.starts = [sum(counts[:group]) for group in range(len(counts))]
 
     def values(self, column: str) -> list[Any]:  # column may be a part of one, such as image.path
         "All values of a column."
-        table = self.file.read(columns=[column])
-        values = table.column(0).to_pylist()
+        values = self.file.read(columns=[column]).column(0).to_pylist()
         part = column.partition(".")[2]
-        return [value[part] if part and value else value for value in values] if part else values
+        if not part:
+            return values
+        return [value[part] if value else None for value in values]
 
     def cell(self, column: str, row: int) -> Any:
         "One value."
@@ -230,7 +234,7 @@ class _ParquetRows:
             self.group = group
         return self.cells[row - self.starts[group]].as_py()
 
-# %% ../../nbs/formats/12_huggingface.ipynb #3180cf30
+# %% ../../nbs/formats/12_huggingface.ipynb #663d9b10
 class _ArrowRows:
     "The rows of an Arrow file, which stays on disk."
 
@@ -242,6 +246,7 @@ class _ArrowRows:
         except pyarrow.ArrowInvalid:
             self.table = pyarrow.ipc.open_file(mapped).read_all()
         self.schema = self.table.schema
+        self.n_rows = len(self.table)
 
     def values(self, column: str) -> list[Any]:  # column may be a part of one, such as image.path
         "All values of a column."
@@ -256,7 +261,7 @@ class _ArrowRows:
         "One value."
         return self.table.column(column)[row].as_py()
 
-# %% ../../nbs/formats/12_huggingface.ipynb #f36faa38
+# %% ../../nbs/formats/12_huggingface.ipynb #1569afed
 def _ending(content: bytes) -> str:
     "The ending of a picture's file, by its first bytes."
     marks = {b"\x89PNG": ".png", b"\xff\xd8": ".jpg", b"GIF8": ".gif", b"BM": ".bmp", b"II*": ".tif", b"MM": ".tif"}
@@ -264,7 +269,7 @@ def _ending(content: bytes) -> str:
         return ".webp"
     return next((ending for mark, ending in marks.items() if content.startswith(mark)), "")
 
-# %% ../../nbs/formats/12_huggingface.ipynb #b8865d0c
+# %% ../../nbs/formats/12_huggingface.ipynb #c6139546
 class _PictureColumn(NamedTuple):
     "Where rows have their pictures."
 
@@ -272,7 +277,7 @@ class _PictureColumn(NamedTuple):
     has_bytes: bool  # whether the rows hold the files themselves
     has_paths: bool  # whether they name files
 
-# %% ../../nbs/formats/12_huggingface.ipynb #2ee9ee29
+# %% ../../nbs/formats/12_huggingface.ipynb #189d63d5
 def _find_picture_column(
     schema: Any,  # of Arrow
     place: str,  # the file
@@ -291,15 +296,11 @@ def _find_picture_column(
     with_bytes = [column for column in found if column.has_bytes] or found
     if len(with_bytes) != 1:
         names = some_names([field.name for field in schema], 20)
-        problem = (
-            f"several columns of pictures, {some_names([column.name for column in with_bytes])}"
-            if with_bytes
-            else "none"
-        )
-        raise QKSError(f"{place} has the columns {names}: expected one column of pictures, and there is {problem}")
+        problem = f"there are {some_names([column.name for column in with_bytes])}" if with_bytes else "there is none"
+        raise QKSError(f"{place} has the columns {names}: expected one column of pictures, and {problem}")
     return with_bytes[0]
 
-# %% ../../nbs/formats/12_huggingface.ipynb #cebfbc5b
+# %% ../../nbs/formats/12_huggingface.ipynb #77e2d4de
 def _picture_content(
     rows: Any,  # of a Parquet or an Arrow file
     column: str,
@@ -309,7 +310,7 @@ def _picture_content(
     cell = rows.cell(column, row)
     return (cell["bytes"] if isinstance(cell, dict) else cell) or b""
 
-# %% ../../nbs/formats/12_huggingface.ipynb #d617675b
+# %% ../../nbs/formats/12_huggingface.ipynb #43a151a7
 def _picture_records(
     rows: Any,  # of a Parquet or an Arrow file
     column: _PictureColumn,
@@ -319,12 +320,12 @@ def _picture_records(
     taken: set[str],  # names of pictures so far; gets those of these rows
 ) -> list[Record]:  # without labels, one per row
     "A record for each row, with a name of its own and the bytes that the row holds."
-    paths = rows.values(f"{column.name}.path" if column.has_bytes else column.name) if column.has_paths else None
-    n_rows = len(paths) if paths is not None else len(rows.values(column.name))
+    paths = [None] * rows.n_rows
+    if column.has_paths:
+        paths = rows.values(f"{column.name}.path" if column.has_bytes else column.name)
     records = []
-    for row in range(n_rows):
+    for row, path in enumerate(paths):
         place = f"{name} row {row}"
-        path = paths[row] if paths is not None else None
         if not column.has_bytes:
             records.append(Record(path or "", place, {}, split, folders))
             continue
@@ -338,7 +339,7 @@ def _picture_records(
         records.append(Record(base, place, {}, split, folders, content))
     return records
 
-# %% ../../nbs/formats/12_huggingface.ipynb #43acc5f6
+# %% ../../nbs/formats/12_huggingface.ipynb #094500b3
 def _read_table(
     source: Source,
     name: str,  # of a Parquet or an Arrow file
@@ -363,7 +364,7 @@ def _read_table(
     cells = [{other: values[other][row] for other in others} for row in range(len(records))]
     reader.read(cells, records, features, name)
 
-# %% ../../nbs/formats/12_huggingface.ipynb #dac8f69a
+# %% ../../nbs/formats/12_huggingface.ipynb #793fadfc
 def _find_files(source: Source) -> list[str]:
     "Metadata, Parquet and Arrow files."
     names = [name for name in source.files if name.rpartition("/")[2] in ("metadata.jsonl", "metadata.csv")]
@@ -371,16 +372,16 @@ def _find_files(source: Source) -> list[str]:
     names += [name for name in source.with_ending(".arrow") if not name.rpartition("/")[2].startswith("cache-")]
     return names or (source.with_ending(".jsonl") if source.is_file else [])
 
-# %% ../../nbs/formats/12_huggingface.ipynb #7ea456ae
+# %% ../../nbs/formats/12_huggingface.ipynb #9af54513
 def detect_huggingface(
     source: Source,
     options: ReadOptions,
 ) -> str | None:  # what shows the format; None: nothing does
     "Whether there are metadata of an imagefolder, or Parquet or Arrow files."
     names = _find_files(source)
-    return f"{some_names(names)} {'is' if len(names) == 1 else 'are'} of Hugging Face's form" if names else None
+    return f"{some_names(names)}: metadata or rows of Hugging Face" if names else None
 
-# %% ../../nbs/formats/12_huggingface.ipynb #0ccb8fb0
+# %% ../../nbs/formats/12_huggingface.ipynb #b39a7f43
 def read_huggingface(
     source: Source,
     options: ReadOptions,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['detect_voc', 'read_voc']
 
-# %% ../../nbs/formats/06_voc.ipynb #205cf554
+# %% ../../nbs/formats/06_voc.ipynb #20bc4a7b
 from pathlib import PurePosixPath
 from xml.etree.ElementTree import Element
 
@@ -21,21 +21,21 @@ from qks.formats.records import (
 )
 from .source import Source, look_into, read_text, read_xml, usual_folders, without_annotation
 
-# %% ../../nbs/formats/06_voc.ipynb #5d0fa35f
+# %% ../../nbs/formats/06_voc.ipynb #2040231e
 def _is_annotation(root: Element) -> bool:
     "Whether XML is an annotation of one picture."
     return root.tag == "annotation"
 
-# %% ../../nbs/formats/06_voc.ipynb #8de38bef
+# %% ../../nbs/formats/06_voc.ipynb #4974592c
 def detect_voc(
     source: Source,
     options: ReadOptions,
 ) -> str | None:  # what shows the format; None: nothing does
     "Whether there are XML annotations of single pictures."
     names = [name for name, root in look_into(source, (".xml",), read_xml) if _is_annotation(root)]
-    return f"{some_names(names)} {'is' if len(names) == 1 else 'are'} of the form <annotation>" if names else None
+    return f"{some_names(names)}: XML of the form <annotation>" if names else None
 
-# %% ../../nbs/formats/06_voc.ipynb #9ff1a079
+# %% ../../nbs/formats/06_voc.ipynb #34e042dd
 def _read_splits(
     source: Source,
 ) -> dict[str, dict[str, str]]:  # folder -> id -> train, val or test; "trainval" is train
@@ -51,7 +51,7 @@ def _read_splits(
             splits.setdefault(base, {}).update(dict.fromkeys(ids, split))
     return splits
 
-# %% ../../nbs/formats/06_voc.ipynb #ab38cdcf
+# %% ../../nbs/formats/06_voc.ipynb #e7c77387
 def _read_labels(
     root: Element,
     name: str,  # of the file
@@ -69,7 +69,7 @@ def _read_labels(
         labels[label] = labels.get(label, True) and is_difficult
     return labels
 
-# %% ../../nbs/formats/06_voc.ipynb #fa3b8395
+# %% ../../nbs/formats/06_voc.ipynb #e775998b
 def _split_of_id(
     name: str,  # of an annotation file
     splits: dict[str, dict[str, str]],  # folder -> id -> split
@@ -81,7 +81,7 @@ def _split_of_id(
             return True, ids.get(stem)
     return False, split_of_folders(name)
 
-# %% ../../nbs/formats/06_voc.ipynb #26123050
+# %% ../../nbs/formats/06_voc.ipynb #912f70d2
 def _picture_name(
     root: Element,
     name: str,  # of the annotation file
@@ -90,7 +90,7 @@ def _picture_name(
     written = (root.findtext("filename") or root.findtext("path") or "").strip()
     return written or PurePosixPath(name).stem
 
-# %% ../../nbs/formats/06_voc.ipynb #7620c699
+# %% ../../nbs/formats/06_voc.ipynb #063d3fa9
 def _add_annotation(
     source: Source,
     name: str,  # of the file
@@ -111,7 +111,7 @@ def _add_annotation(
     reading.records.append(Record(_picture_name(root, name), name, values, split, folders, other_name=stem))
     return sum(labels.values())
 
-# %% ../../nbs/formats/06_voc.ipynb #ba52a709
+# %% ../../nbs/formats/06_voc.ipynb #1ef08e2b
 def read_voc(
     source: Source,
     options: ReadOptions,

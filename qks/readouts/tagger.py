@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NEUTRAL_WORD', 'CLIP_SCALE', 'DEFAULT_VLP', 'score_logits', 'ZeroShotTagger', 'load']
 
-# %% ../../nbs/readouts/10_tagger.ipynb #6750b073
-from collections.abc import Iterable, Iterator
+# %% ../../nbs/readouts/10_tagger.ipynb #fcd3e3a8
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +34,7 @@ from ..vlp.frozen import VLP
 from ..vlp.loading import check_device, load_vlp
 from ..vlp.sources import exact_size, offline_advice, weights_source
 
-# %% ../../nbs/readouts/10_tagger.ipynb #e4a76d32
+# %% ../../nbs/readouts/10_tagger.ipynb #63888b19
 NEUTRAL_WORD = "object"  # ours: what a label is compared with
 CLIP_SCALE = 100.0  # of a model that does not say its own: CLIP's, at which its training stops it
 
@@ -49,7 +49,7 @@ def score_logits(
     "Cosines on the scale that the model was trained with, zero where a label suits no better than the neutral text."
     return scale / temperature * (scores - neutral_scores) + bias
 
-# %% ../../nbs/readouts/10_tagger.ipynb #9537d881
+# %% ../../nbs/readouts/10_tagger.ipynb #a0f55b33
 class ZeroShotTagger(Tagger):
     "A frozen VLP, a readout and a prompt pool: pictures and label names in, ranked scores out, without training."
 
@@ -116,7 +116,7 @@ class ZeroShotTagger(Tagger):
         images: Iterable[ImageSource],  # paths, PIL images or uint8 arrays
         labels: str | Iterable[str] | None = None,  # any names, or "@coco80"; None: its own, or else "@everyday"
         top_k: int | None = None,  # keep only so many, the best
-        threshold: float | None = None,  # keep only labels whose score is at least this, 0 to 1
+        threshold: float | Sequence[float] | None = None,  # keep only labels with this score, 0 to 1; or one for each
         batch_size: int = 32,  # images per forward pass
         unreadable: UnreadableHandler | None = None,  # None: an image that cannot be read raises its error
     ) -> Iterator[tuple[ImageSource, list[Any]]]:  # (image as it was given, its tags)
@@ -142,7 +142,7 @@ class ZeroShotTagger(Tagger):
         for image, row, tokens in zip(sources, logits, token_index):
             yield image, rank_labels(names, row, tokens, top_k, threshold, self.answer)
 
-# %% ../../nbs/readouts/10_tagger.ipynb #d55708df
+# %% ../../nbs/readouts/10_tagger.ipynb #9c90d162
 def _check_reachable(
     name: str,  # a model name of open_clip
     tag: str,  # one of its weight tags
@@ -157,7 +157,7 @@ def _check_reachable(
             f"{offline_advice(source)}"
         )
 
-# %% ../../nbs/readouts/10_tagger.ipynb #f5fb6cce
+# %% ../../nbs/readouts/10_tagger.ipynb #5f4ee2f8
 DEFAULT_VLP = ("ViT-B-16", "openai")  # the paper's
 
 

@@ -95,7 +95,8 @@ class EfficientNetVLP(VisionLanguageModel):
         self.model.register_buffer("class_texts", torch.frombuffer(bytearray(words), dtype=torch.uint8))
         self.precision = precision
         self.tokenizer = ByteTokenizer()
-        self.width, self.embed_dim = n_classes + _PADDING, n_classes
+        self.width = n_classes + _PADDING
+        self.embed_dim = n_classes
         device = next(model.parameters()).device
         self.projection = torch.eye(self.width, self.embed_dim, device=device)  # [D, E]
         half = (0.5, 0.5, 0.5)

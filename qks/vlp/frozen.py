@@ -152,7 +152,7 @@ def _model_digest(
         digest.update(name.encode() + contiguous.view(torch.uint8).numpy().tobytes())
     if any(isinstance(module, QuickGELU) for module in model.modules()):
         digest.update(b"QuickGELU")
-    visual = getattr(model, "visual", model)  # a model of open_clip's, or any other
+    visual = getattr(model, "visual", model)  # the image tower, or a model that is none of open_clip
     attentions = [module for module in visual.modules() if isinstance(module, nn.MultiheadAttention)]
     head_widths = {attention.embed_dim // attention.num_heads for attention in attentions}
     unusual = head_widths - {64}

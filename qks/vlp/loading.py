@@ -266,7 +266,7 @@ PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 def agreed_preprocessing(
     name: str,  # a model name of open_clip
 ) -> dict[str, Any]:  # setting -> value
-    "How pictures are prepared for all of open_clip's weights of a model, as far as these agree."
+    "How pictures are prepared for a model, as far as all weights that open_clip lists for it agree."
     tags = [get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
     agreed = {}
     for setting in PREPROCESSING:
@@ -489,11 +489,14 @@ def check_device(
     device: str | torch.device | None = None,  # None: CUDA where there is one, else the CPU
 ) -> torch.device:
     "The device asked for; raises `QKSError` where torch does not see it, or cannot compute there."
+    if isinstance(device, str) and device.lower().startswith("gpu"):
+        raise QKSError(f"device {device!r} is called cuda by torch: pass 'cuda{device[3:]}', or 'cpu' without a card")
     try:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.zeros(1, device=device).item()  # refused by "meta", which holds no numbers
-    except (RuntimeError, AssertionError, TypeError) as error:  # unknown name, no such device, or no name at all
-        reason = str(error).splitlines()[0][:80]
+    except (RuntimeError, AssertionError, TypeError, ImportError) as error:  # no such name, device, or module for it
+        is_meta = str(device) == "meta"
+        reason = "it holds shapes without numbers" if is_meta else str(error).splitlines()[0][:80]
         raise QKSError(
             f"device {str(device)!r} is not available ({reason}): use cpu, or a device that torch sees"
         ) from error

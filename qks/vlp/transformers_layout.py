@@ -139,7 +139,8 @@ def read_preprocessing(
     resample = found.get("resample", 3)
     if resample not in _RESAMPLING:
         raise QKSError(f"{folder} resizes pictures by Pillow's filter {resample}: nearest, bilinear, bicubic are known")
-    size, side = found.get("size"), config.vision["image_size"]
+    size = found.get("size")
+    side = config.vision["image_size"]
     crops = found.get("do_center_crop", is_clip)
     squashes = not crops and not (isinstance(size, Mapping) and "shortest_edge" in size)
     resized = _edge(size) or side
@@ -199,7 +200,8 @@ def convert_blocks(
     names = _TIMM_BLOCK_NAMES if for_timm else _BLOCK_NAMES
     converted = {}
     for number in range(n_blocks):
-        old, new = f"{source}encoder.layers.{number}.", f"{target}{number}."
+        old = f"{source}encoder.layers.{number}."
+        new = f"{target}{number}."
         for kind in ("weight", "bias"):
             for old_name, new_name in names.items():
                 converted[f"{new}{new_name}.{kind}"] = state[f"{old}{old_name}.{kind}"]
@@ -211,7 +213,7 @@ def convert_blocks(
 def convert_clip(
     state: Mapping[str, torch.Tensor],  # of transformers' CLIPModel
     config: FolderConfig,
-) -> dict[str, torch.Tensor]:  # of open_clip's CLIP
+) -> dict[str, torch.Tensor]:  # for the CLIP of open_clip
     "Rename the weights of a CLIP; raises `KeyError` where one is missing."
     converted = {
         "logit_scale": state["logit_scale"].reshape(()),
@@ -227,18 +229,20 @@ def convert_clip(
         converted[f"visual.ln_pre.{kind}"] = state[f"vision_model.pre_layrnorm.{kind}"]  # its own spelling
         converted[f"visual.ln_post.{kind}"] = state[f"vision_model.post_layernorm.{kind}"]
         converted[f"ln_final.{kind}"] = state[f"text_model.final_layer_norm.{kind}"]
-    n_vision, n_text = config.vision["num_hidden_layers"], config.text["num_hidden_layers"]
-    converted |= convert_blocks(state, "vision_model.", "visual.transformer.resblocks.", n_vision)
-    return converted | convert_blocks(state, "text_model.", "transformer.resblocks.", n_text)
+    n_blocks = config.vision["num_hidden_layers"]
+    converted |= convert_blocks(state, "vision_model.", "visual.transformer.resblocks.", n_blocks)
+    n_blocks = config.text["num_hidden_layers"]
+    return converted | convert_blocks(state, "text_model.", "transformer.resblocks.", n_blocks)
 
 # %% ../../nbs/vlp/08_transformers_layout.ipynb #f8f3ea35
 def convert_siglip(
     state: Mapping[str, torch.Tensor],  # of transformers' SiglipModel
     config: FolderConfig,
-) -> dict[str, torch.Tensor]:  # of open_clip's CustomTextCLIP with timm's tower
+) -> dict[str, torch.Tensor]:  # for the CustomTextCLIP of open_clip, with a tower of timm
     "Rename the weights of a SigLIP; raises `KeyError` where one is missing."
     width = config.vision["hidden_size"]
-    trunk, pool = "visual.trunk.", "visual.trunk.attn_pool."
+    trunk = "visual.trunk."
+    pool = "visual.trunk.attn_pool."
     head = "vision_model.head."
     converted = {
         "logit_scale": state["logit_scale"].reshape(()),
@@ -262,9 +266,10 @@ def convert_siglip(
             f"text.ln_final.{kind}": state[f"text_model.final_layer_norm.{kind}"],
             f"text.text_projection.{kind}": state[f"text_model.head.{kind}"],
         }
-    n_vision, n_text = config.vision["num_hidden_layers"], config.text["num_hidden_layers"]
-    converted |= convert_blocks(state, "vision_model.", f"{trunk}blocks.", n_vision, for_timm=True)
-    return converted | convert_blocks(state, "text_model.", "text.transformer.resblocks.", n_text)
+    n_blocks = config.vision["num_hidden_layers"]
+    converted |= convert_blocks(state, "vision_model.", f"{trunk}blocks.", n_blocks, for_timm=True)
+    n_blocks = config.text["num_hidden_layers"]
+    return converted | convert_blocks(state, "text_model.", "text.transformer.resblocks.", n_blocks)
 
 # %% ../../nbs/vlp/08_transformers_layout.ipynb #63957e7f
 _TANH = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")  # GELU by its approximation
