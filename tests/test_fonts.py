@@ -73,7 +73,7 @@ def test_as_few_fonts_as_possible(two_fonts):
 
 
 def test_figures_write_labels_with_a_fallback_font(two_fonts, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="qks.explore.fonts")
     figure = plot_label_ap([0.5, 0.25, 0.75], ["dog", "猫", "木"], 1)
     assert "figures write what matplotlib's font lacks with Trees Sans" in caplog.text
     glyphs, _ = drawn(figure)

@@ -11,15 +11,22 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from qks.commands.main import main
-from qks.core import QKSError
-from qks.evaluate.baselines import best_patch_scores, zero_shot_scores
+from qks.core import QKSError, load_image
+from qks.data.pocket import PocketConfig, write_pocket
+from qks.data.splits import open_splits
+from qks.evaluate.baselines import best_patch_scores, readout_rows, zero_shot_scores
+from qks.evaluate.metrics import evaluate_scores
+from qks.model.prompts import PromptPool
 from qks.model.tagger import QKS, Tagger
 from qks.readouts.block import ATTENTIONS, LastBlock, attention_weights, read_states
+from qks.readouts.local_global import LocalGlobalReadout
 from qks.readouts.patches import PatchReadout, mean_of_best
 from qks.readouts.readout import NO_TOKEN
-from qks.readouts.registry import READOUTS, available_readouts, choose_readout, find_readout
+from qks.readouts.registry import READOUT_NAMES, READOUTS, available_readouts, choose_readout, find_readout
 from qks.readouts.self_attention import SelfAttentionReadout
+from qks.readouts.standardised import standardise
 from qks.readouts.tagger import ZeroShotTagger, load
+from qks.readouts.windows import WindowReadout, crop_boxes
 from qks.vlp.loading import load_vlp
 
 OPEN_BLOCK = ["vv", "qq-kk", "clear"]  # these need the last block
@@ -345,3 +352,132 @@ def test_the_file_that_was_brought_works_as_the_sentence_says(picture, tmp_path,
     words = ["tag", str(picture), "--labels", "cat,dog", "--vlp", "tiny-quickgelu"]
     assert main([*words, "--pretrained", str(tmp_path / "weights.pt"), "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)[0]["tags"]) == 2
+
+
+# --- local + global, windows, standardised scores ---
+
+
+def test_local_and_global_by_hand(pocket):
+    "Each part at length one over the labels; the unit brings the mean of both lengths back."
+    states = read_states(pocket, noise(pocket))
+    labels = labels_of(pocket)
+    whole = READOUTS["cls"].score_states(pocket, states, labels).scores
+    local = READOUTS["top-patches"].score_states(pocket, states, labels).scores
+    found = READOUTS["local-global"].score_states(pocket, states, labels)
+    for row in range(len(whole)):
+        expected = (whole[row] / whole[row].norm() + local[row] / local[row].norm()) / 2
+        torch.testing.assert_close(found.scores[row], expected)
+        assert found.unit[row].item() == pytest.approx((whole[row].norm() + local[row].norm()).item() / 2)
+
+
+class VectorInPlaceOfPatches(PatchReadout):
+    "The VLP's own vector as the local part, too."
+
+    def score_states(self, vlp, states, label_embeddings):
+        return READOUTS["cls"].score_states(vlp, states, label_embeddings)
+
+
+def test_a_tagger_reads_local_and_global_on_the_scale_of_cosines(pocket):
+    "With the VLP's own vector as both parts the answer is that of the vector alone."
+    picture = Image.effect_noise((96, 96), 80).convert("RGB")
+    logits = []
+    for readout in ("cls", LocalGlobalReadout(VectorInPlaceOfPatches())):
+        tagger = ZeroShotTagger(pocket, readout)
+        logits.append(tagger.predict(picture, tagger.embed(["cat", "bus", "sun"])).logits)
+    torch.testing.assert_close(logits[1], logits[0], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 8), (31, 7), (640, 480), (480, 640), (1, 50)])
+@pytest.mark.parametrize("part, overlap", [(0.5, 0.5), (1.0, 0.0), (0.3, 0.25)])
+def test_crops_cover_the_picture(size, part, overlap):
+    width, height = size
+    boxes = crop_boxes(width, height, part, overlap)
+    covered = torch.zeros(height, width, dtype=torch.bool)
+    for left, top, right, bottom in boxes:
+        assert 0 <= left < right <= width and 0 <= top < bottom <= height and right - left == bottom - top
+        covered[top:bottom, left:right] = True
+    assert len(set(boxes)) == len(boxes)
+    if overlap:
+        assert covered.all()
+
+
+def test_windows_take_the_best_view_of_each_picture(pocket):
+    "By a loop over views, for pictures of different shapes in one batch."
+    labels = labels_of(pocket)
+    pictures = [Image.effect_noise(size, 80).convert("RGB") for size in ((96, 96), (200, 96), (50, 120))]
+    windows = WindowReadout(READOUTS["cls"])
+    found = windows.score_pictures(pocket, pictures, labels).scores
+    for picture, row in zip(pictures, found):
+        views = [picture, *(picture.crop(box) for box in crop_boxes(*picture.size))]
+        expected = torch.stack([READOUTS["cls"].score_pictures(pocket, [view], labels).scores[0] for view in views])
+        torch.testing.assert_close(row, expected.amax(0), rtol=1e-4, atol=1e-5)
+
+
+def test_standardised_scores_by_hand():
+    scores = torch.tensor([[0.0, 1.0, 5.0], [2.0, 1.0, 3.0], [4.0, 4.0, 1.0]])
+    expected = (scores - scores.mean(0)) / scores.std(0, correction=0)
+    torch.testing.assert_close(standardise(scores), expected)
+    with pytest.raises(QKSError, match="only one"):
+        standardise(scores[:1])
+
+
+def test_a_transductive_tagger_sees_all_pictures_before_the_first_answer(pocket):
+    "The same tags in batches of one and of all; the sigmoid of a label's standardised score."
+    pictures = [Image.effect_noise((96, 96), sigma).convert("RGB") for sigma in (10, 60, 120, 200)]
+    tagger = ZeroShotTagger(pocket, "standardised:cls")
+    by_one = tagger.tag(pictures, ["cat", "bus"], batch_size=1)
+    assert [len(tags) for tags in by_one] == [2] * 4
+    raw = READOUTS["cls"].score_pictures(pocket, pictures, tagger.embed(["cat", "bus"])).scores
+    z = (raw - raw.mean(0)) / raw.std(0, correction=0)
+    for tags, row in zip(by_one, z):
+        found = {tag.label: tag.score for tag in tags}
+        for label, value in zip(["cat", "bus"], row):
+            assert found[label] == pytest.approx(value.sigmoid().item(), abs=1e-3)
+    with pytest.raises(QKSError, match="only one"):
+        tagger.tag(pictures[:1], ["cat", "bus"])
+
+
+# --- rows of `qks evaluate --baselines` ---
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return write_pocket(tmp_path_factory.mktemp("scenes") / "pocket-wide", PocketConfig(n_train=1, n_test=12))
+
+
+def test_readouts_are_rows_of_an_evaluation(scenes, tmp_path, pocket, capsys):
+    words = ["evaluate", "pocket", str(scenes), "--device", "cpu", "--json", str(tmp_path / "report.json")]
+    assert main([*words, "--baselines", "vv", "windows:cls", "standardised:cls"]) == 0
+    rows = json.loads((tmp_path / "report.json").read_text())["rows"]
+    assert list(rows) == [
+        "QKS",
+        "VLP zero-shot, one prompt",
+        "VLP zero-shot, prompt pool",
+        "VLP best patch",
+        "VLP v-v attention",
+        "VLP windows, zero-shot, prompt pool",
+        "VLP standardised scores (transductive), zero-shot, prompt pool",
+    ]
+    metrics = {row: next(iter(protocols.values()))["metrics"] for row, protocols in rows.items()}
+    zero_shot = metrics["VLP zero-shot, prompt pool"]
+    transductive = metrics["VLP standardised scores (transductive), zero-shot, prompt pool"]
+    assert transductive["seen"]["mAP"] == pytest.approx(zero_shot["seen"]["mAP"])  # within a label no order changes
+    index = open_splits(scenes)["test"]
+    labels = index.dense().labels
+    images = torch.stack([pocket.preprocess(load_image(index.path(row))) for row in range(len(index))])
+    embeddings = PromptPool().embed(pocket, index.label_names)
+    states = read_states(pocket, images, with_block=True)
+    scores = READOUTS["vv"].score_states(pocket, states, embeddings).scores
+    expected = evaluate_scores(scores, labels, index.n_seen, (3, 5))
+    assert metrics["VLP v-v attention"]["gzsl"]["mAP"] == pytest.approx(expected["gzsl"]["mAP"], abs=1e-4)
+
+
+def test_all_readouts_are_rows(pocket):
+    rows = readout_rows(pocket, ["all"])
+    assert len(rows) == len(READOUT_NAMES) - 2  # cls and best patch are rows anyway
+    assert list(readout_rows(pocket, ["vv", "all"]))[0] == "VLP v-v attention"
+
+
+def test_a_row_that_nobody_knows(scenes, capsys):
+    assert main(["evaluate", "pocket", str(scenes), "--baselines", "vvv"]) == 2
+    assert "there is no readout 'vvv'" in capsys.readouterr().err

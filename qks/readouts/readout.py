@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NO_TOKEN', 'cosines', 'ReadoutScores', 'Readout']
 
-# %% ../../nbs/readouts/02_readout.ipynb #4dccd7c9
+# %% ../../nbs/readouts/02_readout.ipynb #0d2540da
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 from .block import LastBlock, TowerStates, read_states
 from ..vlp.frozen import VisionLanguageModel, preprocess_images
 
-# %% ../../nbs/readouts/02_readout.ipynb #65de8957
+# %% ../../nbs/readouts/02_readout.ipynb #a72ee18a
 def cosines(
     vectors: torch.Tensor,  # [..., E]
     label_embeddings: torch.Tensor,  # [C, E]
@@ -26,7 +26,7 @@ def cosines(
     labels = normalize(label_embeddings.to(vectors.device), dim=-1)  # [C, E]
     return normalize(vectors, dim=-1) @ labels.T
 
-# %% ../../nbs/readouts/02_readout.ipynb #513397f8
+# %% ../../nbs/readouts/02_readout.ipynb #9a2b9752
 NO_TOKEN = -1  # a label's `token_index` where its score belongs to the whole picture
 
 
@@ -35,8 +35,9 @@ class ReadoutScores(NamedTuple):
 
     scores: torch.Tensor  # [B, C]
     token_index: torch.Tensor  # of image tokens, CLS included [B, C]; NO_TOKEN where it chose none
+    unit: torch.Tensor | None = None  # [B, 1]: times this, scores are as large as cosines; None: they are cosines
 
-# %% ../../nbs/readouts/02_readout.ipynb #a2893dc1
+# %% ../../nbs/readouts/02_readout.ipynb #223f2da5
 class Readout(ABC):
     "A way to score labels on pictures with a frozen VLP, without training."
 

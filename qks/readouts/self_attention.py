@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SelfAttentionReadout']
 
-# %% ../../nbs/readouts/05_self_attention.ipynb #19c152c0
+# %% ../../nbs/readouts/05_self_attention.ipynb #785df613
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from .block import ATTENTIONS, LastBlock, TowerStates
 from .patches import PatchReadout
 from ..vlp.frozen import VisionLanguageModel
 
-# %% ../../nbs/readouts/05_self_attention.ipynb #05752afb
+# %% ../../nbs/readouts/05_self_attention.ipynb #ff7bd6e7
 @dataclass(frozen=True)
 class SelfAttentionReadout(PatchReadout):
     "Patches after another attention in the last block."

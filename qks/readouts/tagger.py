@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NEUTRAL_WORD', 'CLIP_SCALE', 'DEFAULT_VLP', 'score_logits', 'ZeroShotTagger', 'load']
 
-# %% ../../nbs/readouts/10_tagger.ipynb #f2465e3a
+# %% ../../nbs/readouts/10_tagger.ipynb #fcd3e3a8
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -34,7 +34,7 @@ from ..vlp.frozen import VLP
 from ..vlp.loading import check_device, load_vlp
 from ..vlp.sources import exact_size, offline_advice, weights_source
 
-# %% ../../nbs/readouts/10_tagger.ipynb #9cea99fd
+# %% ../../nbs/readouts/10_tagger.ipynb #63888b19
 NEUTRAL_WORD = "object"  # ours: what a label is compared with
 CLIP_SCALE = 100.0  # of a model that does not say its own: CLIP's, at which its training stops it
 
@@ -49,7 +49,7 @@ def score_logits(
     "Cosines on the scale that the model was trained with, zero where a label suits no better than the neutral text."
     return scale / temperature * (scores - neutral_scores) + bias
 
-# %% ../../nbs/readouts/10_tagger.ipynb #505ac64f
+# %% ../../nbs/readouts/10_tagger.ipynb #a0f55b33
 class ZeroShotTagger(Tagger):
     "A frozen VLP, a readout and a prompt pool: pictures and label names in, ranked scores out, without training."
 
@@ -88,7 +88,8 @@ class ZeroShotTagger(Tagger):
         "What the readout gives for labels and, as one more label, the neutral text: [B, C + 1], on the CPU."
         texts = torch.cat([label_embeddings.cpu().float(), self.neutral])  # [C + 1, E]
         found = self.readout.score_pictures(self.vlp, pictures, texts.to(self.vlp.device))
-        return ReadoutScores(found.scores.cpu(), found.token_index.cpu())
+        scores = found.scores if found.unit is None else found.scores * found.unit
+        return ReadoutScores(scores.cpu(), found.token_index.cpu())
 
     def _logits(self, scores: torch.Tensor) -> torch.Tensor:
         "Logits [n, C] of raw scores [n, C + 1], the last of which is the neutral text's."
@@ -143,7 +144,7 @@ class ZeroShotTagger(Tagger):
         for image, row, tokens in zip(sources, logits, token_index):
             yield image, rank_labels(names, row, tokens, top_k, threshold, self.answer)
 
-# %% ../../nbs/readouts/10_tagger.ipynb #95a748dc
+# %% ../../nbs/readouts/10_tagger.ipynb #9c90d162
 def _check_reachable(
     name: str,  # a model name of open_clip
     tag: str,  # one of its weight tags
@@ -158,7 +159,7 @@ def _check_reachable(
             f"{offline_advice(source)}"
         )
 
-# %% ../../nbs/readouts/10_tagger.ipynb #5ee6555d
+# %% ../../nbs/readouts/10_tagger.ipynb #5f4ee2f8
 DEFAULT_VLP = ("ViT-B-16", "openai")  # the paper's
 
 

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['VIEWS_AT_ONCE', 'crop_boxes', 'WindowReadout']
 
-# %% ../../nbs/readouts/07_windows.ipynb #3b5b092a
-from collections.abc import Sequence
+# %% ../../nbs/readouts/07_windows.ipynb #8a1de905
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from PIL import Image
@@ -17,7 +18,7 @@ from .block import TowerStates
 from .readout import NO_TOKEN, Readout, ReadoutScores
 from ..vlp.frozen import VisionLanguageModel
 
-# %% ../../nbs/readouts/07_windows.ipynb #46639103
+# %% ../../nbs/readouts/07_windows.ipynb #a62a9e30
 def crop_boxes(
     width: int,  # of the picture, pixels
     height: int,
@@ -33,7 +34,7 @@ def crop_boxes(
 
     return [(left, top, left + side, top + side) for top in starts(height) for left in starts(width)]
 
-# %% ../../nbs/readouts/07_windows.ipynb #d6a45d6a
+# %% ../../nbs/readouts/07_windows.ipynb #72f4b3e9
 VIEWS_AT_ONCE = 64  # ours: crops in memory and in one pass of the tower
 
 
@@ -64,18 +65,21 @@ class WindowReadout(Readout):
     def score_pictures(
         self, vlp: VisionLanguageModel, pictures: Sequence[Image.Image], label_embeddings: torch.Tensor
     ) -> ReadoutScores:
-        best = [self._score_picture(vlp, picture, label_embeddings) for picture in pictures]  # each [C]
-        scores = torch.stack(best)  # [B, C]
-        return ReadoutScores(scores, torch.full(scores.shape, NO_TOKEN, device=scores.device))
+        best = torch.full((len(pictures), len(label_embeddings)), -torch.inf, device=vlp.device)  # [B, C]
+        views = self._views(pictures)
+        while batch := list(islice(views, VIEWS_AT_ONCE)):
+            scores = self.inner.score_pictures(vlp, [view for _, view in batch], label_embeddings).scores  # [views, C]
+            owners = torch.tensor([owner for owner, _ in batch], device=vlp.device)  # [views]
+            rows = owners[:, None].expand_as(scores)  # [views, C]
+            best = best.scatter_reduce(0, rows, scores.to(vlp.device), "amax")
+        return ReadoutScores(best, torch.full(best.shape, NO_TOKEN, device=vlp.device))
 
-    def _score_picture(self, vlp, picture, label_embeddings):
-        boxes = crop_boxes(*picture.size, self.part, self.overlap)
-        best = self.inner.score_pictures(vlp, [picture], label_embeddings).scores[0]  # [C]
-        for start in range(0, len(boxes), VIEWS_AT_ONCE):
-            views = [picture.crop(box) for box in boxes[start : start + VIEWS_AT_ONCE]]
-            scores = self.inner.score_pictures(vlp, views, label_embeddings).scores  # [views, C]
-            best = torch.maximum(best, scores.amax(0))
-        return best
+    def _views(self, pictures: Sequence[Image.Image]) -> Iterator[tuple[int, Image.Image]]:
+        "Number of a picture and a view of it: the whole picture first, then its crops."
+        for owner, picture in enumerate(pictures):
+            yield owner, picture
+            for box in crop_boxes(*picture.size, self.part, self.overlap):
+                yield owner, picture.crop(box)
 
     def check(self, vlp: VisionLanguageModel) -> None:
         self.inner.check(vlp)
