@@ -415,7 +415,7 @@ BAD_HOMES = pytest.mark.skipif(os.name == "nt", reason="homes are elsewhere on W
 def test_a_bad_home_costs_no_warning_and_is_spared_once(tmp_path):
     picture = tmp_path / "a.png"
     Image.new("RGB", (96, 96), "red").save(picture)
-    words = ["tag", str(picture), "--labels", "cat,dog", "--model", "pocket", "--device", "cpu"]
+    words = ["tag", str(picture), "--labels", "cat,dog", "--model", "pocket", "--device", "cpu", "--threshold", "0"]
     code = f"from qks.commands.main import main; assert main({words}) == 0; import matplotlib.pyplot"
     assert in_a_bad_home(tmp_path, code).stderr == ""
     [cache] = tmp_path.glob("qks-*/cache/labels.sqlite")
