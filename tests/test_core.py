@@ -357,7 +357,8 @@ def slow_clock(monkeypatch, seconds):
 
 def test_a_terminal_gets_a_bar_that_is_drawn_over_and_taken_away(monkeypatch):
     slow_clock(monkeypatch, 3)
-    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
     list(progress(range(3), "Working"))
     shown = terminal.getvalue()
     assert "Working" in shown and "\n" not in shown and shown.endswith("\r")
@@ -373,7 +374,8 @@ def test_a_log_gets_a_line_a_minute(capsys, monkeypatch):
 
 def test_quiet_means_no_progress(capsys, monkeypatch):
     slow_clock(monkeypatch, 100)
-    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
     logger = logging.getLogger("qks")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -413,7 +415,7 @@ BAD_HOMES = pytest.mark.skipif(os.name == "nt", reason="homes are elsewhere on W
 def test_a_bad_home_costs_no_warning_and_is_spared_once(tmp_path):
     picture = tmp_path / "a.png"
     Image.new("RGB", (96, 96), "red").save(picture)
-    words = ["tag", str(picture), "--labels", "cat,dog", "--model", "pocket", "--device", "cpu"]
+    words = ["tag", str(picture), "--labels", "cat,dog", "--model", "pocket", "--device", "cpu", "--threshold", "0"]
     code = f"from qks.commands.main import main; assert main({words}) == 0; import matplotlib.pyplot"
     assert in_a_bad_home(tmp_path, code).stderr == ""
     [cache] = tmp_path.glob("qks-*/cache/labels.sqlite")
