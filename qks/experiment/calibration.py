@@ -83,7 +83,7 @@ class LabelChoice(NamedTuple):
     columns: list[int]  # where they are in the index, S
     remarks: list[str]  # sentences
 
-
+# %% ../../nbs/experiment/12_calibration.ipynb #affd6e99
 def trained_labels(
     index: Index,
     trained: Sequence[str],  # labels that the model was trained on
