@@ -16,7 +16,7 @@ import torch
 from torch.nn.functional import normalize
 
 from qks.calibrate.choice import choose_threshold
-from qks.calibrate.fit import assess, label_share
+from qks.calibrate.fit import assess, folds, label_share
 from qks.calibrate.plain import PLAIN_KINDS, plain_pictures
 from qks.calibrate.platt import fit_platt, sigmoid
 from qks.calibrate.reliability import reliability_curve
@@ -73,19 +73,34 @@ def main_rows(logits, labels, calibrated, thresholds, n_seen):
     return rows, curves
 
 
+def label_features(embeddings, mean_scores, n_seen):
+    """What is known of any label: text norm, similarity to another label trained on, mean score without labels."""
+    directions = normalize(embeddings.double(), dim=-1)
+    similarity = directions @ directions[:n_seen].T  # [C, S]
+    similarity[range(n_seen), range(n_seen)] = -1.0  # the label itself
+    return {
+        "text norm": embeddings.norm(dim=-1).double().numpy(),
+        "similarity to the nearest label trained on": similarity.amax(1).numpy(),
+        "mean score on unlabelled pictures": mean_scores.astype(np.float64),
+    }
+
+
+def left_out_f1(scores, labels, features):
+    """The best F1 of labels trained on that are left out, with offsets by a regression on features."""
+    probabilities = np.empty(scores.shape)
+    for kept, left_out in folds(scores.shape[1]):
+        model = fit_platt(scores[:, kept], labels[:, kept], features[kept])
+        log_odds = model.slope * scores[:, left_out] + model.expected_offsets(features[left_out])
+        probabilities[:, left_out] = sigmoid(model.caution * log_odds)
+    return choose_threshold(probabilities, labels).f1
+
+
 def ways_for_others(held_out, held_out_labels, logits, labels, embeddings, n_seen):
     """Ways to the offset of a label that was never trained on, all measured at their own best threshold."""
     truth = labels[:, n_seen:]
     trained = held_out[:, :n_seen]
     plain = fit_platt(trained, held_out_labels)
-    directions = normalize(embeddings.double(), dim=-1)
-    similarity = directions @ directions[:n_seen].T  # [C, S]
-    similarity[range(n_seen), range(n_seen)] = -1.0  # the label itself
-    features = {
-        "text norm": embeddings.norm(dim=-1).double().numpy(),
-        "similarity to the nearest label trained on": similarity.amax(1).numpy(),
-        "mean score on unlabelled pictures": held_out.mean(0).astype(np.float64),
-    }
+    features = label_features(embeddings, held_out.mean(0), n_seen)
     sets = {"one offset for all": [], **{f"regression on {name}": [name] for name in features}}
     sets["regression on all three"] = list(features)
     rows = {}
@@ -156,6 +171,8 @@ def main(data):
     rows, curves = main_rows(on_test.logits, labels, probabilities, result.thresholds, n_seen)
     is_plain = on_test.spread < result.thresholds.least_spread
     held_out_labels = validation.dense().labels
+    features = label_features(embeddings, on_validation.logits.mean(0), n_seen)
+    known = np.stack(list(features.values()), 1)[:n_seen]
     facts = {
         "pictures": {"held out": len(validation), "test": len(test), "kept": len(result.thresholds.pictures)},
         "labels": {"trained on": n_seen, "never trained on": len(names) - n_seen},
@@ -168,6 +185,10 @@ def main(data):
         "test": rows,
         "curves": curves,
         "ways": ways_for_others(on_validation.logits, held_out_labels, on_test.logits, labels, embeddings, n_seen),
+        "left out, best f1": {
+            "regression": left_out_f1(on_validation.logits[:, :n_seen], held_out_labels, known),
+            "matching": result.fit.left_out.f1,
+        },
         "background": background_rows(on_validation.logits, on_test.logits, labels, n_seen),
         "plain pictures": plain_rows(qks, names),
     }

@@ -24,7 +24,7 @@ from qks.core import QKSError
 from qks.data.table import read_table
 from qks.model.tagger import QKS
 
-LABELS = ["--labels", "cat,dog", "--device", "cpu", "--model", "pocket"]
+LABELS = ["--labels", "cat,dog", "--model", "pocket", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_a_pattern_is_expanded_unless_a_file_is_called_so(trip, capsys):
     ids=str,
 )
 def test_what_cannot_be_asked_is_said_before_anything_is_loaded(trip, capsys, monkeypatch, words, told):
-    monkeypatch.setattr("qks.experiment.loading.load_model", lambda *args, **kwargs: pytest.fail("began to work"))
+    monkeypatch.setattr("qks.experiment.loading.load_tagger", lambda *args, **kwargs: pytest.fail("began to work"))
     Path("list.txt").write_text("a.png\nftp://example.org/b.jpg\n")
     Path("empty.txt").write_text("\n\n")
     assert main(["tag", *words, *LABELS]) == 2
@@ -213,10 +213,13 @@ def test_csv(tmp_path):
     with open(tmp_path / "tags.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows == [
-        {"image": "a.png", "labels": 'cat,"a, b"', "probabilities": "0.93,0.5", "error": ""},
+        {"image": "a.png", "labels": '["cat", "a, b"]', "probabilities": "[0.93, 0.5]", "error": ""},
         {"image": "b.png", "labels": "", "probabilities": "", "error": ""},
         {"image": "sub/c.png", "labels": "", "probabilities": "", "error": 'image sub/c.png is "empty"'},
     ]
+    plain = [Answer("a.png", [("cat", 0.93, 4), ("dog", 1e-9, 1)])]
+    write_three("csv", tmp_path / "plain.csv", AnswerInfo(("cat", "dog")), plain)
+    assert (tmp_path / "plain.csv").read_text().splitlines()[1] == "a.png,cat|dog,0.93|1e-09,"
 
 
 def test_csv_is_a_table_of_ours(tmp_path):
@@ -524,3 +527,36 @@ def test_a_library_that_sets_up_logging_doubles_no_message(trip, capsys):
     finally:
         logging.getLogger().removeHandler(handler)
     assert capsys.readouterr().err.count("lost.png does not exist") == 1
+
+
+def test_a_photograph_is_none_of_the_pocket_models_kind(tmp_path, capsys):
+    Image.new("RGB", (96, 96)).save(tmp_path / "scene.png")
+    Image.new("RGB", (640, 480)).save(tmp_path / "photo.jpg")
+    assert main(["tag", str(tmp_path / "scene.png"), *LABELS]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["tag", str(tmp_path / "scene.png"), str(tmp_path / "photo.jpg"), *LABELS]) == 0
+    told = capsys.readouterr().err
+    assert "photo.jpg is none of the emoji scenes" in told and told.count("\n") == 1
+    assert main(["tag", str(tmp_path / "photo.jpg"), *LABELS, "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+# --- read back by `qks data import` ---
+
+
+@pytest.mark.parametrize("name", ["coco.json", "tags.csv"])
+def test_what_was_written_can_be_imported(tmp_path, name):
+    root = tmp_path / "trip"
+    (root / "sub").mkdir(parents=True)
+    for place in ("a.png", "sub/b.png"):
+        Image.new("RGB", (96, 96), "red").save(root / place)
+    answers = [
+        Answer(str(root / "a.png"), [("cat", 0.75, 4), ("red car", 0.5, 1)]),
+        Answer(str(root / "sub" / "b.png"), [("red car", 0.5, 1)]),
+    ]
+    kind = {"coco.json": "coco", "tags.csv": "csv"}[name]
+    write_three(kind, root / name, AnswerInfo(("cat", "red car", "dog"), root), answers)
+    assert main(["data", "import", str(root), str(tmp_path / "mine"), "--format", kind]) == 0
+    [table] = (tmp_path / "mine").glob("*.csv")
+    rows = {Path(row.image).name: set(row.labels) for row in read_table(table).rows}
+    assert rows == {"a.png": {"cat", "red car"}, "b.png": {"red car"}}

@@ -357,7 +357,8 @@ def slow_clock(monkeypatch, seconds):
 
 def test_a_terminal_gets_a_bar_that_is_drawn_over_and_taken_away(monkeypatch):
     slow_clock(monkeypatch, 3)
-    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
     list(progress(range(3), "Working"))
     shown = terminal.getvalue()
     assert "Working" in shown and "\n" not in shown and shown.endswith("\r")
@@ -373,7 +374,8 @@ def test_a_log_gets_a_line_a_minute(capsys, monkeypatch):
 
 def test_quiet_means_no_progress(capsys, monkeypatch):
     slow_clock(monkeypatch, 100)
-    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
     logger = logging.getLogger("qks")
     before = logger.level
     logger.setLevel(logging.ERROR)

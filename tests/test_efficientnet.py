@@ -12,6 +12,9 @@ import qks
 from qks.commands.main import main
 from qks.core import QKSError
 from qks.evaluate.baselines import best_patch_scores, zero_shot_scores
+from qks.model.residual import make_head
+from qks.readouts.registry import available_readouts
+from qks.readouts.tagger import ZeroShotTagger
 from qks.vlp import check_vlp, fingerprint, load_vlp
 from qks.vlp.efficientnet import ByteTokenizer, class_texts, find_classes
 from qks.vlp.frozen import preprocess_images
@@ -138,6 +141,31 @@ def test_tags_of_photographs(vlp, photographs, tokens):
     assert sum(found == row for row, found in enumerate(whole)) >= len(SHOWN) - 1
 
 
+def test_the_tagger_without_training(vlp, photographs):
+    "The same words through `ZeroShotTagger`: sure of what is there, and not of what is not."
+    tagger = ZeroShotTagger(vlp)
+    assert tagger.pool.templates == ("{}",)
+    for name, word in SHOWN.items():
+        tags = tagger.tag(photographs[name], list(SHOWN.values()))[0]
+        assert tags[0].label == word and tags[0].score > 0.5, (name, tags)
+        assert sum(tag.score > 0.5 for tag in tags) <= 2, (name, tags)
+    assert all(tag.score < 0.5 for tag in tagger.tag(Image.new("RGB", (320, 320), "red"), ["cat", "palace"])[0])
+
+
+def test_readouts_that_need_a_transformer_are_refused(vlp):
+    assert available_readouts(vlp) == ["cls", "best-patch", "top-patches"]
+    with pytest.raises(QKSError, match="efficientnet-lite0 has no readout 'vv' .*it has cls, best-patch, top-patches"):
+        ZeroShotTagger(vlp, "vv")
+
+
+def test_the_command_tags_a_photograph(photographs, tmp_path, capsys):
+    photographs["coffee"].save(tmp_path / "coffee.png")
+    words = ["tag", str(tmp_path / "coffee.png"), "--labels", "cat,espresso,palace", "--vlp", "efficientnet-lite0"]
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "espresso" in lines[1] and "cat" not in lines[1]
+
+
 def mosaic(names, photographs, generator=None):
     "Four photographs side by side; with a generator, crops of them."
     canvas = Image.new("RGB", (320, 320))
@@ -202,6 +230,25 @@ def test_a_head_learns_from_a_few_mosaics(trained, mosaics):
     metrics = qks.evaluate_scores(scores, targets[32:], len(model.labels) - 1, (1,))
     assert metrics["gzsl"]["mAP"] > 0.85  # chance: the share of positives, about 0.7
     assert model.pool.templates == ("{}",)
+
+
+def test_a_residual_head_begins_where_no_training_ends(vlp, mosaics):
+    "It is as good as the best patch from the start, and a few steps do no harm."
+    _, tokens, targets = mosaics
+    labels = list(SHOWN.values())[:4]
+    embeddings = vlp.text_features(labels)
+    torch.manual_seed(0)
+    head = make_head(vlp, qks.HeadConfig(n_queries=4, n_layers=1, ffn_width=256, readout="residual"))
+    config = qks.TrainConfig(epochs=3, lr=1e-3, batch_size=16, loss="bce", schedule="cosine", topk=(1,))
+
+    def precision(scores):
+        return qks.evaluate_scores(scores, targets[32:], len(labels) - 1, (1,))["gzsl"]["mAP"]
+
+    untrained = precision(best_patch_scores(vlp, tokens[32:], embeddings))
+    assert precision(qks.head_scores(head, tokens[32:], embeddings)[0]) == pytest.approx(untrained, abs=1e-3)
+    qks.fit(head, (tokens[:32], targets[:32]), embeddings, (tokens[32:], targets[32:]), config)
+    assert precision(qks.head_scores(head, tokens[32:], embeddings)[0]) >= untrained - 0.01
+    assert untrained > 0.95
 
 
 def test_a_head_is_saved_and_loaded_again(trained, mosaics, tmp_path, capsys):

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
 from qks.core import ASSETS, QKSError
+from qks.readouts.block import LastBlock, read_states
 from qks.vlp import fingerprint, load_vlp
 from qks.vlp.frozen import VLP
 from qks.vlp.sources import needed_files
@@ -238,6 +239,14 @@ def test_attention_pooling_gives_the_picture_and_each_patch_alone(pooled_by_atte
     torch.testing.assert_close(tokens[:, 1:], alone, rtol=1e-4, atol=1e-5)
     assert "attention pooling" in vlp.tower.description
     assert vlp.logit_bias == pytest.approx(-10)
+
+
+def test_an_opened_last_block_goes_through_the_pooling_too(pooled_by_attention):
+    "With the tower's own attention, the opened block gives the tower's own tokens."
+    vlp = VLP(pooled_by_attention, None, None, "map")
+    states = read_states(vlp, torch.randn(2, 3, 64, 64), with_block=True)
+    found = LastBlock(vlp).tokens(states.block_inputs)
+    torch.testing.assert_close(found, states.tokens, rtol=1e-4, atol=1e-5)
 
 
 def test_a_token_alone_gets_all_attention(pooled_by_attention):

@@ -198,6 +198,21 @@ def test_yolo_lists_and_one_folder_for_train_and_val(tmp_path, capsys):
     assert "val has the pictures of train" in capsys.readouterr().out
 
 
+def test_cvat_writes_darknet_with_lists(tmp_path):
+    "obj.names, and a list per subset whose paths begin with a folder of its own."
+    root = tmp_path / "export"
+    write(root, "obj.names", "cat\ndog\n")
+    write(root, "obj.data", "classes = 2\ntrain = data/Train.txt\nnames = data/obj.names\nbackup = backup/\n")
+    for subset, stem, number in (("Train", "1", 0), ("Train", "2", 1), ("Test", "1", 1)):
+        write(root, f"obj_{subset}_data/{stem}.txt", f"{number} 0.5 0.5 0.1 0.1\n")
+        write_pictures(root, f"obj_{subset}_data/{stem}.jpg")
+    write(root, "Train.txt", "data/obj_Train_data/1.jpg\ndata/obj_Train_data/2.jpg\n")
+    write(root, "Test.txt", "data/obj_Test_data/1.jpg\n")
+    train, test = import_and_prepare(root, tmp_path / "out")
+    assert train == {"obj_Train_data/1.jpg": ["cat"], "obj_Train_data/2.jpg": ["dog"]}
+    assert test == {"obj_Test_data/1.jpg": ["dog"]}
+
+
 def test_yolo_numbers_without_names(tmp_path, capsys):
     write(tmp_path / "set", "labels/1.txt", "1 0.5 0.5 0.1 0.1\n")
     write_pictures(tmp_path / "set", "images/1.jpg")
@@ -438,3 +453,24 @@ def test_two_formats_are_asked_about(tmp_path, capsys):
     assert "--format coco or voc" in refused(capsys, root, tmp_path / "out")
     assert import_and_prepare(root, tmp_path / "a", "--format", "voc")[0] == {"1.jpg": ["cat"]}
     assert import_and_prepare(root, tmp_path / "b", "--format", "coco")[0] == {"1.jpg": ["dog"]}
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("labels.json", {"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [None, 3], "categories": []}),
+        ("labels.json", {"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [], "categories": [{"id": 1}]}),
+        ("labels.json", {"images": [3], "annotations": [{"image_id": 1, "category_id": 1}], "categories": []}),
+        ("tasks.json", [{"data": {"image": "1.jpg"}, "annotations": [{"result": [{"value": {"choices": 3}}]}]}]),
+        ("tasks.json", [{"data": {"image": ["1.jpg", "2.jpg"]}, "annotations": []}]),
+        ("labels.json", {"classes": 3, "labels": {"1": 0}}),
+        ("labels.json", {"classes": ["cat"], "labels": {"1": True}}),
+        ("1.json", {"shapes": [3], "imagePath": None}),
+        ("metadata.jsonl", {"file_name": "1.jpg", "label": {"x": 1}}),
+    ],
+)
+def test_what_no_tool_writes_ends_in_a_sentence(tmp_path, capsys, name, content):
+    write(tmp_path / "set", name, content)
+    write_pictures(tmp_path / "set", "1.jpg")
+    refused(capsys, tmp_path / "set", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -231,10 +231,10 @@ def model():
 
 def test_presets_in_python(model):
     picture = Image.new("RGB", (64, 64), "green")
-    (tags,) = model.tag(picture, "@coco80")
+    (tags,) = model.tag(picture, "@coco80", threshold=0)
     assert sorted(tag.label for tag in tags) == sorted(preset_labels("@coco80"))
-    assert model.tag(picture, ["@coco80"], top_k=3) == [tags[:3]]
-    (own,) = model.tag(picture)
+    assert model.tag(picture, ["@coco80"], top_k=3, threshold=0) == [tags[:3]]
+    (own,) = model.tag(picture, threshold=0)
     assert {tag.label for tag in own} == set(model.labels)
     with pytest.raises(QKSError, match="did you mean @coco80"):
         model.tag(picture, "@coc80")
@@ -257,7 +257,7 @@ def test_a_model_without_labels_is_asked_for_everyday_things(model, tmp_path, mo
     assert asked == preset_labels("@everyday")
     nameless = QKS(model.vlp, model.head, model.pool)
     monkeypatch.setattr("qks.model.tagger.EVERYDAY", "@coco80")
-    assert len(nameless.tag(tmp_path / "a.png")[0]) == 80
+    assert len(nameless.tag(tmp_path / "a.png", threshold=0)[0]) == 80
     said = capsys.readouterr().err
     assert "pocket names no labels that it was trained on: it is asked for the 1,061 common things" in said
 
@@ -312,9 +312,34 @@ def test_a_tokenizer_that_knows_a_script_is_left_alone():
     assert spelled_out(tokenizer, ["猫", "日本", "собака", "dog"]) == []
 
 
+def test_a_tokenizer_of_letters_shows_nothing():
+    def tokenizer(texts):
+        ids = torch.zeros(len(texts), 80, dtype=torch.long)
+        for row, text in enumerate(texts):
+            ids[row, : len(text.encode())] = 7
+        return ids
+
+    assert spelled_out(tokenizer, ["café", "собака"]) == []
+
+
 def test_the_command_says_which_labels_the_vlp_can_hardly_read(tmp_path, capsys):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
-    assert main(["tag", str(tmp_path / "a.png"), "--labels", "dog,собака", "--model", "pocket", "--json"]) == 0
+    assert (
+        main(
+            [
+                "tag",
+                str(tmp_path / "a.png"),
+                "--labels",
+                "dog,собака",
+                "--model",
+                "pocket",
+                "--threshold",
+                "0",
+                "--json",
+            ]
+        )
+        == 0
+    )
     captured = capsys.readouterr()
     assert "1 label is in a script that the tokenizer of this VLP knows only letter by letter" in captured.err
     (answer,) = json.loads(captured.out)

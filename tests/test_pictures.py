@@ -247,6 +247,8 @@ def test_commands_accept_truncated_pictures(tmp_path, capsys):
         "cpu",
         "--model",
         "pocket",
+        "--threshold",
+        "0",
         "--json",
     ]
     assert main(tag) == 1
@@ -358,7 +360,10 @@ def test_one_bad_file_among_named_ones_costs_only_itself(tmp_path, capsys):
     (tmp_path / "link.png").symlink_to("good.png")
     names = ["good.png", "empty.jpg", "gone.jpg", "text.jpg", "pipe.png", "link.png"]
     paths = [str(tmp_path / name) for name in names]
-    assert main(["tag", *paths, "--labels", "cat", "--device", "cpu", "--model", "pocket", "--json"]) == 1
+    assert (
+        main(["tag", *paths, "--labels", "cat", "--device", "cpu", "--model", "pocket", "--threshold", "0", "--json"])
+        == 1
+    )
     captured = capsys.readouterr()
     answers = json.loads(captured.out)
     assert [answer["image"] for answer in answers] == paths  # each one that is asked about

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['annotated_pairs', 'ReliabilityCurve', 'reliability_curve', 'draw_reliability', 'plot_reliability']
 
-# %% ../../nbs/calibrate/01_reliability.ipynb #8385306e
+# %% ../../nbs/calibrate/01_reliability.ipynb #a8b94733
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from ..core import QKSError, check_count
 from ..evaluate.metrics import check_scores
 
-# %% ../../nbs/calibrate/01_reliability.ipynb #32d6ec89
+# %% ../../nbs/calibrate/01_reliability.ipynb #5889e285
 def annotated_pairs(
     probabilities: ArrayLike,  # [n, C], 0 to 1
     labels: ArrayLike,  # [n, C], values -1 (absent), 0 (not annotated), +1 (present)
@@ -32,7 +32,7 @@ def annotated_pairs(
         )
     return values, truth[annotated] > 0
 
-# %% ../../nbs/calibrate/01_reliability.ipynb #0d4192ba
+# %% ../../nbs/calibrate/01_reliability.ipynb #c8935420
 @dataclass(frozen=True, eq=False)
 class ReliabilityCurve:
     "What was said and what was so, by bins of equal width from 0 to 1."
@@ -48,7 +48,7 @@ class ReliabilityCurve:
         distance = np.abs(self.confidence - self.frequency)[filled]
         return float((distance * self.counts[filled]).sum() / self.counts.sum())
 
-# %% ../../nbs/calibrate/01_reliability.ipynb #bef8dcb9
+# %% ../../nbs/calibrate/01_reliability.ipynb #e7736af9
 def reliability_curve(
     probabilities: ArrayLike,  # [n, C], 0 to 1
     labels: ArrayLike,  # [n, C], values -1 (absent), 0 (not annotated), +1 (present)
@@ -70,7 +70,7 @@ def reliability_curve(
         frequency = np.bincount(bins, present, n_bins) / counts
     return ReliabilityCurve(counts, confidence, frequency)
 
-# %% ../../nbs/calibrate/01_reliability.ipynb #3eeb197a
+# %% ../../nbs/calibrate/01_reliability.ipynb #91f830d0
 def draw_reliability(
     axis,  # a matplotlib axis
     curve: ReliabilityCurve,
@@ -83,11 +83,11 @@ def draw_reliability(
     axis.plot(curve.confidence, curve.frequency, "o", color="tab:blue")
     axis.plot([0, 1], [0, 1], "--", color="grey")
     for centre, count, height in zip(centres, curve.counts, np.nan_to_num(curve.frequency)):
-        axis.text(centre, height + 0.02, f"{count:,}", ha="center", fontsize=6)
+        axis.text(centre, height + 0.035, f"{count:,}", ha="center", fontsize=6)
     axis.set(xlim=(0, 1), ylim=(0, 1.1), xlabel="probability", ylabel="share present")
     axis.set_title(f"{title}\nECE {curve.error:.4f}".strip())
 
-# %% ../../nbs/calibrate/01_reliability.ipynb #f9d45925
+# %% ../../nbs/calibrate/01_reliability.ipynb #3ec2c560
 def plot_reliability(
     curves: dict[str, ReliabilityCurve],  # title -> curve
 ):  # a matplotlib figure
@@ -98,4 +98,5 @@ def plot_reliability(
     axes = np.atleast_1d(figure.subplots(1, len(curves), sharey=True))
     for axis, (title, curve) in zip(axes, curves.items()):
         draw_reliability(axis, curve, title)
+        axis.label_outer()
     return figure

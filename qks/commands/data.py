@@ -219,7 +219,7 @@ for dataset in DATASETS:
     COMMANDS |= dataset_commands(dataset)
 COMMANDS["data import"] = Command(
     "Turn what you have (ImageFolder, CSV, COCO, VOC, YOLO, CVAT, Label Studio and more) into a folder to train on.",
-    "my-export my-photos --test-part 0.2",
+    "data/export data/my-photos --test-part 0.2",
     ImportCommand,
 )
 COMMANDS["data pocket"] = Command(

@@ -28,6 +28,7 @@ MODULES = {  # the first word -> what it does; each is a module of this package
     "evaluate": "score a model on the test split of a data set",
     "calibrate": "find a model's thresholds, so that tag may answer nothing",
     "data": "import, fetch, check and prepare data sets; write Pocket-WIDE",
+    "completion": "print a script with which a shell completes all this",
 }
 
 

@@ -177,6 +177,7 @@ class TagCommand:
         check_labels_first(labels, self)
         model = load_tagger(self)
         labels = choose_labels(model, labels, self.model or model.vlp.name)
+        warn_of_photographs(model, asked.pictures)
         with accept_truncated_images(self.accept_truncated):
             return write_tags(model, asked, labels, name, self)
 
@@ -241,6 +242,21 @@ def choose_labels(
     for remark in describe_scripts(model.vlp.tokenizer, labels):
         logger.warning(remark)
     return labels
+
+# %% ../../nbs/commands/02_tag.ipynb #da79f873
+def warn_of_photographs(
+    model: Any,  # a trained `QKS`, or a `ZeroShotTagger`
+    pictures: list[str],  # paths
+) -> None:
+    "Say so where the pocket model is asked about pictures that are none of its kind."
+    from qks.data.pocket import first_foreign
+
+    foreign = first_foreign(pictures) if model.vlp.name == "pocket" else None
+    if foreign is not None:
+        logger.warning(
+            f"{foreign} is none of the emoji scenes (96 x 96 pixels) that the pocket model knows: its tags mean "
+            "little there; leave --model out to ask CLIP without training, or train on photographs with --vlp"
+        )
 
 # %% ../../nbs/commands/02_tag.ipynb #7cfa007b
 def tag_in_order(

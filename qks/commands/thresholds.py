@@ -91,23 +91,7 @@ class ChosenThresholds(NamedTuple):
     is_limit: bool  # whether something but a number of labels decides what is shown
     remark: str  # a sentence; "": nothing to say
 
-
-def choose_thresholds(
-    model: Any,  # a tagger
-    labels: list[str],  # C names
-    options: ThresholdOptions,
-) -> ChosenThresholds:
-    "What decides which labels are shown; raises `QKSError` where a background is too small."
-    own = getattr(model, "thresholds", None)
-    if options.background is not None:
-        return _background_choice(model, labels, options)
-    if options.threshold is not None:
-        return ChosenThresholds(options.threshold, True, "")
-    if own is None:
-        return ChosenThresholds(None, False, "")
-    return ChosenThresholds(None, True, f"shown from the model's own thresholds on: {own}")
-
-# %% ../../nbs/commands/10_thresholds.ipynb #874fbac5
+# %% ../../nbs/commands/10_thresholds.ipynb #1f223971
 def _background_choice(
     model: Any,  # a tagger
     labels: list[str],  # C names
@@ -126,3 +110,19 @@ def _background_choice(
         f"in {options.background}"
     )
     return ChosenThresholds(limits.sigmoid().tolist(), True, remark)
+
+# %% ../../nbs/commands/10_thresholds.ipynb #874fbac5
+def choose_thresholds(
+    model: Any,  # a tagger
+    labels: list[str],  # C names
+    options: ThresholdOptions,
+) -> ChosenThresholds:
+    "What decides which labels are shown; raises `QKSError` where a background is too small."
+    own = getattr(model, "thresholds", None)
+    if options.background is not None:
+        return _background_choice(model, labels, options)
+    if options.threshold is not None:
+        return ChosenThresholds(options.threshold, True, "")
+    if own is None:
+        return ChosenThresholds(None, False, "")
+    return ChosenThresholds(None, True, f"shown from the model's own thresholds on: {own}")

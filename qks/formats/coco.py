@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['is_coco', 'find_coco_files', 'detect_coco', 'read_coco']
 
-# %% ../../nbs/formats/05_coco.ipynb #3895c636
+# %% ../../nbs/formats/05_coco.ipynb #f5d21a41
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -22,18 +22,18 @@ from qks.formats.records import (
 )
 from .source import Source, look_into, read_json, usual_folders
 
-# %% ../../nbs/formats/05_coco.ipynb #5445b414
+# %% ../../nbs/formats/05_coco.ipynb #d81e7330
 def is_coco(content: Any) -> bool:
     "Whether JSON has COCO's lists of images and annotations."
     return isinstance(content, dict) and all(isinstance(content.get(key), list) for key in ("images", "annotations"))
 
-# %% ../../nbs/formats/05_coco.ipynb #b60a28e1
+# %% ../../nbs/formats/05_coco.ipynb #718d54b0
 def _names_categories(content: Any) -> bool:
     "Whether annotations of COCO's form name categories: captions do not."
     entries = [entry for entry in content["annotations"] if isinstance(entry, dict)]
     return any("category_id" in entry or "segments_info" in entry for entry in entries)
 
-# %% ../../nbs/formats/05_coco.ipynb #1cc49b9a
+# %% ../../nbs/formats/05_coco.ipynb #017985b6
 def find_coco_files(
     source: Source,
 ) -> tuple[list[str], list[str]]:  # files to read; other files, with annotations that are not used
@@ -42,13 +42,11 @@ def find_coco_files(
     naming = [name for name in names if _names_categories(source.parsed(name, read_json))]
     instances = [name for name in naming if name.rpartition("/")[2].startswith("instances_")]
     used = instances or naming
-    if not used and not any(
-        "caption" in entry for name in names for entry in source.parsed(name, read_json)["annotations"]
-    ):
+    if not used and not any(source.parsed(name, read_json)["annotations"] for name in names):
         used = names  # pictures without any annotation
     return used, [name for name in names if name not in used]
 
-# %% ../../nbs/formats/05_coco.ipynb #0c2f7c19
+# %% ../../nbs/formats/05_coco.ipynb #ed2cc7fa
 def detect_coco(
     source: Source,
     options: ReadOptions,
@@ -57,7 +55,7 @@ def detect_coco(
     names = [name for name, content in look_into(source, (".json",), read_json) if is_coco(content)]
     return f"{some_names(names)} has lists of images and annotations" if names else None
 
-# %% ../../nbs/formats/05_coco.ipynb #3ab87f26
+# %% ../../nbs/formats/05_coco.ipynb #959f5f96
 def _group_names(
     group: Sequence[dict[str, Any]],  # categories of one name
     label: str,  # this name
@@ -83,14 +81,16 @@ def _group_names(
     unused = ", of which not more than one is used" if n_used < 2 else ""
     return [label] * len(group), f"{place}: categories {ids} are both called {label!r}{unused}: they are one label"
 
-# %% ../../nbs/formats/05_coco.ipynb #b2167432
+# %% ../../nbs/formats/05_coco.ipynb #38aaa1bb
 def _category_ids(entry: Any) -> list[str]:
     "The categories that an annotation names: one, or those of its segments."
+    if not isinstance(entry, dict):
+        return []
     if "category_id" in entry:
         return [str(entry["category_id"])]
     return [str(segment.get("category_id")) for segment in entry.get("segments_info") or ()]
 
-# %% ../../nbs/formats/05_coco.ipynb #7e834942
+# %% ../../nbs/formats/05_coco.ipynb #d90f8a37
 def _read_categories(
     content: dict[str, Any],
     place: str,  # the file
@@ -101,7 +101,7 @@ def _read_categories(
     groups: dict[str, list[dict[str, Any]]] = {}
     for number, entry in enumerate(content.get("categories") or ()):
         where = f"{place}: categories[{number}]"
-        if not isinstance(entry, dict) or "id" not in entry or "name" not in entry:
+        if not isinstance(entry, dict) or entry.get("id") is None or entry.get("name") is None:
             raise QKSError(f"{where} has no id or no name: export the file again")
         groups.setdefault(check_label(entry["name"], where), []).append(entry)
     used = {key for entry in content["annotations"] for key in _category_ids(entry)}
@@ -118,7 +118,7 @@ def _read_categories(
                 )
     return labels
 
-# %% ../../nbs/formats/05_coco.ipynb #a4ad20ef
+# %% ../../nbs/formats/05_coco.ipynb #b6ab0cea
 def _read_images(
     content: dict[str, Any],
     place: str,  # the file
@@ -139,7 +139,7 @@ def _read_images(
             )
     return images
 
-# %% ../../nbs/formats/05_coco.ipynb #f5bd51a3
+# %% ../../nbs/formats/05_coco.ipynb #43fa4678
 def _read_coco_file(
     source: Source,
     name: str,  # of the file
@@ -171,7 +171,7 @@ def _read_coco_file(
     reading.labels += [label for label in labels.values() if label not in reading.labels]
     reading.records += [Record(image, where, labels_of[key], split, folders) for key, (image, where) in images.items()]
 
-# %% ../../nbs/formats/05_coco.ipynb #dd56ee81
+# %% ../../nbs/formats/05_coco.ipynb #eda9ed6c
 def read_coco(
     source: Source,
     options: ReadOptions,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMATS', 'Format', 'Detected', 'detect_format', 'read_source']
 
-# %% ../../nbs/formats/15_registry.ipynb #83a431cc
+# %% ../../nbs/formats/15_registry.ipynb #0c6d9731
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -25,7 +25,7 @@ from .tables import detect_tables, read_tables
 from .voc import detect_voc, read_voc
 from .yolo import detect_yolo, read_yolo
 
-# %% ../../nbs/formats/15_registry.ipynb #1c4676f5
+# %% ../../nbs/formats/15_registry.ipynb #9e0b1d50
 @dataclass(frozen=True)
 class Format:
     "What is known about a format."
@@ -37,7 +37,7 @@ class Format:
     rank: int = 0  # of formats that a source shows, only those of the lowest rank count
     options: tuple[str, ...] = ()  # which of `_SPECIAL_OPTIONS` concern it
 
-# %% ../../nbs/formats/15_registry.ipynb #91b5e76e
+# %% ../../nbs/formats/15_registry.ipynb #0d948f79
 _ENTRIES = (
     Format("coco", "COCO's JSON", detect_coco, read_coco, options=("same_name",)),
     Format("voc", "PASCAL VOC's XML", detect_voc, read_voc, options=("difficult",)),
@@ -61,14 +61,14 @@ _ENTRIES = (
 )
 FORMATS: dict[str, Format] = {entry.name: entry for entry in _ENTRIES}
 
-# %% ../../nbs/formats/15_registry.ipynb #9b5a8580
+# %% ../../nbs/formats/15_registry.ipynb #0d24b03d
 class Detected(NamedTuple):
     "A format, and why it is this one."
 
     format: Format
     reason: str  # in words
 
-# %% ../../nbs/formats/15_registry.ipynb #52a73e80
+# %% ../../nbs/formats/15_registry.ipynb #43e438a3
 def _nothing_found(source: Source) -> QKSError:
     "What to say where no format shows itself."
     archives = source.with_ending(".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
@@ -83,7 +83,7 @@ def _nothing_found(source: Source) -> QKSError:
     )
     return QKSError(f"{source.path} ({what}) shows none of the known formats: name one of {known} with --format")
 
-# %% ../../nbs/formats/15_registry.ipynb #1936d20f
+# %% ../../nbs/formats/15_registry.ipynb #53582d89
 def detect_format(
     source: Source,
     options: ReadOptions = ReadOptions(),
@@ -102,7 +102,7 @@ def detect_format(
         raise QKSError(f"{source.path} shows several formats ({listed}): choose one with --format {names}")
     return shown[0]
 
-# %% ../../nbs/formats/15_registry.ipynb #796141be
+# %% ../../nbs/formats/15_registry.ipynb #2c876ad5
 _SPECIAL_OPTIONS = ("classes", "nested", "same_name", "difficult", "annotators")
 
 
@@ -118,12 +118,12 @@ def _check_options(
             flag = name.replace("_", "-")
             raise QKSError(f"--{flag} means nothing to the format {entry.name} ({entry.title}): leave it out")
     changed = [key for key, value in vars(options.table).items() if value != getattr(default.table, key)]
-    changed = [key for key in changed if key not in entry.options]
+    changed = [key for key in changed if key not in (*entry.options, "merge_twins")]
     if changed and "table" not in entry.options:
         flag = changed[0].replace("_", "-")
         raise QKSError(f"--{flag} is for tables, and the source is read as {entry.name} ({entry.title}): leave it out")
 
-# %% ../../nbs/formats/15_registry.ipynb #6533ebc9
+# %% ../../nbs/formats/15_registry.ipynb #9ba4e3c3
 def read_source(
     source: Source,
     options: ReadOptions = ReadOptions(),
@@ -132,4 +132,10 @@ def read_source(
     name = options.choices.format
     detected = Detected(FORMATS[name], "as asked") if name else detect_format(source, options)
     _check_options(detected.format, options)
-    return detected, detected.format.read(source, options)
+    try:
+        return detected, detected.format.read(source, options)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:  # what no reader expects in a file
+        raise QKSError(
+            f"{source.path} is not as {detected.format.name} ({detected.format.title}) is written ({error!r}): "
+            "export it again, or name another format with --format"
+        ) from error

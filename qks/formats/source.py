@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['REPORT', 'WRITTEN', 'MAX_LOOKED_AT', 'read_text', 'read_json', 'read_json_lines', 'read_xml', 'read_yaml',
-           'read_class_list', 'without_written', 'Source', 'first_files', 'look_into', 'usual_folders', 'Found',
-           'find_picture', 'without_annotation']
+           'read_class_list', 'without_written', 'own_pictures', 'Source', 'first_files', 'look_into', 'usual_folders',
+           'Found', 'find_picture', 'without_annotation']
 
-# %% ../../nbs/formats/02_source.ipynb #08cae006
+# %% ../../nbs/formats/02_source.ipynb #c87fbad0
 import codecs
 import json
 import os
@@ -29,7 +29,7 @@ from ..data.locate import ImageFiles, find_image
 from ..data.table import decode_text
 from .records import Record, check_label, split_of_folders
 
-# %% ../../nbs/formats/02_source.ipynb #9b99435b
+# %% ../../nbs/formats/02_source.ipynb #e027882e
 def read_text(
     path: str | Path,
 ) -> str:  # with "\n" at the ends of its lines
@@ -37,7 +37,7 @@ def read_text(
     with open_bytes(path) as file:
         return decode_text(file.read(), path).text
 
-# %% ../../nbs/formats/02_source.ipynb #66073368
+# %% ../../nbs/formats/02_source.ipynb #13b84e97
 _BULKY = {  # a key that shows what an object is -> keys of it that are dropped
     "image_id": {"segmentation", "bbox", "keypoints"},  # COCO's annotations
     "imagePath": {"imageData"},  # LabelMe's files
@@ -60,7 +60,7 @@ def _used_entries(
             entries = {key: value for key, value in entries.items() if key not in bulky}
     return entries
 
-# %% ../../nbs/formats/02_source.ipynb #fdd64a22
+# %% ../../nbs/formats/02_source.ipynb #5352a771
 def _parse_json(
     text: str,
     path: str | Path,  # for messages
@@ -74,14 +74,14 @@ def _parse_json(
         reason = getattr(error, "msg", str(error))
         raise QKSError(f"{path} line {line} is not JSON ({reason}): export the file again") from error
 
-# %% ../../nbs/formats/02_source.ipynb #31803281
+# %% ../../nbs/formats/02_source.ipynb #b2cfe289
 def read_json(
     path: str | Path,
 ) -> Any:  # the content, without outlines
     "Read a JSON file in any encoding; raises `QKSError` with the line for what is not JSON."
     return _parse_json(read_text(path), path)
 
-# %% ../../nbs/formats/02_source.ipynb #077b7aac
+# %% ../../nbs/formats/02_source.ipynb #72e3d5dc
 def read_json_lines(
     path: str | Path,
 ) -> list[tuple[int, Any]]:  # number and content of each line that is not blank
@@ -89,7 +89,7 @@ def read_json_lines(
     lines = enumerate(read_text(path).split("\n"), 1)
     return [(number, _parse_json(line, path, number)) for number, line in lines if line.strip()]
 
-# %% ../../nbs/formats/02_source.ipynb #d7db275b
+# %% ../../nbs/formats/02_source.ipynb #ae1c257d
 def _redecode_xml(raw: bytes) -> str | None:  # None where the file names no encoding that Python knows
     "The text of XML in an encoding that the parser does not know, such as GB2312."
     declared = re.match(rb"\s*<\?xml[^>]*encoding=[\"']([A-Za-z0-9._-]+)[\"']", raw)
@@ -100,7 +100,7 @@ def _redecode_xml(raw: bytes) -> str | None:  # None where the file names no enc
     except (LookupError, UnicodeDecodeError):
         return None
 
-# %% ../../nbs/formats/02_source.ipynb #263b7692
+# %% ../../nbs/formats/02_source.ipynb #0ec7e30c
 def read_xml(
     path: str | Path,
 ) -> Element:  # its root
@@ -122,7 +122,7 @@ def read_xml(
     except (ParseError, LookupError, ValueError) as error:
         raise QKSError(f"{path} is not XML ({error}): export the file again") from error
 
-# %% ../../nbs/formats/02_source.ipynb #15141173
+# %% ../../nbs/formats/02_source.ipynb #2212440e
 def read_yaml(
     path: str | Path,
 ) -> Any:  # dictionaries, lists and texts; numbers and truth values stay texts
@@ -135,7 +135,7 @@ def read_yaml(
         reason = getattr(error, "problem", None) or type(error).__name__
         raise QKSError(f"{path} line {line} is not YAML ({reason}): correct the file") from error
 
-# %% ../../nbs/formats/02_source.ipynb #50ef63c4
+# %% ../../nbs/formats/02_source.ipynb #6bf1d5ca
 def read_class_list(
     path: str | Path | None,  # one name per line; None: there is no list
 ) -> list[str] | None:
@@ -145,7 +145,7 @@ def read_class_list(
     lines = read_text(path).rstrip("\n").split("\n")
     return [check_label(line, f"{path} line {number}") for number, line in enumerate(lines, 1)]
 
-# %% ../../nbs/formats/02_source.ipynb #628e451e
+# %% ../../nbs/formats/02_source.ipynb #201acaa6
 REPORT = "import-report.txt"  # what an import says about itself
 WRITTEN = ("train.csv", "test.csv", "unseen.txt", REPORT)  # what it writes, pictures aside
 
@@ -158,7 +158,24 @@ def without_written(
         return list(names)
     return [name for name in names if name not in WRITTEN]
 
-# %% ../../nbs/formats/02_source.ipynb #31b49a3e
+# %% ../../nbs/formats/02_source.ipynb #36933986
+def own_pictures(
+    folder: str | Path,
+) -> ImageFiles:
+    "The pictures below a folder, by name, without those of earlier imports."
+    files = ImageFiles(folder)
+    parents = {path.rpartition("/")[0] for path in files.paths}
+    folders = {parent.as_posix() for name in parents for parent in (PurePosixPath(name), *PurePosixPath(name).parents)}
+    folders.discard(".")  # an import beside its own pictures
+    imports = tuple(f"{name}/" for name in folders if (files.folder / name / REPORT).is_file())
+    if imports:
+        files.paths = [path for path in files.paths if not path.startswith(imports)]
+        kept = set(files.paths)
+        by_name = {name: [path for path in paths if path in kept] for name, paths in files.by_name.items()}
+        files.by_name = {name: paths for name, paths in by_name.items() if paths}
+    return files
+
+# %% ../../nbs/formats/02_source.ipynb #8a282d07
 class Source:
     "A folder with pictures and annotations, or one annotation file."
 
@@ -180,7 +197,9 @@ class Source:
     def _usual_images(self) -> Path:
         names = ("annotations", "labels", "annotation")
         is_beside = self.is_file and self.folder.resolve().name.casefold() in names
-        return self.folder / ".." if is_beside else self.folder
+        if not is_beside:
+            return self.folder
+        return self.folder.parent if self.folder.name else self.folder.resolve().parent
 
     @cached_property
     def files(self) -> list[str]:  # posix, relative to the folder, sorted; without hidden ones
@@ -191,16 +210,19 @@ class Source:
         visited = set()  # a link may lead back to a folder above it
         for current, folders, names in os.walk(self.folder, followlinks=True):
             real = os.path.realpath(current)
-            folders[:] = sorted(name for name in folders if not name.startswith(".") and real not in visited)
-            if real not in visited:
+            is_import = current != str(self.folder) and REPORT in names
+            if real in visited or is_import:
+                folders[:] = []
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            if real not in visited and not is_import:
                 found += [Path(current, name).relative_to(self.folder).as_posix() for name in names if name[0] != "."]
             visited.add(real)
         return without_written(sorted(found))
 
     @cached_property
     def pictures(self) -> ImageFiles:
-        "The pictures below their folder, by name."
-        return ImageFiles(self.image_folder)
+        "The pictures below their folder, by name; without those of earlier imports."
+        return own_pictures(self.image_folder)
 
     @cached_property
     def picture_folders(self) -> set[str]:
@@ -225,7 +247,7 @@ class Source:
             self._parsed[name] = read(self.file(name))
         return self._parsed[name]
 
-# %% ../../nbs/formats/02_source.ipynb #5eea23ef
+# %% ../../nbs/formats/02_source.ipynb #84dacec6
 MAX_LOOKED_AT = 60  # ours: files that are opened to see their format
 _MAX_PER_FOLDER = 12  # ours: of one folder
 
@@ -243,7 +265,7 @@ def first_files(
             chosen.append(name)
     return chosen[:MAX_LOOKED_AT]
 
-# %% ../../nbs/formats/02_source.ipynb #5b35256d
+# %% ../../nbs/formats/02_source.ipynb #07cb11cb
 def look_into(
     source: Source,
     endings: Sequence[str],  # in lower case
@@ -259,7 +281,7 @@ def look_into(
                 raise
     return contents
 
-# %% ../../nbs/formats/02_source.ipynb #ced4a040
+# %% ../../nbs/formats/02_source.ipynb #3cee06f3
 _USUAL_FOLDERS = ("images", "JPEGImages", "data", "img", "imgs", "pictures", "photos")
 
 
@@ -275,7 +297,7 @@ def _folder_inside(
     inside = parent.relative_to(base).as_posix()
     return "" if inside == "." else inside
 
-# %% ../../nbs/formats/02_source.ipynb #64e6239a
+# %% ../../nbs/formats/02_source.ipynb #d3e13458
 def usual_folders(
     source: Source,
     name: str,  # of an annotation file
@@ -296,14 +318,14 @@ def usual_folders(
     holding = source.picture_folders
     return tuple(folder for folder in dict.fromkeys(path.strip("/") for path in candidates) if folder in holding)
 
-# %% ../../nbs/formats/02_source.ipynb #f35e149f
+# %% ../../nbs/formats/02_source.ipynb #221a16a8
 class Found(NamedTuple):
     "The file of a record."
 
     path: str | None  # posix, relative to the folder of the pictures; None: there is none, or several fit
     reason: str  # how it was found; "": under its own name
 
-# %% ../../nbs/formats/02_source.ipynb #70abd903
+# %% ../../nbs/formats/02_source.ipynb #28ba6164
 def _relative(
     name: str,
 ) -> str | None:  # None for an address, an absolute path, or one that climbs
@@ -313,7 +335,7 @@ def _relative(
     except QKSError:
         return None
 
-# %% ../../nbs/formats/02_source.ipynb #3d7d8a43
+# %% ../../nbs/formats/02_source.ipynb #d7e9bf64
 def _in_folder(
     name: str,
     folder: str,  # posix, relative to the folder of the pictures
@@ -324,7 +346,7 @@ def _in_folder(
     fitting = [path for path in files.by_name.get(key, ()) if path.rpartition("/")[0] == folder]
     return fitting[0] if len(fitting) == 1 else None
 
-# %% ../../nbs/formats/02_source.ipynb #c63a36b4
+# %% ../../nbs/formats/02_source.ipynb #ca581437
 def _find_other(
     record: Record,  # with another name
     files: ImageFiles,
@@ -338,7 +360,7 @@ def _find_other(
     found = {_in_folder(name, folder, files) for folder in record.folders} - {None}
     return found.pop() if len(found) == 1 else None
 
-# %% ../../nbs/formats/02_source.ipynb #ded230bf
+# %% ../../nbs/formats/02_source.ipynb #a01824de
 def _find_named(
     record: Record,
     files: ImageFiles,
@@ -357,7 +379,7 @@ def _find_named(
     image = find_image(record.picture, files)
     return Found(image.path, image.reason) if image else Found(None, "")
 
-# %% ../../nbs/formats/02_source.ipynb #b40b79c0
+# %% ../../nbs/formats/02_source.ipynb #fdc3947a
 def find_picture(
     record: Record,
     files: ImageFiles,
@@ -374,7 +396,7 @@ def find_picture(
         "correct the annotation, or move one of them away"
     )
 
-# %% ../../nbs/formats/02_source.ipynb #4e079be3
+# %% ../../nbs/formats/02_source.ipynb #1e028ab3
 def without_annotation(
     source: Source,
     names: Sequence[str],  # of annotated pictures, with or without folders and ending

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['find_tables', 'detect_tables', 'add_table', 'read_tables']
 
-# %% ../../nbs/formats/04_tables.ipynb #5a73ddf5
+# %% ../../nbs/formats/04_tables.ipynb #821bc79e
 from ..core import QKSError
 from ..data.table import Table, read_cells, read_table
 from .records import Reading, ReadOptions, Record, check_label, some_names, split_of_path
 from .source import Source, first_files, usual_folders
 
-# %% ../../nbs/formats/04_tables.ipynb #77bae125
+# %% ../../nbs/formats/04_tables.ipynb #4d206a22
 def _is_table(
     source: Source,
     name: str,  # of a file
@@ -24,15 +24,18 @@ def _is_table(
         return False
     return True
 
-# %% ../../nbs/formats/04_tables.ipynb #7db96806
+# %% ../../nbs/formats/04_tables.ipynb #18a3ec97
+_ENDINGS = (".csv", ".tsv")
+
+
 def find_tables(
     source: Source,
     options: ReadOptions,
 ) -> list[str]:  # their names; several are one per split
     "The tables of pictures; raises `QKSError` where several are there, and their names do not say which split each is."
-    names = source.with_ending(".csv", ".tsv")
     if source.is_file:
-        return names
+        return source.with_ending(*_ENDINGS, ".txt", ".xlsx", ".xls", ".ods")  # of which a workbook is refused in words
+    names = source.with_ending(*_ENDINGS)
     tables = [name for name in first_files(names) if _is_table(source, name, options)]
     if len(tables) < 2 or all(split_of_path(name) for name in tables):
         return tables
@@ -41,18 +44,16 @@ def find_tables(
         f"give the one to read as SOURCE, such as {source.file(tables[0])}, with --images {source.path}"
     )
 
-# %% ../../nbs/formats/04_tables.ipynb #fc1456b9
+# %% ../../nbs/formats/04_tables.ipynb #bb2d9b77
 def detect_tables(
     source: Source,
     options: ReadOptions,
 ) -> str | None:  # what shows the format; None: nothing does
     "Whether there is a table with a column of pictures."
-    if source.is_file and not source.with_ending(".csv", ".tsv"):
-        return None
     tables = find_tables(source, options)
     return f"{some_names(tables)} has a column of pictures" if tables else None
 
-# %% ../../nbs/formats/04_tables.ipynb #be4feb00
+# %% ../../nbs/formats/04_tables.ipynb #42606a5d
 def add_table(
     reading: Reading,  # gets records and remarks
     table: Table,
@@ -77,7 +78,7 @@ def add_table(
         place = f"{name} line {row.line}"
         reading.records.append(Record(row.image, place, values, row.part or split, folders))
 
-# %% ../../nbs/formats/04_tables.ipynb #b3f5e475
+# %% ../../nbs/formats/04_tables.ipynb #484f8cb0
 def read_tables(
     source: Source,
     options: ReadOptions,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['YoloSetup', 'detect_yolo', 'read_yolo']
 
-# %% ../../nbs/formats/07_yolo.ipynb #42e04b86
+# %% ../../nbs/formats/07_yolo.ipynb #7cf1f950
 import os
 import re
 from collections import Counter
@@ -13,13 +13,29 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from ..core import QKSError
-from .records import Reading, ReadOptions, Record, check_label, count_names, some_names, split_of_folders
+from qks.formats.records import (
+    Reading,
+    ReadOptions,
+    Record,
+    check_label,
+    count_names,
+    some_names,
+    split_of,
+    split_of_folders,
+)
 from .source import Source, read_class_list, read_text, read_yaml
 
-# %% ../../nbs/formats/07_yolo.ipynb #933403e9
-_CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels", "predefined_classes.txt")
+# %% ../../nbs/formats/07_yolo.ipynb #dd76baec
+_CLASS_FILES = ("classes.txt", "labels.txt", "predefined_classes.txt")
+_CLASS_ENDINGS = (".names", ".labels")  # of Darknet
 
 
+def _class_files(source: Source) -> list[str]:
+    "The lists of names of classes."
+    names = [name for name in source.with_ending(".txt") if name.rpartition("/")[2].casefold() in _CLASS_FILES]
+    return [*names, *source.with_ending(*_CLASS_ENDINGS)]
+
+# %% ../../nbs/formats/07_yolo.ipynb #4739e4da
 def _names_in_yaml(
     content: Any,
     place: str,  # the file
@@ -38,7 +54,7 @@ def _names_in_yaml(
         return None
     return [check_label(name, f"{place}: names[{number}]") for number, name in enumerate(names)]
 
-# %% ../../nbs/formats/07_yolo.ipynb #677c7125
+# %% ../../nbs/formats/07_yolo.ipynb #ddd4e0fd
 class YoloSetup(NamedTuple):
     "What describes a data set in YOLO's form."
 
@@ -46,7 +62,7 @@ class YoloSetup(NamedTuple):
     file: str  # where they are from
     content: dict[str, Any]  # of data.yaml; {} where there is none
 
-# %% ../../nbs/formats/07_yolo.ipynb #4f7e8e2f
+# %% ../../nbs/formats/07_yolo.ipynb #3070cad1
 def _yaml_setups(source: Source) -> list[YoloSetup]:
     "The YAML files that name classes."
     setups = []
@@ -62,7 +78,22 @@ def _yaml_setups(source: Source) -> list[YoloSetup]:
             setups.append(YoloSetup(names, name, content))
     return setups
 
-# %% ../../nbs/formats/07_yolo.ipynb #2e241aeb
+# %% ../../nbs/formats/07_yolo.ipynb #a4cff64b
+def _split_lists(
+    source: Source,
+) -> dict[str, list[str]]:  # train, val, test -> text files, as data.yaml would name them
+    "The text files that list the pictures of a split."
+    lists: dict[str, list[str]] = {}
+    for name in source.with_ending(".txt"):
+        split = split_of(name.rpartition("/")[2].rpartition(".")[0])
+        if split is None:
+            continue
+        first = read_text(source.file(name)).strip().split("\n")[0].strip()
+        if re.search(r"\.(jpe?g|png|bmp|webp|tiff?)$", first, re.IGNORECASE):
+            lists.setdefault(split, []).append(name)
+    return lists
+
+# %% ../../nbs/formats/07_yolo.ipynb #1ce2bb11
 def _find_setup(
     source: Source,
     options: ReadOptions,
@@ -73,8 +104,8 @@ def _find_setup(
     if options.choices.classes:
         return YoloSetup(read_class_list(options.choices.classes) or [], options.choices.classes, content)
     if not setups:
-        lists = [name for name in source.files if name.rpartition("/")[2] in _CLASS_FILES]
-        setups = [YoloSetup(read_class_list(source.file(name)) or [], name, {}) for name in lists]
+        content = _split_lists(source)
+        setups = [YoloSetup(read_class_list(source.file(name)) or [], name, content) for name in _class_files(source)]
     if not setups:
         raise QKSError(
             f"{source.path} has numbers for classes, and no data.yaml or classes.txt that names them: "
@@ -88,7 +119,7 @@ def _find_setup(
             )
     return setups[0]
 
-# %% ../../nbs/formats/07_yolo.ipynb #4cecebb1
+# %% ../../nbs/formats/07_yolo.ipynb #7c19c04e
 _NUMBERS = re.compile(r"\d+(\.0*)?(\s+[-+]?[\d.]+([eE][-+]?\d+)?)*")
 
 
@@ -100,7 +131,7 @@ def _is_label_file(path: Path) -> bool:
         return False
     return all(_NUMBERS.fullmatch(line.strip()) for line in lines if line.strip())
 
-# %% ../../nbs/formats/07_yolo.ipynb #b38d29c4
+# %% ../../nbs/formats/07_yolo.ipynb #60609312
 def _read_label_file(
     path: Path,
     setup: YoloSetup,
@@ -121,7 +152,7 @@ def _read_label_file(
         labels[setup.names[position]] = 1
     return labels
 
-# %% ../../nbs/formats/07_yolo.ipynb #ea3873e0
+# %% ../../nbs/formats/07_yolo.ipynb #3cf98bed
 def _usual_label_files(
     picture: str,  # posix, relative to the folder of the pictures
 ) -> list[str]:
@@ -134,7 +165,7 @@ def _usual_label_files(
             candidates.append("/".join(parts))
     return [*candidates, str(path)]
 
-# %% ../../nbs/formats/07_yolo.ipynb #62abcca5
+# %% ../../nbs/formats/07_yolo.ipynb #8c238e44
 class _LabelFiles:
     "The label files of a source, by place and by name."
 
@@ -145,7 +176,9 @@ class _LabelFiles:
         names = [root / name for root in roots.values() for name in Source(root).with_ending(".txt")]
         self.paths: dict[Path, Path] = {}  # resolved -> path
         for path in names:
-            is_list = path.name in _CLASS_FILES or path.name.casefold().startswith(("readme", "requirements"))
+            is_list = path.name.casefold() in _CLASS_FILES or path.name.casefold().startswith(
+                ("readme", "requirements")
+            )
             if not is_list and _is_label_file(path):
                 self.paths.setdefault(path.resolve(), path)
         self.by_stem: dict[str, list[Path]] = {}
@@ -165,13 +198,13 @@ class _LabelFiles:
         same = self.by_stem.get(PurePosixPath(picture).stem.casefold(), [])
         return same[0] if is_only and len(same) == 1 else None
 
-# %% ../../nbs/formats/07_yolo.ipynb #aea7925c
+# %% ../../nbs/formats/07_yolo.ipynb #11933290
 def _entries(value: Any) -> list[str]:
     "The paths under train, val or test."
     values = value if isinstance(value, list) else [value]
     return [str(item).strip() for item in values if item and str(item).strip()]
 
-# %% ../../nbs/formats/07_yolo.ipynb #f1ee492c
+# %% ../../nbs/formats/07_yolo.ipynb #c3944ce1
 def _in_source(
     entry: str,  # a path of data.yaml
     source: Source,
@@ -187,7 +220,7 @@ def _in_source(
             return inside
     return None
 
-# %% ../../nbs/formats/07_yolo.ipynb #8ded4b37
+# %% ../../nbs/formats/07_yolo.ipynb #ae2bd1bf
 def _pictures_of(
     inside: str,  # a folder of pictures, or a text file that lists them
     source: Source,
@@ -197,15 +230,20 @@ def _pictures_of(
     if path.is_dir():
         return {name for name in source.pictures.paths if name.startswith(f"{inside}/")}
     lines = [line.strip().replace("\\", "/") for line in read_text(path).split("\n") if line.strip()]
-    tails = {line.lstrip("./") for line in lines}
-    found = {name for name in source.pictures.paths if name in tails}
-    rest = [tail for tail in tails if tail not in found]
-    for tail in rest:
-        fitting = [name for name in source.pictures.paths if tail.endswith(f"/{name}") or name.endswith(f"/{tail}")]
+    by_base: dict[str, list[str]] = {}
+    for name in source.pictures.paths:
+        by_base.setdefault(name.rpartition("/")[2], []).append(name)
+    found = set()
+    for line in lines:
+        tail = line.removeprefix("./").lstrip("/")
+        same = by_base.get(tail.rpartition("/")[2], [])
+        fitting = [name for name in same if f"/{tail}".endswith(f"/{name}") or name.endswith(f"/{tail}")]
+        if tail in same:
+            fitting = [tail]
         found.update(fitting if len(fitting) == 1 else ())
     return found
 
-# %% ../../nbs/formats/07_yolo.ipynb #ffdf6cb3
+# %% ../../nbs/formats/07_yolo.ipynb #0f4e2ba9
 def _read_splits(
     setup: YoloSetup,
     source: Source,
@@ -232,16 +270,17 @@ def _read_splits(
         splits |= dict.fromkeys(pictures, split)
     return splits
 
-# %% ../../nbs/formats/07_yolo.ipynb #3c36f4f3
+# %% ../../nbs/formats/07_yolo.ipynb #51575506
 def _some_label_files(source: Source) -> list[str]:
     "A few label files: in a folder called labels, or beside a picture of the same name."
-    lists = [name for name in source.with_ending(".txt") if name.rpartition("/")[2] not in _CLASS_FILES]
+    known = _class_files(source)
+    lists = [name for name in source.with_ending(".txt") if name not in known]
     inside = [name for name in lists if "labels" in name.casefold().split("/")[:-1]]
     stems = {os.path.splitext(path)[0] for path in source.pictures.paths}
     beside = [name for name in lists if os.path.splitext(name)[0] in stems]
     return [name for name in (inside or beside)[:20] if _is_label_file(source.file(name))]
 
-# %% ../../nbs/formats/07_yolo.ipynb #56a7f53f
+# %% ../../nbs/formats/07_yolo.ipynb #3a9e991b
 def detect_yolo(
     source: Source,
     options: ReadOptions,
@@ -254,11 +293,11 @@ def detect_yolo(
     if yamls:
         return f"{some_names(yamls)} names classes"
     texts = _some_label_files(source)
-    has_names = any(name.rpartition("/")[2] in _CLASS_FILES for name in source.files) or options.choices.classes
+    has_names = bool(_class_files(source)) or options.choices.classes is not None
     in_labels = [name for name in texts if "labels" in name.casefold().split("/")[:-1]]
     return f"{some_names(texts)} has a line of numbers per object" if texts and (has_names or in_labels) else None
 
-# %% ../../nbs/formats/07_yolo.ipynb #9e307f84
+# %% ../../nbs/formats/07_yolo.ipynb #1e85d7db
 def read_yolo(
     source: Source,
     options: ReadOptions,

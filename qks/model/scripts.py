@@ -41,6 +41,9 @@ def _is_spelled_out(
     return n_tokens > len(word) if are_syllables else n_tokens >= len(word)
 
 # %% ../../nbs/model/19_scripts.ipynb #03bc7521
+_ENGLISH = "photograph"
+
+
 def spelled_out(
     tokenizer: Any,  # of a VLP: list of T texts -> token ids [T, context]
     labels: Iterable[str],
@@ -50,7 +53,10 @@ def spelled_out(
     words = list(dict.fromkeys(word for label_words in foreign.values() for word in label_words))
     if not words:
         return []
-    counts = dict(zip(words, _count_tokens(tokenizer, words)))
+    n_english, *n_tokens = _count_tokens(tokenizer, [_ENGLISH, *words])
+    if n_english >= len(_ENGLISH):  # it spells out every word, and that shows nothing
+        return []
+    counts = dict(zip(words, n_tokens))
     return [
         label
         for label, label_words in foreign.items()

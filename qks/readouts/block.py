@@ -142,7 +142,8 @@ class LastBlock:
 
     def __init__(self, vlp: VisionLanguageModel):
         self.vlp = vlp
-        visual = getattr(getattr(vlp, "tower", None), "visual", None)
+        self.tower: Any = getattr(vlp, "tower", None)
+        visual = getattr(self.tower, "visual", None)
         blocks, norm = _blocks_and_norm(visual)
         can_open = isinstance(blocks, (nn.Sequential, nn.ModuleList)) and len(blocks) and isinstance(norm, nn.Module)
         parts = _find_parts(blocks[-1]) if can_open else None
@@ -197,7 +198,8 @@ class LastBlock:
 
         def mix(chunk: torch.Tensor) -> torch.Tensor:
             with torch.no_grad(), tower_arithmetic(self.vlp.device, self.vlp.precision, self.vlp.width):
-                return self.norm(self._mix(chunk, attention, alone)).float()
+                normed = self.norm(self._mix(chunk, attention, alone))  # [B, N, D]
+                return self.tower.finish(normed).float()
 
         return in_chunks(mix, block_inputs.to(self.vlp.device).float(), block_inputs.shape[1])
 

@@ -77,7 +77,9 @@ class ZeroShotTagger(Tagger):
 
     @property
     def neutral(self) -> torch.Tensor:
-        "The embedding of the neutral text [1, E]."
+        "The embedding of the neutral text [1, E]; zeros where the VLP's own bias takes its place."
+        if self._neutral is None and self.own_bias is not None:
+            self._neutral = torch.zeros(1, self.vlp.embed_dim)
         if self._neutral is None:
             self._neutral = self.pool.embed(self.vlp, [NEUTRAL_WORD])
         return self._neutral
