@@ -146,7 +146,8 @@ class TagCommand:
 
     vlp: VLPSource = VLPSource()
 
-    # without --model, how the VLP is asked: cls, best-patch, top-patches, vv, qq-kk, clear …; None: the best one
+    # without --model, how the VLP is asked: cls, best-patch, top-patches, vv, qq-kk, clear, local-global, windows,
+    # standardised, windows:cls …; None: qq-kk, or what the VLP has in its place
     readout: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
 
     top_k: int | None = None  # labels shown per picture, at most; None: 5, or all over the threshold
