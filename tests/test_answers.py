@@ -24,13 +24,13 @@ from qks.core import QKSError
 from qks.data.table import read_table
 from qks.model.tagger import QKS
 
-LABELS = ["--labels", "cat,dog", "--model", "pocket", "--device", "cpu"]
+LABELS = ["--labels", "cat,dog", "--device", "cpu", "--model", "pocket", "--no-thresholds"]
 
 
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory):
     path = tmp_path_factory.mktemp("pictures") / "picture.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (120, 90, 3), np.uint8)).save(path)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)).save(path)
     return path
 
 

@@ -42,7 +42,7 @@ def run(pocket, tmp_path_factory):
 @pytest.fixture
 def picture(tmp_path):
     path = tmp_path / "picture.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (120, 90, 3), np.uint8)).save(path)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)).save(path)
     return path
 
 
