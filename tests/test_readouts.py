@@ -28,6 +28,7 @@ from qks.readouts.standardised import standardise
 from qks.readouts.tagger import ZeroShotTagger, load
 from qks.readouts.windows import WindowReadout, crop_boxes
 from qks.vlp.loading import load_vlp
+from qks.vlp.towers import find_tower
 
 OPEN_BLOCK = ["vv", "qq-kk", "clear"]  # these need the last block
 
@@ -284,7 +285,7 @@ def test_weights_by_name_without_training(tmp_path):
 def test_other_layouts_with_random_weights(name, opens):
     "A timm ViT opens as CLIP's does; one with rotary positions, and a ResNet, say that they do not."
     visual = open_clip.create_model(name, load_weights=False).visual.eval()
-    tower = SimpleNamespace(visual=visual)
+    tower = find_tower(visual) if opens else SimpleNamespace(visual=visual)
     vlp = SimpleNamespace(tower=tower, width=768, device=torch.device("cpu"), precision="fp32", name=name)
     if not opens:
         with pytest.raises(QKSError, match=f"the image tower of {name} .* has no last block that can be opened"):
@@ -292,7 +293,7 @@ def test_other_layouts_with_random_weights(name, opens):
         return
     tokens = torch.randn(1, 9, 768)
     with torch.no_grad():
-        expected = visual.trunk.norm(visual.trunk.blocks[-1](tokens))
+        expected = tower.finish(visual.trunk.norm(visual.trunk.blocks[-1](tokens)))  # pooled by attention
     torch.testing.assert_close(LastBlock(vlp).tokens(tokens), expected, rtol=1e-4, atol=1e-4)
 
 
