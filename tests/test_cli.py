@@ -21,6 +21,7 @@ from qks.commands.tag import read_label_arguments
 from qks.core import QKSError
 from qks.model.tagger import QKS
 
+POCKET = ["--model", "pocket", "--no-thresholds"]  # its best labels, however improbable
 SMALL = ["--n-train", "60", "--n-test", "30"]
 
 
@@ -101,7 +102,22 @@ def test_a_quick_reproduction(tmp_path, capsys):
 def test_tag_any_labels(model, run, picture, capsys):
     model = model if model == "pocket" else str(run / "model")
     assert (
-        main(["tag", str(picture), "--labels", "cat, submarine,tree", "--top-k", "2", "--model", model, "--json"]) == 0
+        main(
+            [
+                "tag",
+                str(picture),
+                "--labels",
+                "cat, submarine,tree",
+                "--top-k",
+                "2",
+                "--threshold",
+                "0",
+                "--model",
+                model,
+                "--json",
+            ]
+        )
+        == 0
     )
     [answer] = json.loads(capsys.readouterr().out)
     tags = answer["tags"]
@@ -138,7 +154,7 @@ def test_a_reader_that_has_enough_is_no_mistake(picture, tmp_path):
     (folder := tmp_path / "trip").mkdir()
     for number in range(100):
         shutil.copyfile(picture, folder / f"{number}.png")
-    tag = shlex.join([sys.executable, "-m", "qks", "tag", str(folder), "--labels", "cat,dog", "--model", "pocket"])
+    tag = shlex.join([sys.executable, "-m", "qks", "tag", str(folder), "--labels", "cat,dog", *POCKET])
     command = f"{tag} | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(
         ["bash", "-c", command],
@@ -263,7 +279,7 @@ def test_one_damaged_picture_costs_no_others(picture, tmp_path, capsys):
         ([], lambda out: [line.partition("  ")[0] for line in out.splitlines() if not line.startswith(" ")]),
         (["--json"], lambda out: [answer["image"] for answer in json.loads(out)]),
     ):
-        assert main(["tag", str(folder), "--labels", "cat,dog", "--model", "pocket", *words]) == 1
+        assert main(["tag", str(folder), "--labels", "cat,dog", *POCKET, *words]) == 1
         captured = capsys.readouterr()
         assert read(captured.out) == [str(folder / name) for name in ("a.png", "b.png", "c.png")]
         lines = [line for line in captured.err.splitlines() if line.startswith("qks: ")]
@@ -273,7 +289,7 @@ def test_one_damaged_picture_costs_no_others(picture, tmp_path, capsys):
             and "b.png is damaged" in lines[1]
             and lines[2] == "qks: 1 of 3 pictures could not be read and have no tags"
         )
-    assert main(["tag", str(folder / "b.png"), "--labels", "cat,dog", "--model", "pocket", "--json"]) == 1
+    assert main(["tag", str(folder / "b.png"), "--labels", "cat,dog", *POCKET, "--json"]) == 1
     captured = capsys.readouterr()
     [answer] = json.loads(captured.out)
     assert "b.png is damaged" in answer["error"] and captured.err == f"qks: {answer['error']}\n"
@@ -293,7 +309,7 @@ def test_what_is_tagged_is_printed_before_the_next(picture, tmp_path, monkeypatc
         return original(self, images, embeddings)
 
     monkeypatch.setattr(QKS, "predict", predict)
-    assert main(["tag", str(folder), "--labels", "cat,dog", "--model", "pocket", *words]) == 130
+    assert main(["tag", str(folder), "--labels", "cat,dog", *POCKET, *words]) == 130
     out = capsys.readouterr().out
     assert (len(json.loads(out)) if words else out.count(".png\n")) == 32
 
@@ -306,7 +322,7 @@ def test_a_terminal_that_cannot_show_a_name_costs_no_tags(picture, tmp_path):
     except (OSError, UnicodeDecodeError):
         pytest.skip("this system has no such names")
     done = subprocess.run(
-        [sys.executable, "-m", "qks", "tag", odd, "--labels", "crème,cat", "--model", "pocket"],
+        [sys.executable, "-m", "qks", "tag", odd, "--labels", "crème,cat", *POCKET],
         capture_output=True,
         env={**os.environ, "PYTHONIOENCODING": "ascii:strict"},
     )
@@ -391,7 +407,7 @@ def test_help_of_train_does_without_numpy():
 @pytest.mark.parametrize(
     "words, expected",
     [
-        (["trian", "data"], "did you mean 'train'? Give one of reproduce, tag, train, evaluate, data"),
+        (["trian", "data"], "did you mean 'train'? Give one of reproduce, tag, train, evaluate, calibrate, data"),
         (["data", "nuswid", "check"], "did you mean 'nuswide'?"),
         (["data", "coco", "fetch", "x"], "give one of check, prepare"),
         ([], "needs a command: give one of reproduce, tag"),
@@ -461,7 +477,8 @@ def test_every_command_that_is_shown_can_be_typed():
     places = {place for place, _ in shown}
     assert {"README.md", "data/README.md", "nbs/index.ipynb"} <= places
     assert any(place.count("/") == 2 for place in places), "no notebook in a folder shows a command"
-    assert len(shown) > 15 and {words[0] for _, words in shown} == {"reproduce", "tag", "train", "evaluate", "data"}
+    assert len(shown) > 15
+    assert {words[0] for _, words in shown} == {"reproduce", "tag", "train", "evaluate", "calibrate", "data"}
 
 
 @pytest.mark.parametrize(
