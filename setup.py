@@ -15,6 +15,9 @@ config = ConfigParser(delimiters=["="])
 config.read(HERE / "settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
 
+# `NAME_requirements = …` in settings.ini is the extra qks[NAME]
+EXTRAS = {key.removesuffix("_requirements"): settings[key].split() for key in settings if key.endswith("_requirements")}
+
 readme = HERE / "README.md"
 source = settings["git_url"]
 
@@ -53,7 +56,7 @@ setup(
     include_package_data=False,  # the line above says it all, for the wheel and the sdist alike
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
-    extras_require={"dev": settings["dev_requirements"].split()},
+    extras_require=EXTRAS,
     entry_points={
         "console_scripts": settings["console_scripts"].split(),
         "nbdev": [f"{settings['lib_name']}={settings['lib_path']}._modidx:d"],

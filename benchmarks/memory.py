@@ -3,7 +3,7 @@
     python benchmarks/memory.py         # Pocket-WIDE, scoring at NUS-WIDE's and Open Images' sizes; half an hour
     python benchmarks/memory.py --out benchmarks/results/memory.json
 
-Twice a second the resident memory of a command and of its workers is added up; memory that they share counts in each of
+Ten times a second the resident memory of a command and of its workers is added up; memory that they share counts in each of
 them, so the sum is rather too large. "largest_process_megabytes" is the peak of the largest process of all, as the
 system keeps it.
 The scores of the two data sets' sizes are synthetic, by `score.py` and `stream.py`. The file is written anew after
@@ -22,7 +22,7 @@ import psutil
 from common import parser, settings, write
 
 HERE = Path(__file__).resolve().parent
-INTERVAL = 0.5  # seconds between two looks
+INTERVAL = 0.1  # seconds between two looks
 
 
 def resident(process):

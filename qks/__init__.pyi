@@ -16,6 +16,8 @@ from .model.residual import make_head as make_head
 from .model.scoring import head_scores as head_scores
 from .model.sharing import share as share
 from .model.tagger import QKS as QKS
+from .readouts.registry import READOUTS as READOUTS
+from .readouts.tagger import ZeroShotTagger as ZeroShotTagger, load as load
 from .tokens.cache import cache_tokens as cache_tokens
 from .train.config import RunConfig as RunConfig, TrainConfig as TrainConfig
 from .train.loop import fit as fit

@@ -8,8 +8,10 @@ in its own folder. A notebook whose run fails is left as it was, and the exit st
 """
 
 import os
+import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from execnb.nbio import read_nb, write_nb
@@ -32,6 +34,22 @@ def is_progress_bar(output):
 def is_widget(output):
     """Whether an output is a widget, which works only while the notebook runs."""
     return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+
+
+def without_temporary_folders(output):
+    """An output with `…` for folders that were made for this run, which are of no use to a reader."""
+    folder = re.compile(re.escape(tempfile.gettempdir()) + r"/tmp\w+")
+
+    def shorten(value):
+        if isinstance(value, str):
+            return folder.sub("…", value)
+        if isinstance(value, list):
+            return [shorten(part) for part in value]
+        if isinstance(value, dict):
+            return {key: shorten(part) for key, part in value.items()}
+        return value
+
+    return {key: shorten(value) for key, value in output.items()}
 
 
 def run_cell(shell, cell):
@@ -59,7 +77,8 @@ def run(path):
         run_cell(shell, cell)
         if shell.exc:
             sys.exit(f"{path.name}, cell {number}: {type(shell.exc).__name__}: {shell.exc}")
-        cell.outputs = [output for output in cell.outputs if not is_progress_bar(output) and not is_widget(output)]
+        kept = [output for output in cell.outputs if not is_progress_bar(output) and not is_widget(output)]
+        cell.outputs = [without_temporary_folders(output) for output in kept]
     write_nb(notebook, path)
 
 

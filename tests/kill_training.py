@@ -193,6 +193,9 @@ class Silent:
     def set_postfix(self, **values):
         pass
 
+    def close(self):
+        pass
+
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))

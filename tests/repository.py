@@ -13,22 +13,25 @@ ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
 PACKAGE = ROOT / "qks"
 
-# The workshop's folders in the order in which the README lists them; each is a package, studies aside.
+# The workshop's folders in the order in which the README lists them; each is a package, guides and studies aside.
 FOLDERS = (
     "core",
     "vlp",
     "model",
+    "readouts",
     "data",
     "formats",
     "fetch",
     "tokens",
     "train",
     "evaluate",
+    "calibrate",
     "explore",
     "answers",
     "experiment",
     "commands",
 )
+GUIDES = "guides"
 STUDIES = "studies"
 
 DIRECTIVE = re.compile(r"^\s*#\s*\|\s*(.*?)\s*$")

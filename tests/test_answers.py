@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -23,13 +24,13 @@ from qks.core import QKSError
 from qks.data.table import read_table
 from qks.model.tagger import QKS
 
-LABELS = ["--labels", "cat,dog", "--device", "cpu"]
+LABELS = ["--labels", "cat,dog", "--device", "cpu", "--model", "pocket", "--no-thresholds"]
 
 
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory):
     path = tmp_path_factory.mktemp("pictures") / "picture.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (120, 90, 3), np.uint8)).save(path)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)).save(path)
     return path
 
 
@@ -146,13 +147,13 @@ def test_a_pattern_is_expanded_unless_a_file_is_called_so(trip, capsys):
         (["a.png", "--json", "--format", "csv"], "contradict each other"),
         (["a.png", "--out", "tags"], "the ending of tags says no format"),
         (["a.png", "--out", "lost/tags.csv"], "the folder lost does not exist"),
-        (["a.png", "--out", "list.txt"], "--out list.txt exists already"),
+        (["a.png", "--out", "list.txt"], "--out: list.txt exists already"),
         (["a.png", "--out", ".", "--format", "csv"], "--out . is a folder"),
     ],
     ids=str,
 )
 def test_what_cannot_be_asked_is_said_before_anything_is_loaded(trip, capsys, monkeypatch, words, told):
-    monkeypatch.setattr("qks.experiment.loading.load_model", lambda *args, **kwargs: pytest.fail("began to work"))
+    monkeypatch.setattr("qks.experiment.loading.load_tagger", lambda *args, **kwargs: pytest.fail("began to work"))
     Path("list.txt").write_text("a.png\nftp://example.org/b.jpg\n")
     Path("empty.txt").write_text("\n\n")
     assert main(["tag", *words, *LABELS]) == 2
@@ -181,7 +182,7 @@ def test_text(tmp_path):
     write_three("text", tmp_path / "tags.txt")
     assert (tmp_path / "tags.txt").read_text() == (
         "a.png\n   93.0 %  cat  (token 4)\n   50.0 %  a, b  (token 1)\n"
-        "b.png  (no label reaches the threshold)\nsub/c.png  (cannot be read)\n"
+        "b.png  (no label reaches its threshold)\nsub/c.png  (cannot be read)\n"
     )
 
 
@@ -212,10 +213,13 @@ def test_csv(tmp_path):
     with open(tmp_path / "tags.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows == [
-        {"image": "a.png", "labels": 'cat,"a, b"', "probabilities": "0.93,0.5", "error": ""},
+        {"image": "a.png", "labels": '["cat", "a, b"]', "probabilities": "[0.93, 0.5]", "error": ""},
         {"image": "b.png", "labels": "", "probabilities": "", "error": ""},
         {"image": "sub/c.png", "labels": "", "probabilities": "", "error": 'image sub/c.png is "empty"'},
     ]
+    plain = [Answer("a.png", [("cat", 0.93, 4), ("dog", 1e-9, 1)])]
+    write_three("csv", tmp_path / "plain.csv", AnswerInfo(("cat", "dog")), plain)
+    assert (tmp_path / "plain.csv").read_text().splitlines()[1] == "a.png,cat|dog,0.93|1e-09,"
 
 
 def test_csv_is_a_table_of_ours(tmp_path):
@@ -254,6 +258,171 @@ def test_format_by_the_ending_of_the_file(trip, capsys):
     assert json.loads(Path("tags.jsonl").read_text())["image"] == "c.png"
     assert main(["tag", "c.png", *LABELS, "--out", "-", "--format", "csv"]) == 0
     assert capsys.readouterr().out.startswith("image,labels")
+
+
+# --- files for other programs ---
+
+
+@pytest.fixture
+def two(tmp_path):
+    "A folder with two pictures in folders, one of them turned by its EXIF data, and their answers."
+    root = tmp_path / "trip"
+    (root / "sub").mkdir(parents=True)
+    Image.new("RGB", (64, 48), "red").save(root / "a.png")
+    turned = Image.new("RGB", (64, 48), "red")
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(root / "sub" / "b.jpg", exif=exif)
+    answers = [
+        Answer(str(root / "a.png"), [("cat", 0.75, 4), ("a, b", 0.5, 1)]),
+        Answer(str(root / "c.png"), error="image c.png is empty"),
+        Answer(str(root / "sub" / "b.jpg"), [("dog", 0.25, 2)]),
+        Answer(str(root / "a.png"), [("cat", 0.75, 4), ("a, b", 0.5, 1)]),
+    ]
+    return answers, AnswerInfo(("cat", "a, b", "dog"), root, "pocket", n_pictures=4)
+
+
+def test_coco(two, tmp_path):
+    answers, info = two
+    writer = write_three("coco", tmp_path / "coco.json", info, answers)
+    coco = json.loads((tmp_path / "coco.json").read_text())
+    assert coco["images"] == [
+        {"id": 1, "file_name": "a.png", "width": 64, "height": 48},
+        {"id": 2, "file_name": "sub/b.jpg", "width": 48, "height": 64},
+    ]
+    assert [(entry["id"], entry["name"]) for entry in coco["categories"]] == [(1, "cat"), (2, "a, b"), (3, "dog")]
+    rows = [(entry["image_id"], entry["category_id"], entry["score"]) for entry in coco["annotations"]]
+    assert rows == [(1, 1, 0.75), (1, 2, 0.5), (2, 3, 0.25)]
+    assert [entry["bbox"] for entry in coco["annotations"]] == [[0, 0, 64, 48]] * 2 + [[0, 0, 48, 64]]
+    assert [entry["area"] for entry in coco["annotations"]] == [64 * 48] * 3
+    assert coco["info"]["unreadable"] == [{"file_name": "c.png", "error": "image c.png is empty"}]
+    assert coco["info"]["folder"] == str(info.root) and "whole picture" in coco["info"]["description"]
+    assert any("in the file once" in remark for remark in writer.remarks)
+
+
+def test_fiftyone(two, tmp_path):
+    answers, info = two
+    Image.new("RGB", (4, 4)).save(info.root / "a.jpg")
+    answers = [*answers, Answer(str(info.root / "a.jpg"), [])]
+    writer = write_three("fiftyone", tmp_path / "fiftyone", info, answers)
+    labels = json.loads((tmp_path / "fiftyone" / "labels.json").read_text())
+    files = json.loads((tmp_path / "fiftyone" / "data.json").read_text())
+    assert labels["classes"] == ["cat", "a, b", "dog"]
+    assert labels["labels"] == {
+        "a": [{"label": "cat", "confidence": 0.75}, {"label": "a, b", "confidence": 0.5}],
+        "sub/b": [{"label": "dog", "confidence": 0.25}],
+        "a-2": [],
+    }
+    by_name = {os.path.splitext(name)[0]: path for name, path in files.items()}  # as FiftyOne's importer joins them
+    expected = {"a": "a.png", "sub/b": "sub/b.jpg", "a-2": "a.jpg"}
+    assert by_name == {name: str(info.root / path) for name, path in expected.items()}
+    assert any('data_path="data.json"' in remark for remark in writer.remarks)
+
+
+def test_label_studio(two, tmp_path):
+    answers, info = two
+    writer = write_three("label-studio", tmp_path / "tasks.json", info, answers)
+    tasks = json.loads((tmp_path / "tasks.json").read_text())
+    assert [task["data"]["image"] for task in tasks] == [
+        "/data/local-files/?d=trip/a.png",
+        "/data/local-files/?d=trip/sub/b.jpg",
+    ]
+    [prediction] = tasks[0]["predictions"]
+    assert prediction["score"] == 0.75
+    [result] = prediction["result"]
+    assert result["value"] == {"choices": ["cat", "a, b"]} and result["type"] == "choices"
+    view = ElementTree.parse(tmp_path / "tasks.xml").getroot()
+    choices = view.find("Choices")
+    assert (result["from_name"], result["to_name"]) == (choices.get("name"), choices.get("toName"))
+    assert choices.get("toName") == view.find("Image").get("name") and choices.get("choice") == "multiple"
+    assert [choice.get("value") for choice in choices] == ["cat", "a, b", "dog"]
+    assert any(f"DOCUMENT_ROOT is {tmp_path}" in remark for remark in writer.remarks)
+
+
+def test_parquet(two, tmp_path, monkeypatch):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr("qks.answers.documents.ROWS_AT_A_TIME", 3)  # two groups of rows
+    answers, info = two
+    write_three("parquet", tmp_path / "tags.parquet", info, answers)
+    rows = parquet.read_table(tmp_path / "tags.parquet").to_pylist()
+    assert [row["image"] for row in rows] == [answer.image for answer in answers]
+    assert rows[0]["labels"] == ["cat", "a, b"] and rows[0]["probabilities"] == [0.75, 0.5]
+    assert rows[0]["tokens"] == [4, 1] and rows[0]["error"] is None
+    assert rows[1]["labels"] == [] and rows[1]["error"] == "image c.png is empty"
+    assert [path.name for path in tmp_path.iterdir() if "part" in path.name] == []
+
+
+def test_parquet_without_pyarrow(trip, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert main(["tag", "a.png", *LABELS, "--out", "tags.parquet"]) == 2
+    assert "--format parquet needs pyarrow: pip install 'qks[parquet]'" in capsys.readouterr().err
+    assert not Path("tags.parquet").exists()
+
+
+SIDECAR = """<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?>
+<x:xmpmeta xmlns:x="adobe:ns:meta/"><r:RDF xmlns:r="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+ <r:Description r:about="" xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmp:Rating="4"><!-- mine -->
+  <d:subject xmlns:d="http://purl.org/dc/elements/1.1/"><r:Bag><r:li>holiday</r:li><r:li>cat</r:li></r:Bag></d:subject>
+ </r:Description></r:RDF></x:xmpmeta>
+<?xpacket end="w"?>"""
+WITHOUT_SUBJECT = SIDECAR[: SIDECAR.index("  <d:subject")] + SIDECAR[SIDECAR.index(" </r:Description>") :]
+
+
+def keywords_in(path):
+    "By another parser than ours."
+    space = {"r": "http://www.w3.org/1999/02/22-rdf-syntax-ns#", "d": "http://purl.org/dc/elements/1.1/"}
+    items = ElementTree.parse(path).getroot().iterfind(".//r:Description/d:subject/r:Bag/r:li", space)
+    return [item.text for item in items]
+
+
+def test_sidecars(two, capsys):
+    answers, info = two
+    with open_writer("xmp", info, None) as writer:
+        for answer in answers[:3]:
+            writer.write(answer)
+    shown = capsys.readouterr().out.splitlines()
+    assert shown == [str(info.root / "a.xmp"), str(info.root / "sub" / "b.xmp")]
+    assert keywords_in(info.root / "a.xmp") == ["cat", "a, b"]
+    assert keywords_in(info.root / "sub" / "b.xmp") == ["dog"]
+
+
+@pytest.mark.parametrize("before, kept", [(SIDECAR, ["holiday", "cat"]), (WITHOUT_SUBJECT, [])])
+def test_a_sidecar_keeps_what_it_holds(two, before, kept):
+    answers, info = two
+    path = info.root / "a.png.xmp"  # as darktable calls it
+    path.write_text(before)
+    for _ in range(2):  # the second time adds nothing
+        with open_writer("xmp", info, None) as writer:
+            writer.write(answers[0])
+    assert keywords_in(path) == [*kept, *(label for label in ("cat", "a, b") if label not in kept)]
+    after = path.read_text()
+    assert all(part in after for part in ('xmp:Rating="4"', "<!-- mine -->", "<?xpacket begin", '<?xpacket end="w"?>'))
+    assert not (info.root / "a.xmp").exists()
+
+
+def test_a_damaged_sidecar_costs_only_itself(trip, capsys):
+    Path("a.xmp").write_text("<x:xmpmeta")
+    assert main(["tag", "a.png", "c.png", *LABELS, "--format", "xmp"]) == 1
+    captured = capsys.readouterr()
+    assert "a.xmp is no XMP" in captured.err and captured.out == "c.xmp\n"
+    assert Path("a.xmp").read_text() == "<x:xmpmeta" and len(keywords_in("c.xmp")) == 2
+
+
+def test_sidecars_in_a_folder_of_their_own(trip, capsys):
+    for place in ("one/a.png", "two/a.png", "two/a.jpg"):
+        Path(place).parent.mkdir(exist_ok=True)
+        shutil.copyfile("c.png", place)
+    assert main(["tag", "one", "two", *LABELS, "--format", "xmp", "--out", "keywords"]) == 0
+    found = sorted(path.relative_to("keywords").as_posix() for path in Path("keywords").rglob("*.xmp"))
+    assert found == ["one/a.xmp", "two/a.png.xmp", "two/a.xmp"]
+    assert not list(Path("one").glob("*.xmp"))
+
+
+def test_entities_in_a_sidecar_are_not_expanded(trip, capsys):
+    bomb = '<!DOCTYPE x [<!ENTITY a "aaaa">]><x:xmpmeta xmlns:x="adobe:ns:meta/">&a;</x:xmpmeta>'
+    Path("a.xmp").write_text(bomb)
+    assert main(["tag", "a.png", *LABELS, "--format", "xmp"]) == 1
+    assert "a.xmp is no XMP" in capsys.readouterr().err
 
 
 # --- stopped ---
@@ -303,7 +472,13 @@ def test_stopped_in_the_middle(picture, tmp_path, monkeypatch, capsys, name, num
     assert main(["tag", str(folder), *LABELS, "--format", name, "--out", str(out)]) == status
     assert "stopped after 33 of 40 pictures" in capsys.readouterr().err
     names = [str(folder / f"{index:02}.png") for index in range(33)]
+    if name in ("coco", "fiftyone", "label-studio", "xmp"):
+        names = names[1:]  # the damaged one is not in the file
     assert READERS[name](out) == names
+
+
+def in_folder(path, names):
+    return [str(path.parent / "trip" / name) for name in names]
 
 
 def lines_of(path, form):
@@ -315,6 +490,13 @@ READERS = {  # the pictures that a file answers for
     "json": lambda path: [entry["image"] for entry in json.loads(path.read_text())],
     "jsonl": lambda path: [json.loads(line)["image"] for line in lines_of(path, str)],
     "csv": lambda path: [row["image"] for row in csv.DictReader(io.StringIO(path.read_text()))],
+    "parquet": lambda path: pytest.importorskip("pyarrow.parquet").read_table(path)["image"].to_pylist(),
+    "coco": lambda path: in_folder(path, [entry["file_name"] for entry in json.loads(path.read_text())["images"]]),
+    "fiftyone": lambda path: list(json.loads((path / "data.json").read_text()).values()),
+    "label-studio": lambda path: in_folder(
+        path, [task["data"]["image"].rpartition("/")[2] for task in json.loads(path.read_text())]
+    ),
+    "xmp": lambda path: in_folder(path, sorted(f"{file.stem}.png" for file in path.iterdir())),
 }
 
 
@@ -345,3 +527,36 @@ def test_a_library_that_sets_up_logging_doubles_no_message(trip, capsys):
     finally:
         logging.getLogger().removeHandler(handler)
     assert capsys.readouterr().err.count("lost.png does not exist") == 1
+
+
+def test_a_photograph_is_none_of_the_pocket_models_kind(tmp_path, capsys):
+    Image.new("RGB", (96, 96)).save(tmp_path / "scene.png")
+    Image.new("RGB", (640, 480)).save(tmp_path / "photo.jpg")
+    assert main(["tag", str(tmp_path / "scene.png"), *LABELS]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["tag", str(tmp_path / "scene.png"), str(tmp_path / "photo.jpg"), *LABELS]) == 0
+    told = capsys.readouterr().err
+    assert "photo.jpg is none of the emoji scenes" in told and told.count("\n") == 1
+    assert main(["tag", str(tmp_path / "photo.jpg"), *LABELS, "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+# --- read back by `qks data import` ---
+
+
+@pytest.mark.parametrize("name", ["coco.json", "tags.csv"])
+def test_what_was_written_can_be_imported(tmp_path, name):
+    root = tmp_path / "trip"
+    (root / "sub").mkdir(parents=True)
+    for place in ("a.png", "sub/b.png"):
+        Image.new("RGB", (96, 96), "red").save(root / place)
+    answers = [
+        Answer(str(root / "a.png"), [("cat", 0.75, 4), ("red car", 0.5, 1)]),
+        Answer(str(root / "sub" / "b.png"), [("red car", 0.5, 1)]),
+    ]
+    kind = {"coco.json": "coco", "tags.csv": "csv"}[name]
+    write_three(kind, root / name, AnswerInfo(("cat", "red car", "dog"), root), answers)
+    assert main(["data", "import", str(root), str(tmp_path / "mine"), "--format", kind]) == 0
+    [table] = (tmp_path / "mine").glob("*.csv")
+    rows = {Path(row.image).name: set(row.labels) for row in read_table(table).rows}
+    assert rows == {"a.png": {"cat", "red car"}, "b.png": {"red car"}}

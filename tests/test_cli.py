@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +21,7 @@ from qks.commands.tag import read_label_arguments
 from qks.core import QKSError
 from qks.model.tagger import QKS
 
+POCKET = ["--model", "pocket", "--no-thresholds"]  # its best labels, however improbable
 SMALL = ["--n-train", "60", "--n-test", "30"]
 
 
@@ -43,7 +43,7 @@ def run(pocket, tmp_path_factory):
 @pytest.fixture
 def picture(tmp_path):
     path = tmp_path / "picture.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (120, 90, 3), np.uint8)).save(path)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)).save(path)
     return path
 
 
@@ -102,7 +102,22 @@ def test_a_quick_reproduction(tmp_path, capsys):
 def test_tag_any_labels(model, run, picture, capsys):
     model = model if model == "pocket" else str(run / "model")
     assert (
-        main(["tag", str(picture), "--labels", "cat, submarine,tree", "--top-k", "2", "--model", model, "--json"]) == 0
+        main(
+            [
+                "tag",
+                str(picture),
+                "--labels",
+                "cat, submarine,tree",
+                "--top-k",
+                "2",
+                "--threshold",
+                "0",
+                "--model",
+                model,
+                "--json",
+            ]
+        )
+        == 0
     )
     [answer] = json.loads(capsys.readouterr().out)
     tags = answer["tags"]
@@ -123,7 +138,7 @@ def test_a_labels_file_of_one_line_with_commas(tmp_path):
     assert read_label_arguments(None, tmp_path / "labels.txt", "none") == ["cat, dog"]
 
 
-def test_without_labels_the_models_own(picture, run, monkeypatch, capsys):
+def test_without_labels_the_models_own(picture, run, capsys):
     assert (
         main(["tag", str(picture), "--model", str(run), "--top-k", "1000", "--json"]) == 0
     )  # the run's folder stands for its model
@@ -131,12 +146,6 @@ def test_without_labels_the_models_own(picture, run, monkeypatch, capsys):
     assert (
         len(tags) == 276 and "pizza" in {tag["label"] for tag in tags} and "dog" not in {tag["label"] for tag in tags}
     )  # dog is an unseen one
-    monkeypatch.setattr("qks.experiment.loading.load_model", lambda *args, **kwargs: SimpleNamespace(labels=()))
-    assert (
-        main(["tag", str(picture)]) == 2
-        and "qks: pocket does not say which labels it was trained on: pass --labels or --labels-file\n"
-        == capsys.readouterr().err
-    )
 
 
 def test_a_reader_that_has_enough_is_no_mistake(picture, tmp_path):
@@ -145,7 +154,7 @@ def test_a_reader_that_has_enough_is_no_mistake(picture, tmp_path):
     (folder := tmp_path / "trip").mkdir()
     for number in range(100):
         shutil.copyfile(picture, folder / f"{number}.png")
-    tag = shlex.join([sys.executable, "-m", "qks", "tag", str(folder), "--labels", "cat,dog", "--device", "cpu"])
+    tag = shlex.join([sys.executable, "-m", "qks", "tag", str(folder), "--labels", "cat,dog", *POCKET])
     command = f"{tag} | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(
         ["bash", "-c", command],
@@ -173,8 +182,8 @@ def test_weights_of_other_activations_and_in_other_places(words, picture, pocket
         asked.append((name, pretrained, quick_gelu))
         raise QKSError("enough")
 
-    for module in ("training_run", "loading"):
-        monkeypatch.setattr(f"qks.experiment.{module}.load_vlp", load)
+    for module in ("experiment.training_run", "experiment.loading", "readouts.tagger"):
+        monkeypatch.setattr(f"qks.{module}.load_vlp", load)
     for place, path in {"PICTURE": picture, "POCKET": pocket, "RUN": run, "NEW": tmp_path / "new"}.items():
         words = [word.replace(place, str(path)) for word in words]
     assert main(words) == main([*words, "--gelu"]) == 2
@@ -270,7 +279,7 @@ def test_one_damaged_picture_costs_no_others(picture, tmp_path, capsys):
         ([], lambda out: [line.partition("  ")[0] for line in out.splitlines() if not line.startswith(" ")]),
         (["--json"], lambda out: [answer["image"] for answer in json.loads(out)]),
     ):
-        assert main(["tag", str(folder), "--labels", "cat,dog", *words]) == 1
+        assert main(["tag", str(folder), "--labels", "cat,dog", *POCKET, *words]) == 1
         captured = capsys.readouterr()
         assert read(captured.out) == [str(folder / name) for name in ("a.png", "b.png", "c.png")]
         lines = [line for line in captured.err.splitlines() if line.startswith("qks: ")]
@@ -280,7 +289,7 @@ def test_one_damaged_picture_costs_no_others(picture, tmp_path, capsys):
             and "b.png is damaged" in lines[1]
             and lines[2] == "qks: 1 of 3 pictures could not be read and have no tags"
         )
-    assert main(["tag", str(folder / "b.png"), "--labels", "cat,dog", "--json"]) == 1
+    assert main(["tag", str(folder / "b.png"), "--labels", "cat,dog", *POCKET, "--json"]) == 1
     captured = capsys.readouterr()
     [answer] = json.loads(captured.out)
     assert "b.png is damaged" in answer["error"] and captured.err == f"qks: {answer['error']}\n"
@@ -300,7 +309,7 @@ def test_what_is_tagged_is_printed_before_the_next(picture, tmp_path, monkeypatc
         return original(self, images, embeddings)
 
     monkeypatch.setattr(QKS, "predict", predict)
-    assert main(["tag", str(folder), "--labels", "cat,dog", *words]) == 130
+    assert main(["tag", str(folder), "--labels", "cat,dog", *POCKET, *words]) == 130
     out = capsys.readouterr().out
     assert (len(json.loads(out)) if words else out.count(".png\n")) == 32
 
@@ -313,7 +322,7 @@ def test_a_terminal_that_cannot_show_a_name_costs_no_tags(picture, tmp_path):
     except (OSError, UnicodeDecodeError):
         pytest.skip("this system has no such names")
     done = subprocess.run(
-        [sys.executable, "-m", "qks", "tag", odd, "--labels", "crème,cat", "--device", "cpu"],
+        [sys.executable, "-m", "qks", "tag", odd, "--labels", "crème,cat", *POCKET],
         capture_output=True,
         env={**os.environ, "PYTHONIOENCODING": "ascii:strict"},
     )
@@ -322,8 +331,9 @@ def test_a_terminal_that_cannot_show_a_name_costs_no_tags(picture, tmp_path):
 
 def test_tag_labels_file_and_threshold(picture, tmp_path, capsys):
     (tmp_path / "labels.txt").write_text("cat\n\nbridge\n")
-    assert main(["tag", str(picture), "--labels-file", str(tmp_path / "labels.txt"), "--threshold", "1"]) == 0
-    assert "no label reaches the threshold" in capsys.readouterr().out
+    labels = ["--labels-file", str(tmp_path / "labels.txt")]
+    assert main(["tag", str(picture), *labels, "--threshold", "1", "--model", "pocket"]) == 0
+    assert "no label reaches its threshold" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -397,7 +407,7 @@ def test_help_of_train_does_without_numpy():
 @pytest.mark.parametrize(
     "words, expected",
     [
-        (["trian", "data"], "did you mean 'train'? Give one of reproduce, tag, train, evaluate, data"),
+        (["trian", "data"], "did you mean 'train'? Give one of reproduce, tag, train, evaluate, calibrate, data"),
         (["data", "nuswid", "check"], "did you mean 'nuswide'?"),
         (["data", "coco", "fetch", "x"], "give one of check, prepare"),
         ([], "needs a command: give one of reproduce, tag"),
@@ -467,7 +477,8 @@ def test_every_command_that_is_shown_can_be_typed():
     places = {place for place, _ in shown}
     assert {"README.md", "data/README.md", "nbs/index.ipynb"} <= places
     assert any(place.count("/") == 2 for place in places), "no notebook in a folder shows a command"
-    assert len(shown) > 15 and {words[0] for _, words in shown} == {"reproduce", "tag", "train", "evaluate", "data"}
+    assert len(shown) > 15
+    assert {words[0] for _, words in shown} == {"reproduce", "tag", "train", "evaluate", "calibrate", "data"}
 
 
 @pytest.mark.parametrize(

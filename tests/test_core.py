@@ -1,10 +1,15 @@
 """One kind of error, and loading that survives bad files."""
 
+import io
+import itertools
+import logging
 import os
 import pickle
 import struct
 import subprocess
 import sys
+import tempfile
+import threading
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +34,7 @@ from qks.core import (
     progress,
     read_tensors,
     system,
+    temporary_folder,
     write_atomic,
 )
 
@@ -338,11 +344,94 @@ def test_progress_is_silent_when_quick(capsys, source):
     assert out == "" and err.strip() == ""
 
 
-def test_progress_appears_when_slow(capsys, monkeypatch):
-    clock = iter(range(0, 10_000, 3))  # every look at the clock is three seconds later
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def slow_clock(monkeypatch, seconds):
+    "Every look at the clock is so many seconds later."
+    clock = itertools.count(0, seconds)
     monkeypatch.setattr("tqdm.std.time", lambda: next(clock))
+
+
+def test_a_terminal_gets_a_bar_that_is_drawn_over_and_taken_away(monkeypatch):
+    slow_clock(monkeypatch, 3)
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
     list(progress(range(3), "Working"))
-    assert "Working" in capsys.readouterr().err
+    shown = terminal.getvalue()
+    assert "Working" in shown and "\n" not in shown and shown.endswith("\r")
+
+
+def test_a_log_gets_a_line_a_minute(capsys, monkeypatch):
+    slow_clock(monkeypatch, 1)
+    list(progress(range(200), "Working"))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and all(line.startswith("Working:") for line in lines)
+    assert "60/200" in lines[0] and "\r" not in "".join(lines)
+
+
+def test_quiet_means_no_progress(capsys, monkeypatch):
+    slow_clock(monkeypatch, 100)
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    logger = logging.getLogger("qks")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        list(progress(range(9), "Working"))
+    finally:
+        logger.setLevel(before)
+    assert terminal.getvalue() == ""
+
+
+def test_bars_of_a_log_start_no_thread():
+    before = threading.active_count()
+    bars = [progress(range(3), "Working") for _ in range(5)]
+    assert len({type(bar) for bar in bars}) == 1 and threading.active_count() == before
+    for bar in bars:
+        assert list(bar) == [0, 1, 2]
+
+
+# --- a home that cannot be written
+
+
+def in_a_bad_home(tmp_path, code, **variables):
+    "Run code where the home is below a file: not even root can write there."
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith(("XDG_", "QKS_", "MPL", "HF_"))
+    }
+    environment |= {"HOME": f"{os.devnull}/home", "TMPDIR": str(tmp_path), "HF_HUB_OFFLINE": "1", **variables}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+BAD_HOMES = pytest.mark.skipif(os.name == "nt", reason="homes are elsewhere on Windows")
+
+
+@BAD_HOMES
+def test_a_bad_home_costs_no_warning_and_is_spared_once(tmp_path):
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (96, 96), "red").save(picture)
+    words = ["tag", str(picture), "--labels", "cat,dog", "--model", "pocket", "--device", "cpu", "--threshold", "0"]
+    code = f"from qks.commands.main import main; assert main({words}) == 0; import matplotlib.pyplot"
+    assert in_a_bad_home(tmp_path, code).stderr == ""
+    [cache] = tmp_path.glob("qks-*/cache/labels.sqlite")
+    [fonts] = tmp_path.glob("qks-*/matplotlib/fontlist*.json")
+    times = [path.stat().st_mtime_ns for path in (cache, fonts)]
+    assert in_a_bad_home(tmp_path, code).stderr == ""
+    assert [path.stat().st_mtime_ns for path in (cache, fonts)] == times  # computed once
+
+
+@BAD_HOMES
+def test_a_folder_that_somebody_else_made_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    open_to_all = tmp_path / f"qks-{os.getuid()}"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    assert temporary_folder("cache").parent != open_to_all
 
 
 def test_assets_are_shipped():
@@ -446,6 +535,17 @@ def test_the_cache_is_in_the_systems_place(cache_places):
     assert cache_folder() == default
     default.mkdir(parents=True)
     former.mkdir(parents=True)
+    assert cache_folder() == default
+
+
+@BAD_HOMES
+def test_a_cache_that_can_only_be_read_is_read(cache_places, tmp_path, monkeypatch):
+    default, _ = cache_places
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr("qks.core.files.can_write", lambda folder: False)
+    assert cache_folder() == tmp_path / "temporary" / f"qks-{os.getuid()}" / "cache"
+    default.mkdir(parents=True)
     assert cache_folder() == default
 
 

@@ -523,6 +523,8 @@ def test_the_commands_of_the_readme_run(server, tmp_path, monkeypatch, nuswide, 
         for line in Path(f"data/folder/{split}.csv").read_text().splitlines()[1:]:
             write_images(Path("data/folder"), line.split(",")[0])
     Path("data/folder/unseen.txt").write_text("dog\n")
+    for name in ("cat", "dog"):
+        write_images(Path("my-export") / name, *(f"{number}.jpg" for number in range(8)))
     lines = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
     lines += re.findall(r"`(qks data [^`]* --min-bytes 1)`", README)
     assert len(lines) > 9

@@ -124,6 +124,14 @@ def test_what_does_not_fit_is_named(tmp_path, capsys):
         assert part in said
 
 
+def test_without_categories_the_reason_is_given(tmp_path, capsys):
+    content = coco(["1.jpg"], [], [(0, 5)])
+    write(tmp_path / "set", "labels.json", content)
+    write_pictures(tmp_path / "set", "1.jpg")
+    said = refused(capsys, tmp_path / "set", tmp_path / "out")
+    assert "no picture shows a label (left out: annotations of a category that is not listed (1))" in said
+
+
 def test_panoptic_segments_are_labels(tmp_path):
     content = coco(["1.jpg"], ["cat", "dog", "sky"], [])
     content["annotations"] = [{"image_id": 0, "segments_info": [{"category_id": 0}, {"category_id": 2}]}]

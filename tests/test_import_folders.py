@@ -34,7 +34,7 @@ def test_class_folders_in_splits(pets, tmp_path, capsys):
         "train/dog/d2.jpg": ["dog"],
     }
     assert list(test) == ["val/cat/c1.jpg", "val/cat/c2.jpg", "val/dog/d1.jpg", "val/dog/d2.jpg"]
-    assert "4 val pictures are to test on" in capsys.readouterr().out
+    assert "val pictures (4) are to test on" in capsys.readouterr().out
 
 
 def test_val_beside_a_test_chooses_the_epoch(pets, tmp_path):
@@ -126,7 +126,6 @@ def test_a_root_that_is_in_use_is_refused_and_nothing_is_touched(pets, tmp_path,
     assert "files of its own" in refused(capsys, pets, out, "--force")
     assert [path.name for path in out.iterdir()] == ["notes.txt"]
     assert "is a file" in refused(capsys, pets, out / "notes.txt")
-    assert "is inside" in refused(capsys, pets, pets / "train/new")
     assert not list(tmp_path.glob(".*"))
 
 
@@ -152,6 +151,21 @@ def test_in_place(pets, tmp_path, capsys):
     assert run(pets, pets, "--force") == 0
     assert "read as imagefolder" in capsys.readouterr().out
     assert labels_of(pets, "train") == train
+
+
+def test_a_root_inside_its_source_is_no_source_itself(pets, tmp_path, monkeypatch):
+    monkeypatch.chdir(pets)
+    first = import_and_prepare(".", "out", "--copy")
+    assert first == import_and_prepare(".", "more/out") and len(first[0]) == 4
+    write(pets, "labels.csv", "image,labels\ntrain/cat/c1.jpg,tom\n")
+    assert import_and_prepare("labels.csv", "third")[0] == {"train/cat/c1.jpg": ["tom"]}
+
+
+def test_twins_are_merged_in_every_format(tmp_path, capsys):
+    write_pictures(tmp_path / "set", "hot dog/1.jpg", "hot dog/2.jpg", "Hot_Dog/3.jpg", "cat/4.jpg")
+    train, _ = import_and_prepare(tmp_path / "set", tmp_path / "out", "--merge-twins")
+    assert sorted(label for labels in train.values() for label in labels) == ["cat", "hot dog", "hot dog", "hot dog"]
+    assert "'Hot_Dog' into 'hot dog'" in capsys.readouterr().out
 
 
 def test_a_table_of_ones_own_is_never_replaced(tmp_path, capsys):
@@ -208,6 +222,9 @@ def test_what_shows_no_format(tmp_path, capsys):
     assert "shows none of the known formats" in refused(capsys, tmp_path / "flat", tmp_path / "out")
     write(tmp_path / "flat", "export.zip", b"PK")
     assert "unpack it" in refused(capsys, tmp_path / "flat", tmp_path / "out")
+    assert "unpack it" in refused(capsys, tmp_path / "flat/export.zip", tmp_path / "out")
+    write(tmp_path / "flat", "labels.xlsx", b"PK\x03\x04 rows")
+    assert "save it as CSV" in refused(capsys, tmp_path / "flat/labels.xlsx", tmp_path / "out", "--format", "csv")
     assert "does not exist" in refused(capsys, tmp_path / "nothing", tmp_path / "out")
 
 

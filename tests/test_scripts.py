@@ -79,6 +79,15 @@ def test_run_notebooks_drops_bars_and_keeps_warnings(tmp_path):
     assert "look out" in json.dumps(warning)
 
 
+def test_run_notebooks_shows_no_temporary_folder(tmp_path):
+    code = "import tempfile\nfolder = tempfile.mkdtemp()\nprint(f'written to {folder}/a.png')\nfolder"
+    path = notebook(tmp_path / "d.ipynb", code)
+    assert run(path).returncode == 0
+    printed, last = outputs(path)[0]
+    assert "".join(printed["text"]) == "written to …/a.png\n"
+    assert "".join(last["data"]["text/plain"]) == "'…'"
+
+
 def test_run_notebooks_leaves_a_failing_notebook_as_it_was(tmp_path):
     path = notebook(tmp_path / "b.ipynb", "1/0", "print('never')")
     before = path.read_text()

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from qks.core import QKSError
-from qks.model.tagger import _read_pictures, find_pictures, rank_labels, read_labels, write_labels
+from qks.model.tagger import find_pictures, rank_labels, read_labels, read_pictures, write_labels
 
 
 def plain_ranking(labels, logits, token_index, top_k, threshold):
@@ -107,8 +107,8 @@ def test_unreadable_pictures_are_reported(folder):
     def report(image, error):
         unreadable.append((image, error))
 
-    read = list(_read_pictures([folder / "a.jpg", folder / "b.PNG"], report))
+    read = list(read_pictures([folder / "a.jpg", folder / "b.PNG"], report))
     assert [image for image, _ in read] == [folder / "b.PNG"] and read[0][1].size == (4, 4)
     assert [image for image, _ in unreadable] == [folder / "a.jpg"] and isinstance(unreadable[0][1], QKSError)
     with pytest.raises(QKSError, match="a.jpg is not an image"):
-        next(_read_pictures([folder / "a.jpg"]))
+        next(read_pictures([folder / "a.jpg"]))

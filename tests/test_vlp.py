@@ -827,6 +827,12 @@ def test_checksums_of_any_type_and_size(dtype, size):
         assert frozen.weight_checksums(module) != before
 
 
-@pytest.mark.parametrize("device", ["meta", "abacus", "cuda:99", 3.5, ["cpu"]])
+@pytest.mark.parametrize("device", ["meta", "abacus", "cuda:99", "hpu", "mps:7", 3.5, ["cpu"]])
 def test_a_device_that_cannot_compute(device):
     refused("device .* is not available .*: use cpu, or a device that torch sees", load_vlp, device=device)
+
+
+def test_devices_that_people_call_otherwise():
+    refused("device 'gpu' is called cuda by torch: pass 'cuda', or 'cpu' without a card", load_vlp, device="gpu")
+    refused("device 'GPU:1' is called cuda by torch: pass 'cuda:1'", load_vlp, device="GPU:1")
+    refused("'meta' is not available .it holds shapes without numbers.", load_vlp, device="meta")

@@ -6,21 +6,29 @@
 __all__ = ['FormatName', 'WRITERS', 'ENDINGS', 'choose_format', 'check_out', 'open_writer']
 
 # %% ../../nbs/answers/07_formats.ipynb #02a72f22
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 from .answer import AnswerInfo
+from .documents import COCOWriter, FiftyOneWriter, LabelStudioWriter, ParquetWriter
+from .sidecars import SidecarWriter
 from .streams import AnswerWriter, CSVWriter, JSONLinesWriter, JSONWriter, TextWriter
 from ..core.errors import QKSError
 
 # %% ../../nbs/answers/07_formats.ipynb #6096ee32
-FormatName = Literal["text", "json", "jsonl", "csv"]
+FormatName = Literal["text", "json", "jsonl", "csv", "parquet", "coco", "fiftyone", "label-studio", "xmp"]
 
 WRITERS: dict[str, type[AnswerWriter]] = {
     "text": TextWriter,
     "json": JSONWriter,
     "jsonl": JSONLinesWriter,
     "csv": CSVWriter,
+    "parquet": ParquetWriter,
+    "coco": COCOWriter,
+    "fiftyone": FiftyOneWriter,
+    "label-studio": LabelStudioWriter,
+    "xmp": SidecarWriter,
 }
 
 ENDINGS = {  # of the file that will be written -> format
@@ -29,6 +37,7 @@ ENDINGS = {  # of the file that will be written -> format
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".csv": "csv",
+    ".parquet": "parquet",
 }
 
 # %% ../../nbs/answers/07_formats.ipynb #5ff92359
@@ -51,18 +60,27 @@ def choose_format(
 
 # %% ../../nbs/answers/07_formats.ipynb #1e8e340d
 def check_out(
-    out: Path | None,  # file to write; None: standard output
+    name: str,  # a key of `WRITERS`
+    out: Path | None,  # file or folder to write; None: standard output
     force: bool = False,  # whether it may be replaced
 ) -> None:
-    "Raise `QKSError` where a file cannot be written, or is there already."
+    "Raise `QKSError` where a format cannot be written to this place, or something is there already."
+    writer = WRITERS[name]
+    if writer.package is not None and find_spec(writer.package) is None:
+        raise QKSError(f"--format {name} needs {writer.package}: pip install 'qks[{name}]'")
     if out is None:
+        if writer.needs_out:
+            raise QKSError(f"--format {name} needs a place: pass --out {'FOLDER' if writer.writes_folder else 'FILE'}")
         return
-    if out.is_dir():
-        raise QKSError(f"--out {out} is a folder: name a file in it, such as {out / 'tags.csv'}")
+    if out.is_dir() and not writer.writes_folder:
+        raise QKSError(f"--out {out} is a folder: name a file in it for --format {name}")
+    if out.is_file() and writer.writes_folder:
+        raise QKSError(f"--out {out} is a file: name a folder for --format {name}")
     if not out.parent.is_dir():
         raise QKSError(f"--out {out}: the folder {out.parent} does not exist: make it, or name another")
-    if out.is_file() and not force:
-        raise QKSError(f"--out {out} exists already: name another file, or pass --force to replace it")
+    for file in writer.files(out):
+        if file.is_file() and not force:
+            raise QKSError(f"--out: {file} exists already: name another place, or pass --force to replace it")
 
 # %% ../../nbs/answers/07_formats.ipynb #70c7c8c1
 def open_writer(

@@ -9,6 +9,7 @@ __all__ = ['AnswerWriter', 'StreamWriter', 'TextWriter', 'json_entry', 'JSONLine
 import csv
 import io
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,15 @@ class AnswerWriter:
 
     The output is whole when the block ends, also where the answers end early.
     """
+
+    needs_out = False  # whether there is nothing for standard output
+    writes_folder = False  # whether `out` is a folder
+    package: str | None = None  # what must be installed
+
+    @staticmethod
+    def files(out: Path) -> list[Path]:
+        "What is replaced where it exists."
+        return [out]
 
     def __init__(
         self,
@@ -87,7 +97,7 @@ class TextWriter(StreamWriter):
         if answer.error is not None:
             yield f"{answer.image}  (cannot be read)"
             return
-        yield answer.image if answer.tags else f"{answer.image}  (no label reaches the threshold)"
+        yield answer.image if answer.tags else f"{answer.image}  (no label reaches its threshold)"
         for label, value, token in answer.tags:
             number = f" {value:5.3f}" if self.info.number == "score" else f"{100 * value:5.1f} %"
             behind = f"  (token {token})" if token is not None and token >= 0 else ""
@@ -129,17 +139,25 @@ class CSVWriter(StreamWriter):
     "A line per picture: its labels, their probabilities, and the reason where it could not be read."
 
     def begin(self) -> None:
+        from qks.data.label_text import NO_LABEL_WORDS
+
         super().begin()
+        special = re.compile(r"""[|;,\t\n"'\[\](){}]""")
+        words = NO_LABEL_WORDS.split(",")
+        self.are_plain = not any(special.search(label) or label in words for label in self.info.labels)
         plural = {"probability": "probabilities"}.get(self.info.number, f"{self.info.number}s")
         self._line("image", "labels", plural, "error")
 
     def write(self, answer: Answer) -> None:
-        from qks.data.label_text import write_label_text
-
         super().write(answer)
-        labels = write_label_text(label for label, _, _ in answer.tags)
-        numbers = ",".join(f"{value:.6g}" for _, value, _ in answer.tags)
-        self._line(answer.image, labels, numbers, answer.error or "")
+        labels = [label for label, _, _ in answer.tags]
+        numbers = [float(f"{value:.6g}") for _, value, _ in answer.tags]
+        self._line(answer.image, self._cell(labels), self._cell(numbers), answer.error or "")
+
+    def _cell(self, values: list[Any]) -> str:
+        if self.are_plain or not values:
+            return "|".join(map(str, values))
+        return json.dumps(values, ensure_ascii=False)
 
     def _line(self, *cells: str) -> None:
         line = io.StringIO()  # so that it is written whole

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from .options import Command, DrawingWorkers, Force, MessageOptions
+from .options import AcceptTruncated, Command, DrawingWorkers, Force, MessageOptions
 from ..core.processes import available_cores
 from ..data.pocket import PocketConfig
 from ..data.registry import DATASETS, detect_dataset
@@ -85,11 +85,13 @@ def check_command(
         root: Root
         dataset: entry.options if has_options else tyro.conf.Suppress[entry.options] = entry.options()
         check: CheckOptions = CheckOptions()
+        accept_truncated: AcceptTruncated = False
         output: ListOptions = ListOptions()
         messages: MessageOptions = MessageOptions()
 
         def execute(self) -> int:  # 0 where nothing has to be repaired, 1 where something has
             from qks.core import write_atomic
+            from qks.core.images import accept_truncated_images
             from qks.data.splits import check_dataset
             from qks.evaluate.tables import check_new_file
 
@@ -97,7 +99,8 @@ def check_command(
             file = self.output.list
             if file is not None:
                 check_new_file(file, self.output.force)
-            report = check_dataset(self.root, name, **asdict(self.check), **asdict(self.dataset))
+            with accept_truncated_images(self.accept_truncated):
+                report = check_dataset(self.root, name, **asdict(self.check), **asdict(self.dataset))
             if file is not None:
                 write_atomic(file, "".join(f"{image}\n" for image in report.faulty))
             return print_answer(report, report.ok)
@@ -118,6 +121,7 @@ def prepare_command(
         splits: tuple[Literal["train", "test"], ...] = ("train", "test")  # which splits
         leave_out_missing: bool = False  # leave out images whose files are missing; else training asks for them
         leave_out_damaged: bool = False  # decode every image, and leave out those that cannot be read
+        accept_truncated: AcceptTruncated = False
 
         # leave out smaller files as well; 4001 finds NUS-WIDE's placeholders; None: 1 where missing images are left out
         min_bytes: int | None = None
@@ -125,12 +129,16 @@ def prepare_command(
         messages: MessageOptions = MessageOptions()
 
         def execute(self) -> int:  # 0
+            from qks.core.images import accept_truncated_images
             from qks.data.splits import prepare
 
             min_bytes = self.min_bytes
             if min_bytes is None and self.leave_out_missing:
                 min_bytes = 1
-            prepared = prepare(self.root, name, self.splits, min_bytes, self.leave_out_damaged, **asdict(self.dataset))
+            with accept_truncated_images(self.accept_truncated):
+                prepared = prepare(
+                    self.root, name, self.splits, min_bytes, self.leave_out_damaged, **asdict(self.dataset)
+                )
             return print_answer(prepared)
 
     return PrepareCommand
@@ -211,7 +219,7 @@ for dataset in DATASETS:
     COMMANDS |= dataset_commands(dataset)
 COMMANDS["data import"] = Command(
     "Turn what you have (ImageFolder, CSV, COCO, VOC, YOLO, CVAT, Label Studio and more) into a folder to train on.",
-    "my-export my-photos --test-part 0.2",
+    "data/export data/my-photos --test-part 0.2",
     ImportCommand,
 )
 COMMANDS["data pocket"] = Command(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from .options import Command, Device, Force, MessageOptions, Workers, prepare_processor
+from .options import AcceptTruncated, Command, Device, Force, MessageOptions, Workers, prepare_processor
 from .tag import read_label_arguments
 from ..core.errors import QKSError, check_count, check_fields
 from ..experiment.spec import VLPSource, check_cache_dtype
@@ -87,7 +87,11 @@ class EvaluateCommand:
 
     bootstrap: int = 0  # 95 % intervals over images from so many resamples, such as 1000; 0: none
     seed: int = 0  # of the resamples
-    baselines: bool = False  # score the frozen VLP alone, too: zero-shot and best patch
+
+    # score the frozen VLP alone, too: zero-shot and best patch; named, other readouts besides: top-patches, vv, qq-kk,
+    # clear, local-global, windows, standardised, windows:cls …, or all of them
+    baselines: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="[NAME ...]")] = None
+
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None  # write the report to this file
     per_label: Annotated[Path | None, tyro.conf.arg(metavar="FILE.csv")] = None  # write AP per label to this table
     vlp: VLPSource = VLPSource()
@@ -103,6 +107,7 @@ class EvaluateCommand:
     # differs, or always
     cache_check: Literal["time", "size", "content"] = "time"
 
+    accept_truncated: AcceptTruncated = False
     force: Force = False
     device: Device = None
     workers: Workers = 0
@@ -116,8 +121,11 @@ class EvaluateCommand:
             raise QKSError("--partial-labels is the protocol partial-labels, and --protocol names another: pass one")
 
     def execute(self) -> int:
+        from qks.core.images import accept_truncated_images
+
         prepare_processor(self.device, {"--vlp-precision": self.vlp.precision})
-        return run_evaluation(self)
+        with accept_truncated_images(self.accept_truncated):
+            return run_evaluation(self)
 
 # %% ../../nbs/commands/04_evaluate.ipynb #5e0c24fe
 def choose_part(
@@ -163,6 +171,17 @@ def check_output_files(
     if len({path.resolve() for path in files}) < len(files):
         raise QKSError(f"--json and --per-label both name {files[0]}: give each a file of its own")
 
+# %% ../../nbs/commands/04_evaluate.ipynb #1ce0aa52
+def check_readouts(
+    names: tuple[str, ...],  # of readouts, or "all"
+) -> None:
+    "Raise `QKSError` for a name that no readout has."
+    from qks.readouts.registry import find_readout
+
+    for name in names:
+        if name != "all":
+            find_readout(name)
+
 # %% ../../nbs/commands/04_evaluate.ipynb #8beee5a1
 def run_evaluation(
     options: EvaluateCommand,
@@ -175,17 +194,19 @@ def run_evaluation(
 
     index, remarks = choose_part(options)
     report_config(options, index)  # a mistake is found before the model is loaded
+    check_readouts(options.baselines or ())
     check_output_files(options)
     model = load_model(options.model, options.vlp, options.n_heads, options.device)
     index, more = group_by_training(index, model.labels)
     config = report_config(options, index)
     dtype = PRECISIONS[options.cache_dtype or "fp16"]
     facts = evaluation_facts(options.model, model, options.cache, dtype)
+    baselines = options.baselines is not None and (options.baselines or True)
     report = facts | evaluate_model(
         model,
         index,
         config,
-        options.baselines,
+        baselines,
         options.workers,
         options.cache,
         dtype=dtype,

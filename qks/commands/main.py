@@ -18,6 +18,7 @@ from typing import NamedTuple
 from .. import __version__
 from .options import Command, CommandOptions, is_first_process, messages_to_stderr, parse_options
 from ..core.errors import QKSError
+from ..core.files import spare_home
 
 # %% ../../nbs/commands/07_main.ipynb #899f1eda
 MODULES = {  # the first word -> what it does; each is a module of this package
@@ -25,7 +26,9 @@ MODULES = {  # the first word -> what it does; each is a module of this package
     "tag": "tag pictures with any labels",
     "train": "train a head on a data set, then evaluate it",
     "evaluate": "score a model on the test split of a data set",
+    "calibrate": "find a model's thresholds, so that tag may answer nothing",
     "data": "import, fetch, check and prepare data sets; write Pocket-WIDE",
+    "completion": "print a script with which a shell completes all this",
 }
 
 
@@ -209,6 +212,7 @@ def main(
     "Entry point of the command `qks`: a user's mistake ends in one sentence and a non-zero status."
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show costs no result
+    spare_home()
     words = sys.argv[1:] if argv is None else list(argv)
     name = words[0] if words else ""
 
@@ -222,6 +226,9 @@ def main(
             if is_first_process():
                 logger.error(str(error))
             return 2
+        except BrokenPipeError:  # the reader of the help, such as head, has enough
+            discard_output()
+            return 0
         except SystemExit as exit:  # help was printed, or a message about a wrong flag
             return exit.code if isinstance(exit.code, int) else 2
         logger.setLevel(options.messages.level)

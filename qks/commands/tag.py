@@ -7,6 +7,7 @@ __all__ = ['COMMANDS', 'read_label_arguments', 'OutputOptions', 'TagCommand']
 
 # %% ../../nbs/commands/02_tag.ipynb #7310c904
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,22 +20,37 @@ from ..answers.answer import Answer, AnswerInfo, answer_pictures
 from ..answers.asked import AskedPictures, find_asked, read_names
 from ..answers.formats import FormatName, check_out, choose_format, open_writer
 from ..answers.stopping import SignalGate
-from .options import Command, Device, MessageOptions
-from ..core.errors import QKSError, check_fields
+from .options import AcceptTruncated, Command, Device, MessageOptions
+from .thresholds import ThresholdOptions, choose_thresholds
+from ..core.errors import QKSError, check_fields, shorten
 from ..experiment.spec import VLPSource
 
 # %% ../../nbs/commands/02_tag.ipynb #e3389de0
 logger = logging.getLogger("qks.commands.tag")
 
-# %% ../../nbs/commands/02_tag.ipynb #406b82ad
+# %% ../../nbs/commands/02_tag.ipynb #ec1963b0
+def _refuse_files(
+    labels: list[str],  # that a user typed
+) -> None:
+    "Raise `QKSError` where a label is the name of a file that exists."
+    for label in labels:
+        is_like_path = bool(Path(label).suffix) or "/" in label or os.sep in label
+        if (is_like_path or len(labels) == 1) and os.path.isfile(label):
+            raise QKSError(
+                f"--labels: {shorten(label)!r} is a file: pass --labels-file {label} to read labels from it; "
+                "to use its name as a label, rename the file or run the command in another folder"
+            )
+
+# %% ../../nbs/commands/02_tag.ipynb #1c823821
 def read_label_arguments(
-    labels: str | None,  # labels separated by commas
+    labels: str | None,  # labels separated by commas, presets such as @coco80 among them
     labels_file: Path | None,  # a file with one label per line
     separator: str | None = None,  # between labels; None: judged by what is there
     encoding: str | None = None,  # of the file; None: judged by its bytes
 ) -> list[str] | None:  # label names; None where neither is given
     "The labels that the user gave; raises `QKSError` where both are given, or the file cannot be read."
     from qks.data.label_text import read_label_text
+    from qks.data.presets import expand_presets
     from qks.data.table import read_label_file
 
     if labels is not None and labels_file is not None:
@@ -42,24 +58,44 @@ def read_label_arguments(
     if labels is not None:
         cells = read_label_text(labels, separator, "--labels")
         names = list(cells.labels[0])
+        _refuse_files(names)
         remarks = cells.remarks
     elif labels_file is not None:
+        if str(labels_file).startswith("@") and not labels_file.exists():
+            raise QKSError(f"--labels-file {labels_file} is missing: lists by name are for --labels {labels_file}")
         names, remarks = read_label_file(labels_file, separator, encoding)
     else:
         return None
-    for remark in remarks:
+    expanded = expand_presets(names)
+    for remark in [*remarks, *expanded.remarks]:
         logger.warning(f"{'--labels' if labels_file is None else labels_file}: {remark}")
-    return names
+    return expanded.labels
+
+# %% ../../nbs/commands/02_tag.ipynb #9fa2a007
+def everyday_labels(
+    model: str,  # as the user named it
+) -> list[str]:
+    "The labels where neither the user nor the model names any."
+    from qks.data.presets import EVERYDAY, preset_labels
+
+    labels = preset_labels(EVERYDAY)
+    logger.warning(
+        f"{model} names no labels that it was trained on: it is asked for the {len(labels):,} common things of "
+        f"{EVERYDAY}; --labels or --labels-file names others"
+    )
+    return labels
 
 # %% ../../nbs/commands/02_tag.ipynb #19e11abb
 @dataclass(frozen=True)
 class OutputOptions:
     "Where the tags go, and in which form."
 
-    format: FormatName | None = None  # None: by the ending of --out, or else text
+    # parquet, coco, fiftyone, label-studio: for programs of that name; xmp: keywords in a file beside each picture;
+    # None: by the ending of --out, or else text
+    format: FormatName | None = None
 
-    # file to write, while the tags come; None: standard output
-    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    # file to write; a folder for fiftyone and xmp; None: standard output, for xmp beside the pictures
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE|FOLDER")] = None
 
     json: bool = False  # short for --format json
     force: Annotated[bool, tyro.conf.arg(help="replace a file that is there already")] = False
@@ -93,7 +129,8 @@ class TagCommand:
     # paths in --images-from end in a zero byte, as find -print0 writes them; noticed by itself, too
     null: Annotated[bool, tyro.conf.arg(aliases=["-0"])] = False
 
-    # label names, any, separated by commas: cat,bridge,sunset; None: those that the model was trained on
+    # label names, any, separated by commas: cat,bridge,sunset; or a list by name: @everyday, @coco80, @nuswide81,
+    # @openimages600, @imagenet1k; None: those that a trained model was trained on, or else @everyday
     labels: str | None = None
 
     labels_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None  # text file with one label per line
@@ -103,12 +140,19 @@ class TagCommand:
 
     encoding: str | None = None  # of the file of labels, such as cp1252; None: judged by its bytes
 
-    # 'pocket', the folder of a run or of its model, or the authors' checkpoint file with --vlp and --pretrained
-    model: str = "pocket"
+    # a trained model: the folder of a run or of its model, 'pocket' (emoji), or the authors' checkpoint file with --vlp
+    # and --pretrained; None: the VLP without training
+    model: str | None = None
 
     vlp: VLPSource = VLPSource()
+
+    # without --model, how the VLP is asked: cls, best-patch, top-patches, vv, qq-kk, clear, local-global, windows,
+    # standardised, windows:cls …; None: qq-kk, or what the VLP has in its place
+    readout: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+
     top_k: int | None = None  # labels shown per picture, at most; None: 5, or all over the threshold
-    threshold: float | None = None  # show only labels at least this probable, 0 to 1
+    limits: ThresholdOptions = ThresholdOptions()
+    accept_truncated: AcceptTruncated = False
     output: OutputOptions = OutputOptions()
     device: Device = None
     messages: MessageOptions = MessageOptions()
@@ -124,13 +168,18 @@ class TagCommand:
             raise QKSError("--null (-0) says how --images-from is written: pass both, or neither")
 
     def execute(self) -> int:  # 1 where a picture cannot be read
+        from qks.core.images import accept_truncated_images
+
         asked = find_pictures(self)
         name = self.output.chosen_format
-        check_out(self.output.file, self.output.force)
+        check_out(name, self.output.file, self.output.force)
         labels = read_label_arguments(self.labels, self.labels_file, self.label_separator, self.encoding)
+        check_labels_first(labels, self)
         model = load_tagger(self)
-        labels = choose_labels(model, labels, self.model)
-        return write_tags(model, asked, labels, name, self)
+        labels = choose_labels(model, labels, self.model or model.vlp.name)
+        warn_of_photographs(model, asked.pictures)
+        with accept_truncated_images(self.accept_truncated):
+            return write_tags(model, asked, labels, name, self)
 
 # %% ../../nbs/commands/02_tag.ipynb #76f754fa
 def find_pictures(
@@ -152,13 +201,32 @@ def find_pictures(
     return asked
 
 # %% ../../nbs/commands/02_tag.ipynb #3a8df5a6
+def check_labels_first(
+    labels: list[str] | None,  # those that the user named
+    options: TagCommand,
+) -> None:
+    "Raise `QKSError` for what would fail after weights have been fetched and loaded."
+    from qks.model.tagger import check_tag_arguments
+
+    if labels is not None:
+        top_k = options.top_k and min(options.top_k, len(labels))
+        check_tag_arguments(labels, top_k, options.limits.threshold)
+
+# %% ../../nbs/commands/02_tag.ipynb #c29e39b8
 def load_tagger(
     options: TagCommand,
-) -> Any:  # a `QKS`
+) -> Any:  # a trained `QKS`, or a `ZeroShotTagger`
     "The model to ask; raises `QKSError` where it cannot be loaded."
-    from qks.experiment.loading import load_model
+    from qks.experiment import loading
 
-    return load_model(options.model, options.vlp, device=options.device)
+    use_own = not options.limits.no_thresholds
+    model = loading.load_tagger(options.model, options.vlp, options.readout, options.device, use_own)
+    if options.model is None:
+        logger.warning(
+            f"{model.vlp.name}, without training ({model.readout.title}): scores from 0 to 1 rank the labels and "
+            "are no probabilities; --model names a trained model"
+        )
+    return model
 
 # %% ../../nbs/commands/02_tag.ipynb #5d73e3a8
 def choose_labels(
@@ -166,12 +234,29 @@ def choose_labels(
     labels: list[str] | None,  # those that the user named
     name: str,  # of the model, as the user gave it
 ) -> list[str]:
-    "The labels to ask for; raises `QKSError` where neither the user nor the model names any."
+    "The labels to ask for; what the VLP can hardly read is reported."
+    from qks.model.scripts import describe_scripts
+
     if labels is None:
-        labels = list(model.labels)
-    if not labels:
-        raise QKSError(f"{name} does not say which labels it was trained on: pass --labels or --labels-file")
+        labels = list(model.labels) or everyday_labels(name)
+    for remark in describe_scripts(model.vlp.tokenizer, labels):
+        logger.warning(remark)
     return labels
+
+# %% ../../nbs/commands/02_tag.ipynb #da79f873
+def warn_of_photographs(
+    model: Any,  # a trained `QKS`, or a `ZeroShotTagger`
+    pictures: list[str],  # paths
+) -> None:
+    "Say so where the pocket model is asked about pictures that are none of its kind."
+    from qks.data.pocket import first_foreign
+
+    foreign = first_foreign(pictures) if model.vlp.name == "pocket" else None
+    if foreign is not None:
+        logger.warning(
+            f"{foreign} is none of the emoji scenes (96 x 96 pixels) that the pocket model knows: its tags mean "
+            "little there; leave --model out to ask CLIP without training, or train on photographs with --vlp"
+        )
 
 # %% ../../nbs/commands/02_tag.ipynb #7cfa007b
 def tag_in_order(
@@ -183,14 +268,17 @@ def tag_in_order(
     "An answer for each picture, in their order; each one that cannot be read is reported at once."
     from qks.core import progress
 
+    limits = choose_thresholds(model, labels, options.limits)
+    if limits.remark:
+        logger.warning(limits.remark)
     top_k = options.top_k
-    if top_k is None and options.threshold is None:
+    if top_k is None and not limits.is_limit:
         top_k = 5
     if top_k is not None:
         top_k = min(top_k, len(labels))
 
     def tag_each(images, unreadable):
-        return model.tag_each(images, labels, top_k, options.threshold, unreadable=unreadable)
+        return model.tag_each(images, labels, top_k, limits.threshold, unreadable=unreadable)
 
     def report(image, error):
         logger.error(str(error))
@@ -210,21 +298,29 @@ def write_tags(
     "Write the answer of each picture; one that cannot be read costs no others."
     n_pictures = len(asked.pictures)
     n_unreadable = 0
+    n_unwritten = 0
     answers = tag_in_order(model, asked.pictures, labels, options)
-    writer = open_writer(
-        name, AnswerInfo(tuple(labels), asked.root, options.model, "probability", n_pictures), options.output.file
-    )
+    number = "score" if options.model is None else "probability"
+    shown_model = options.model or model.vlp.name
+    info = AnswerInfo(tuple(labels), asked.root, shown_model, number, n_pictures)
+    writer = open_writer(name, info, options.output.file)
     try:
         with SignalGate() as gate, writer:
             for answer in answers:
-                with gate.held():
-                    writer.write(answer)
+                try:
+                    with gate.held():
+                        writer.write(answer)
+                except QKSError as error:  # a sidecar that is damaged
+                    n_unwritten += 1
+                    logger.error(str(error))
                 n_unreadable += answer.error is not None
     except KeyboardInterrupt as stop:
         raise type(stop)(f"stopped after {writer.n_written:,} of {n_pictures:,} pictures") from stop
+    for remark in writer.remarks:
+        logger.warning(remark)
     if n_unreadable and n_pictures > 1:
         logger.error(f"{n_unreadable:,} of {n_pictures:,} pictures could not be read and have no tags")
-    return 1 if n_unreadable else 0
+    return 1 if n_unreadable or n_unwritten else 0
 
 # %% ../../nbs/commands/02_tag.ipynb #f98f24f9
 COMMANDS = {"tag": Command("Tag pictures with any labels.", "photo.jpg --labels cat,bridge,sunset", TagCommand)}

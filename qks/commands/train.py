@@ -9,7 +9,16 @@ __all__ = ['COMMANDS', 'TrainCommand']
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from .options import Command, ConfigFile, Device, Force, MessageOptions, Workers, prepare_processor
+from qks.commands.options import (
+    AcceptTruncated,
+    Command,
+    ConfigFile,
+    Device,
+    Force,
+    MessageOptions,
+    Workers,
+    prepare_processor,
+)
 from ..core.errors import check_count
 from ..experiment.spec import RunSpec
 
@@ -25,6 +34,7 @@ class TrainCommand(RunSpec):
     config: ConfigFile = None
     resume: bool = False  # continue the run in the folder --out, wherever it was interrupted
     force: Force = False
+    accept_truncated: AcceptTruncated = False
     device: Device = None
     workers: Workers = 0
     messages: MessageOptions = MessageOptions()
@@ -39,11 +49,13 @@ class TrainCommand(RunSpec):
         return RunSpec(**{field.name: getattr(self, field.name) for field in fields(RunSpec)})
 
     def execute(self) -> int:
+        from qks.core.images import accept_truncated_images
         from qks.experiment.training_run import run_training
         from qks.train.devices import process_state
 
         prepare_processor(self.device, {"--precision": self.train.precision, "--vlp-precision": self.vlp.precision})
-        answer = run_training(self.spec, self.force, self.resume, self.device, self.workers)
+        with accept_truncated_images(self.accept_truncated):
+            answer = run_training(self.spec, self.force, self.resume, self.device, self.workers)
         out = self.run.folder
         if answer is not None:
             print(*answer, f"Model and figures are in {out}; next: qks tag PICTURE.jpg --model {out}", sep="\n")

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PRIOR_SECONDS', 'TERMINAL_INTERVAL', 'LOG_INTERVAL', 'ACTIVE', 'Loop', 'Stage', 'seconds_left', 'duration',
-           'StageProgress', 'StageLoop']
+           'shows_progress', 'StageProgress', 'StageLoop']
 
 # %% ../../nbs/core/08_stages.ipynb #ad7eeb94
+import logging
 import os
 import sys
 import time
@@ -79,6 +80,12 @@ def duration(
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if minutes else f"{hours} h"
 
+# %% ../../nbs/core/08_stages.ipynb #d8d61c6d
+def shows_progress() -> bool:
+    "Whether this process says how far it is: of many, only the first, and none where the library reports errors only."
+    is_first = os.environ.get("RANK", "0") == "0"
+    return is_first and logging.getLogger("qks").isEnabledFor(logging.WARNING)
+
 # %% ../../nbs/core/08_stages.ipynb #e829db3c
 TERMINAL_INTERVAL = 0.5  # ours: seconds between two looks of the line in a terminal
 LOG_INTERVAL = 60.0  # and elsewhere
@@ -94,7 +101,7 @@ class StageProgress:
     ):
         self.stages = stages
         self.stream = sys.stderr if stream is None else stream
-        self.is_shown = os.environ.get("RANK", "0") == "0"  # of many processes, only the first shows its progress
+        self.is_shown = shows_progress()
         self.in_terminal = self.stream.isatty()
         self.started = time.monotonic()
         self.begun = self.started  # when the current stage began

@@ -7,13 +7,13 @@ __all__ = ['available_memory', 'keep_freed_memory', 'progress']
 
 # %% ../../nbs/core/04_system.ipynb #348e0be8
 import ctypes
-import os
 import sys
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .stages import ACTIVE, StageLoop
+from .stages import ACTIVE, LOG_INTERVAL, StageLoop, shows_progress
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -74,6 +74,45 @@ def keep_freed_memory() -> bool:
     accepted = [mallopt(parameter, ctypes.c_int(value)) == 1 for parameter, value in _MALLOC_SETTINGS.items()]
     return all(accepted)
 
+# %% ../../nbs/core/04_system.ipynb #3b3c3480
+@cache  # each class of bars has a thread and a lock of its own
+def line_bar() -> "type[tqdm]":
+    "A bar for logs: a line a minute, in place of one line that is drawn over."
+    from tqdm import tqdm  # not at the top: help texts of commands need no bar
+
+    class LineBar(tqdm):
+        monitor_interval = 0  # no thread: each step looks at the clock
+
+        @staticmethod
+        def status_printer(file):
+            def print_line(text):
+                if text:
+                    file.write(f"{text}\n")
+                    file.flush()
+
+            return print_line
+
+        def moveto(self, n):
+            pass
+
+        def close(self):
+            if not self.disable:
+                self.disable = True
+                self._decr_instances(self)
+
+    return LineBar
+
+# %% ../../nbs/core/04_system.ipynb #4ab8cf9a
+def choose_bar() -> "tuple[type[tqdm], dict[str, Any]]":  # a class of bars, and how often one is drawn
+    "A bar that is drawn over in a terminal or a notebook; elsewhere, as in the log of a cluster, lines."
+    from tqdm.asyncio import tqdm as terminal_bar
+    from tqdm.auto import tqdm
+
+    is_in_notebook = tqdm is not terminal_bar
+    if is_in_notebook or sys.stderr.isatty():
+        return tqdm, {"delay": 2, "mininterval": 1, "dynamic_ncols": True}
+    return line_bar(), {"delay": LOG_INTERVAL, "mininterval": LOG_INTERVAL, "miniters": 1, "ncols": 80}
+
 # %% ../../nbs/core/04_system.ipynb #874b2ae7
 def progress(
     iterable: Iterable[Any],  # what to iterate over
@@ -82,20 +121,11 @@ def progress(
 ) -> "tqdm | StageLoop":
     """Iterate over `iterable` behind a progress bar that appears only after two seconds.
 
-    In a command that shows its stages, the loop reports to the stage instead.
+    Where standard error is no terminal, a line a minute takes its place. In a command that shows its stages, the loop
+    reports to the stage instead.
     """
     stages = ACTIVE.get()
     if stages is not None:
         return StageLoop(iterable, description, stages)
-    from tqdm.auto import tqdm  # not at the top: help texts of commands need no bar
-
-    return tqdm(
-        iterable,
-        desc=description,
-        total=total,
-        delay=2,
-        mininterval=1,
-        leave=False,
-        dynamic_ncols=True,
-        disable=os.environ.get("RANK", "0") != "0",  # of many processes, only the first shows its progress
-    )
+    bar, settings = choose_bar()
+    return bar(iterable, desc=description, total=total, leave=False, disable=not shows_progress(), **settings)

@@ -9,6 +9,7 @@ from .index import (
     load_index as load_index,
     save_index as save_index,
 )
+from .presets import PRESETS as PRESETS, preset_labels as preset_labels
 from .registry import DATASETS as DATASETS, Dataset as Dataset, detect_dataset as detect_dataset
 from .splits import (
     Prepared as Prepared,

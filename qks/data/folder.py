@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..core import QKSError, check_count, check_labels
+from ..core import QKSError, check_count, check_labels, shorten
 from .files import find_file, find_list, inside_path, locate_list, names_inside, read_image_list
 from .index import Index, ProtocolName, index_pairs, source_digest, without_unseen
 from .label_text import clean_name, describe_twins, find_twins, twin_key
@@ -50,7 +50,7 @@ def _check_known(
             if twin is not None:
                 advice = f"it differs from {twin!r} in capitals, hyphens, underscores or blanks only (--merge-twins)"
             raise QKSError(
-                f"{table.path} line {row.line}: label {label!r} is neither in seen nor in unseen: {advice} "
+                f"{table.path} line {row.line}: label {shorten(label)!r} is neither in seen nor in unseen: {advice} "
                 "(where no list is given, the seen labels are those of the training table)"
             )
 
@@ -119,7 +119,7 @@ def index_folder(
         seen = [label for label in labels_in_order if label not in set(unseen)]
     in_both = [label for label in seen if label in set(unseen)]
     if in_both:
-        raise QKSError(f"label {in_both[0]!r} is in seen and in unseen: a label is one or the other")
+        raise QKSError(f"label {shorten(in_both[0])!r} is in seen and in unseen: a label is one or the other")
     images = [row.image for row in content.rows]
     pairs = [
         (number, label, value)

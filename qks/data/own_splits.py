@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..core import QKSError
+from ..core import QKSError, shorten
 from .index import Index, regroup_labels
 
 # %% ../../nbs/data/11_own_splits.ipynb #1a58178a
@@ -135,13 +135,15 @@ def count_note(
         return None
     listed = " and ".join(f"{count or 'no'} {name} image{'s' if count != 1 else ''}" for name, count in counts.items())
     if not any(counts.values()):
-        return f"label {label!r} has {listed}: it is left out"
+        return f"label {shorten(label)!r} has {listed}: it is left out"
     effects = {
         "training": "it is not trained on, and counts as unseen",
         "test": "no table has a number for it",
         "validation": "it takes no part in choosing the epoch",
     }
-    return f"label {label!r} has {listed}: " + "; ".join(effects[name] for name, count in counts.items() if not count)
+    return f"label {shorten(label)!r} has {listed}: " + "; ".join(
+        effects[name] for name, count in counts.items() if not count
+    )
 
 # %% ../../nbs/data/11_own_splits.ipynb #373047ee
 def move_untrained_labels(

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from ..core import QKSError, check_fields
+from ..core import QKSError, check_fields, shorten
 from .files import CONTROL_CHARACTERS, open_bytes
+from .label_lines import read_label_lines
 from qks.data.label_text import (
     NO_LABEL_WORDS,
     check_separator,
@@ -28,7 +29,6 @@ from qks.data.label_text import (
     describe_list,
     find_twins,
     read_label_cells,
-    read_list,
     split_text,
 )
 from .locate import locate_images
@@ -897,23 +897,31 @@ class LabelFile(NamedTuple):
     labels: list[str]  # distinct, in the order of the file
     remarks: list[str]
 
-# %% ../../nbs/data/09_table.ipynb #58ae070d
-def _label_lines(
-    text: str,  # of a file
-) -> list[tuple[int, str]]:  # number and content of each line; a list in brackets is one line
-    "The lines of a label file that are not blank."
-    content = text.strip()
-    try:
-        is_list = "\n" in content and read_list(content) is not None
-    except ValueError:
-        is_list = False
-    if is_list:
-        return [(1, content)]
-    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    is_yaml = bool(lines) and all(line.startswith("- ") for _, line in lines)
-    return [(number, line[2:].strip()) for number, line in lines] if is_yaml else lines
+# %% ../../nbs/data/09_table.ipynb #38138168
+_SHOWN = 5  # ours: labels that a message names
 
-# %% ../../nbs/data/09_table.ipynb #956a9c3a
+
+def _first_places(
+    places: Sequence[str],  # file and line of each group of labels
+    groups: Sequence[Sequence[str]],
+) -> dict[str, str]:  # label -> its place
+    "Where each label is; raises `QKSError` with the places of those that are there twice."
+    first: dict[str, str] = {}
+    again = []
+    for place, labels in zip(places, groups):
+        for label in labels:
+            if label in first:
+                file, _, line = first[label].rpartition(" line ")
+                again.append(f"{place.removeprefix(f'{file} ')}: {shorten(label)!r} is already in line {line}")
+            first.setdefault(label, place)
+    if again:
+        file = places[0].rpartition(" line ")[0]
+        shown = "; ".join(again[:_SHOWN])
+        count = f" ({len(again):,} labels are there twice)" if len(again) > 1 else ""
+        raise QKSError(f"{file} {shown}; keep one{count}")
+    return first
+
+# %% ../../nbs/data/09_table.ipynb #23060400
 def read_label_file(
     path: str | Path,  # a text file, one label per line
     separator: str | None = None,  # between labels, as in a table's cell
@@ -922,24 +930,18 @@ def read_label_file(
     "Read a list of labels; raises `QKSError` where it is empty, unclear, or names a label twice."
     with open_bytes(path) as file:
         decoded = decode_text(file.read(), path, encoding)
-    lines = _label_lines(decoded.text)
-    if not lines:
-        raise QKSError(f"{path} is empty: expected one label per line")
-    for number, line in lines:
-        control = CONTROL_CHARACTERS.search(line)
+    for number, text in enumerate(decoded.text.split("\n"), 1):
+        control = CONTROL_CHARACTERS.search(text)
         if control:
             raise QKSError(
                 f"{path} line {number} holds the control character {control.group()!r}: "
                 "the file is damaged, or is no text"
             )
-    places = [f"{path} line {number}" for number, _ in lines]
-    cells = read_label_cells([line for _, line in lines], places, separator, no_label="")
-    first_place: dict[str, str] = {}
-    for place, line_labels in zip(places, cells.labels):
-        for label in line_labels:
-            if label in first_place:
-                first = first_place[label].removeprefix(f"{path} ")
-                raise QKSError(f"{place}: {label[:80]!r} is already in {first}; keep one")
-            first_place[label] = place
-    labels = list(first_place)
-    return LabelFile(labels, [*decoded.remarks, *cells.remarks, *describe_list(labels)])
+    content = read_label_lines(decoded.text, path, separator)
+    if not content.lines:
+        raise QKSError(f"{path} is empty: expected one label per line")
+    places = [f"{path} line {line.number}" for line in content.lines]
+    separator = "none" if content.are_names else separator
+    cells = read_label_cells([line.text for line in content.lines], places, separator, no_label="")
+    labels = list(_first_places(places, cells.labels))
+    return LabelFile(labels, [*decoded.remarks, *content.remarks, *cells.remarks, *describe_list(labels)])

@@ -9,6 +9,7 @@ __all__ = ['select_labels', 'select_images', 'group_by_training', 'training_fact
 # %% ../../nbs/experiment/09_evaluation.ipynb #f5b49741
 import difflib
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,12 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..core import QKSError, progress
+from ..core import QKSError, load_image, progress, shorten
 from ..data.check import require_images
 from ..data.files import locate_list, read_image_list
 from ..data.index import Index, regroup_labels
 from ..data.table import read_image_column
-from ..evaluate.baselines import baseline_methods
+from ..evaluate.baselines import baseline_methods, readout_rows
 from ..evaluate.metrics import to_array
 from ..evaluate.protocols import DenseLabels, plan_parts
 from qks.evaluate.report import (
@@ -40,6 +41,8 @@ from .spec import RUN_CONFIG_NAME
 from ..model.prompts import embed_names
 from ..model.scoring import head_scores
 from ..model.tagger import QKS, model_folder
+from ..readouts.block import read_states
+from ..readouts.readout import Readout
 from ..tokens.augment import ImageViews, load_batches, worker_errors
 from ..tokens.cache import DTYPES, IdentifyBy, cache_tokens
 from ..tokens.store import missing_batches
@@ -62,7 +65,9 @@ def select_labels(
         if name not in known:
             similar = difflib.get_close_matches(name, sorted(known), n=1)
             hint = f"did you mean {similar[0]!r}?" if similar else f"there are {', '.join(index.label_names[:10])} …"
-            raise QKSError(f"label {name!r} is not among the {len(index.label_ids):,} of the test split: {hint}")
+            raise QKSError(
+                f"label {shorten(name)!r} is not among the {len(index.label_ids):,} of the test split: {hint}"
+            )
     chosen = [id in names or name in names for id, name in zip(index.label_ids, index.label_names)]  # [C]
     ids = [label for label, is_chosen in zip(index.label_ids, chosen) if is_chosen]
     n_seen = sum(chosen[: index.n_seen])
@@ -181,13 +186,57 @@ class ScoreMatrix:
             raise QKSError(f"scores of {self.done:,} of {len(self.scores):,} images came: give all of them")
         return self.scores
 
+# %% ../../nbs/experiment/09_evaluation.ipynb #53e9ce76
+logger = logging.getLogger("qks.experiment.evaluation")
+
+
+def choose_rows(
+    vlp: VLP,
+    baselines: bool | Sequence[str],  # names of readouts, or "all"; True or False: none
+    streamed: bool,  # scores never exist all at once
+) -> dict[str, Readout]:  # row name -> readout
+    "The readouts to measure; one that must see all scores at once is left out with a remark where they are streamed."
+    readouts = {} if isinstance(baselines, bool) else readout_rows(vlp, baselines)
+    left_out = [row for row, readout in readouts.items() if streamed and readout.is_transductive]
+    for row in left_out:
+        logger.warning(f"{row!r} needs the scores of all images at once, and here they are streamed: it is left out")
+    return {row: readout for row, readout in readouts.items() if row not in left_out}
+
+# %% ../../nbs/experiment/09_evaluation.ipynb #be03fe0c
+def read_again(
+    qks: QKS,
+    index: Index,  # n images, C labels
+    readouts: dict[str, Readout],  # row name -> readout
+    sinks: dict[str, dict[str, Any]],  # row name -> where its scores go
+    workers: int,  # processes that read images
+) -> None:
+    "Score all images by readouts; the tower runs once for those that read whole pictures."
+    if not readouts:
+        return
+    vlp = qks.vlp
+    embeddings = embed_names(qks.pool, vlp, index.label_names).to(vlp.device)  # [C, E]
+    batches = missing_batches([], len(index), 64)
+    reads_pictures = any(readout.reads_pictures for readout in readouts.values())
+    opens_block = any(readout.opens_block for readout in readouts.values() if not readout.reads_pictures)
+    pixels = load_batches(ImageViews(index, vlp.preprocess), batches, workers)
+    for images, batch in zip(pixels, progress(batches, "Readouts")):
+        states = read_states(vlp, images, opens_block)
+        pictures = [load_image(index.path(number)) for number in batch] if reads_pictures else []
+        for row, readout in readouts.items():
+            if readout.reads_pictures:
+                found = readout.score_pictures(vlp, pictures, embeddings)
+            else:
+                found = readout.score_states(vlp, states, embeddings)
+            for sink in sinks[row].values():
+                sink.update(found.scores)
+
 # %% ../../nbs/experiment/09_evaluation.ipynb #d1c9f8be
 @worker_errors()
 def evaluate_model(
     qks: QKS,
     index: Index,  # n images, C labels
     config: ReportConfig | None = None,  # protocols, topk, bootstrap; None: the data set's protocol, and a topk for it
-    baselines: bool = False,  # the frozen VLP without QKS, too
+    baselines: bool | Sequence[str] = False,  # the frozen VLP without QKS, too; names of readouts, "all": more rows
     workers: int = 0,  # processes that read images
     cache: Path | None = None,  # folder of the token cache; None: tokens are not kept
     streamed: bool | None = None,  # scores never exist at once; None: where labels are ternary
@@ -210,19 +259,23 @@ def evaluate_model(
     for protocol in config.protocols:
         plan_parts(annotations, n_seen, config.topk, protocol, names)
     require_images(index, "test")
-    scorers = make_scorers(qks, names, baselines)
+    scorers = make_scorers(qks, names, baselines is not False)
+    readouts = choose_rows(qks.vlp, baselines, streamed)
     sinks: dict[str, dict[str, Any]] = {
         method: open_streams(index, n_seen, config, names) if streamed else {"matrix": ScoreMatrix(*shape)}
-        for method in scorers
+        for method in (*scorers, *readouts)
     }
     for tokens in token_batches(qks.vlp, index, workers=workers, cache=cache, dtype=dtype, identify=identify):
         for method, scorer in scorers.items():
             scores = scorer(tokens)  # [B, C]
             for sink in sinks[method].values():
                 sink.update(scores)
+    read_again(qks, index, readouts, sinks, workers)
     if streamed:
         return build_report_from_streams(sinks, config, names, index.label_ids)
     matrices = {method: sink["matrix"].result() for method, sink in sinks.items()}
+    for method, readout in readouts.items():
+        matrices[method] = readout.over_images(torch.from_numpy(matrices[method])).numpy()
     return build_report(matrices, labels, n_seen, config, names, index.label_ids)
 
 # %% ../../nbs/experiment/09_evaluation.ipynb #33540878

@@ -23,11 +23,12 @@ from ..train.config import PrecisionName, RunConfig, TrainConfig
 class VLPSource:
     "Which frozen vision-language model, and where its weights come from."
 
-    # 'pocket', or an open_clip model such as ViT-B-16; None: the one that the model was trained with
+    # 'pocket', an open_clip model such as ViT-B-16, hf-hub:ORG/NAME or local-dir:FOLDER; None: the one that the model
+    # was trained with
     name: Annotated[str | None, tyro.conf.arg(name="vlp", metavar="NAME")] = None
 
-    # its weights: an open_clip tag such as openai, or a file
-    pretrained: Annotated[str | None, tyro.conf.arg(metavar="TAG|FILE")] = None
+    # its weights: an open_clip tag such as openai, a file, or a folder
+    pretrained: Annotated[str | None, tyro.conf.arg(metavar="TAG|FILE|FOLDER")] = None
 
     gelu: bool = False  # the weight file was trained with GELU; else as open_clip's model of that name
 

@@ -342,7 +342,7 @@ def load_training_data(
     identify: IdentifyBy = "time",  # when images of the cache are read again, as for `cache_tokens`
 ) -> TrainingData:  # with everything that training needs
     "Read labels, embed prompts, cache tokens; raises `QKSError` where an image is missing or the tokens do not fit."
-    pool = pool or PromptPool()
+    pool = pool or PromptPool.of(vlp)
     if parts is None:
         plan = plan_training(open_splits(root), selection, options)
         for remark in plan.remarks:

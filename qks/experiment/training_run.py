@@ -23,6 +23,7 @@ from ..core import DamagedImage, QKSError
 from ..core.arithmetic import PRECISIONS
 from ..data.check import damaged_images, require_images
 from ..data.index import Index, LabelledImages, ProtocolName
+from ..data.pocket import first_foreign
 from ..data.splits import open_splits, without_images
 from ..evaluate.protocols import default_topk
 from .recipe import pictures_per_label, recipe_by_size
@@ -189,6 +190,20 @@ def check_feasible(
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     check_scores_fit(parts, spec.seeds, processes, need if tokens.cache is None else 0)
 
+# %% ../../nbs/experiment/06_training_run.ipynb #b9c17188
+def describe_kind(
+    vlp: str | None,  # its name, as the user gave it; None: not given
+    images: Index,  # to train on
+) -> list[str]:  # sentences
+    "Say so where photographs would be trained on with the pocket VLP because nobody named another."
+    foreign = None if vlp else first_foreign(images.path(number) for number in range(len(images)))
+    if foreign is None:
+        return []
+    return [
+        f"{foreign.name} is none of the emoji scenes that the pocket VLP, the default of qks train, has seen: "
+        "for photographs pass --vlp ViT-B-16 --pretrained openai"
+    ]
+
 # %% ../../nbs/experiment/06_training_run.ipynb #9f0e3a22
 def log_remarks(
     remarks: Sequence[str],  # sentences
@@ -274,6 +289,7 @@ def prepare_run(
     source = spec.vlp
     name = source.name or "pocket"
     vlp = load_vlp(name, source.pretrained, device, source.precision, quick_gelu=source.quick_gelu)
+    remarks += describe_kind(source.name, parts["train"])
     spec = replace(spec, vlp_fingerprint=fingerprint(vlp), init_digest=None)
     initial = None
     if spec.init:

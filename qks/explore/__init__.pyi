@@ -3,6 +3,7 @@ from .explorer import (
     plot_image_tags as plot_image_tags,
     plot_token_blocks as plot_token_blocks,
 )
+from .fonts import choose_fonts as choose_fonts, show_any_script as show_any_script
 from .overlay import show_maps as show_maps
 from .plots import (
     plot_history as plot_history,

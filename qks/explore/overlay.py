@@ -12,6 +12,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from PIL import Image
 
 from ..core import QKSError
+from .fonts import show_any_script
 
 # %% ../../nbs/explore/05_overlay.ipynb #21bcf347
 CLEAR = (1.0, 0.7, 0.0, 0.0)
@@ -84,5 +85,6 @@ def show_maps(
     for axis, image, weights, title, box in zip(axes.flat, images, maps, titles, boxes):
         draw_map(axis, image, weights, box)
         axis.set_title(title, fontsize=8)
+    show_any_script(figure)
     figure.tight_layout()
     return figure

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..core import QKSError
 from ..evaluate.metrics import to_array
+from .fonts import show_any_script
 from .overlay import draw_map
 
 # %% ../../nbs/explore/01_plots.ipynb #83ba95a2
@@ -156,12 +157,15 @@ _Returned = TypeVar("_Returned")
 def literal_text(
     plot: Callable[_Parameters, _Returned],
 ) -> Callable[_Parameters, _Returned]:
-    "Decorator of a plotting function: a `$` in a label is drawn as it is, not read as a formula."
+    "Decorator of a plotting function: labels are drawn as they are, a `$` is no formula, and any script has its font."
 
     @wraps(plot)
     def plot_literally(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Returned:
         with plt.rc_context({"text.parse_math": False}):
-            return plot(*args, **kwargs)
+            drawn = plot(*args, **kwargs)
+            if isinstance(drawn, Figure):
+                show_any_script(drawn)
+            return drawn
 
     return plot_literally
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ClassPath', 'class_paths', 'find_copies', 'detect_imagefolder', 'read_imagefolder']
 
-# %% ../../nbs/formats/03_imagefolder.ipynb #244db4c0
+# %% ../../nbs/formats/03_imagefolder.ipynb #fd47a841
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from ..core import QKSError
 from .records import Reading, ReadOptions, Record, check_label, count_names, some_names, split_of
 from .source import Source
 
-# %% ../../nbs/formats/03_imagefolder.ipynb #f211525f
+# %% ../../nbs/formats/03_imagefolder.ipynb #605c47c8
 class ClassPath(NamedTuple):
     "A picture's path, taken apart."
 
@@ -23,7 +23,7 @@ class ClassPath(NamedTuple):
     split: str | None
     classes: tuple[str, ...]  # class folders, the outermost first; (): in none
 
-# %% ../../nbs/formats/03_imagefolder.ipynb #1ffcd399
+# %% ../../nbs/formats/03_imagefolder.ipynb #8c2c6315
 _WRAPPERS = ("images", "imgs", "img", "data", "dataset", "pictures", "photos")  # folders that are no class
 
 
@@ -37,7 +37,7 @@ def _split_folders(
     are_several = "train" in known.values() and len(set(known.values())) > 1
     return known if known and (are_all or are_several) else {}
 
-# %% ../../nbs/formats/03_imagefolder.ipynb #fa808b96
+# %% ../../nbs/formats/03_imagefolder.ipynb #c9159a7a
 def _without_wrappers(
     paths: Sequence[tuple[str, ...]],  # parts of each
 ) -> int:  # how many outer folders to skip
@@ -55,7 +55,7 @@ def _without_wrappers(
             return depth
         depth += 1
 
-# %% ../../nbs/formats/03_imagefolder.ipynb #4e5e2ccf
+# %% ../../nbs/formats/03_imagefolder.ipynb #6f59f6b3
 def class_paths(
     paths: Sequence[str],  # posix, relative to the folder of the pictures
 ) -> list[ClassPath]:
@@ -79,7 +79,7 @@ def class_paths(
             result.append(ClassPath(path, None, folders))
     return result
 
-# %% ../../nbs/formats/03_imagefolder.ipynb #ebaf8f3e
+# %% ../../nbs/formats/03_imagefolder.ipynb #275c686b
 def _labels_of(
     path: ClassPath,  # with a class
     nested: str | None,  # first, last or all; None: there is one class folder
@@ -94,7 +94,7 @@ def _labels_of(
         )
     return {"first": path.classes[:1], "last": path.classes[-1:]}.get(nested or "all", path.classes)
 
-# %% ../../nbs/formats/03_imagefolder.ipynb #86002572
+# %% ../../nbs/formats/03_imagefolder.ipynb #62702d63
 def find_copies(
     folder: Path,  # of the pictures
     paths: Sequence[ClassPath],
@@ -113,7 +113,7 @@ def find_copies(
                 copies[path] = first_of[content]
     return copies
 
-# %% ../../nbs/formats/03_imagefolder.ipynb #2926bcca
+# %% ../../nbs/formats/03_imagefolder.ipynb #cdcd7c7d
 def detect_imagefolder(
     source: Source,
     options: ReadOptions,
@@ -130,7 +130,7 @@ def detect_imagefolder(
     inside = f" in {', '.join(splits)}" if splits else ""
     return f"pictures are in {count_names(list(classes), 'class folder')}{inside}, such as {some_names(list(classes))}"
 
-# %% ../../nbs/formats/03_imagefolder.ipynb #ee2a5bf5
+# %% ../../nbs/formats/03_imagefolder.ipynb #b5d35a94
 def _empty_classes(
     source: Source,
     paths: Sequence[ClassPath],  # all of them
@@ -151,7 +151,7 @@ def _empty_classes(
                 empty.append(entry.name)
     return empty
 
-# %% ../../nbs/formats/03_imagefolder.ipynb #12b95cd1
+# %% ../../nbs/formats/03_imagefolder.ipynb #65e627ef
 def _other_files(
     source: Source,
     paths: Sequence[ClassPath],
@@ -163,7 +163,7 @@ def _other_files(
         return []
     return [name for name in source.files if name.rpartition("/")[0] in folders and name not in known]
 
-# %% ../../nbs/formats/03_imagefolder.ipynb #cc69435a
+# %% ../../nbs/formats/03_imagefolder.ipynb #0fae284a
 def read_imagefolder(
     source: Source,
     options: ReadOptions,

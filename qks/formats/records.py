@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FormatName', 'SPLIT_WORDS', 'Record', 'Reading', 'ImportOptions', 'ReadOptions', 'split_of', 'split_in_name',
-           'split_of_path', 'check_label', 'count_names', 'some_names']
+           'split_of_path', 'split_of_folders', 'check_label', 'count_names', 'some_names']
 
-# %% ../../nbs/formats/01_records.ipynb #f8901b7c
+# %% ../../nbs/formats/01_records.ipynb #99d56fe5
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from ..data.files import CONTROL_CHARACTERS, MAX_NAME_LENGTH
 from ..data.label_text import clean_name
 from ..data.table import TableOptions
 
-# %% ../../nbs/formats/01_records.ipynb #db82cc26
+# %% ../../nbs/formats/01_records.ipynb #5e88b380
 @dataclass(frozen=True)
 class Record:
     "One picture as its source describes it."
@@ -28,8 +28,9 @@ class Record:
     split: str | None = None  # train, val or test; None: the source does not say
     folders: tuple[str, ...] = ()  # where below the folder of the pictures it is expected, the likeliest first
     content: Callable[[], bytes] | None = None  # gives the file's bytes, where they are inside the source
+    other_name: str | None = None  # what the file may be called too, looked for in `folders` only
 
-# %% ../../nbs/formats/01_records.ipynb #6a8ff8eb
+# %% ../../nbs/formats/01_records.ipynb #f1dfd46b
 @dataclass
 class Reading:
     "What a reader understood of a source."
@@ -50,7 +51,7 @@ class Reading:
         "Note what does not become part of a record."
         self.left_out.setdefault(reason, []).append(name)
 
-# %% ../../nbs/formats/01_records.ipynb #b480b9a3
+# %% ../../nbs/formats/01_records.ipynb #86da4fac
 FormatName = Literal[
     "imagefolder",
     "csv",
@@ -65,7 +66,7 @@ FormatName = Literal[
     "nuswide",
 ]
 
-# %% ../../nbs/formats/01_records.ipynb #61f5bfb2
+# %% ../../nbs/formats/01_records.ipynb #429e115d
 @dataclass(frozen=True)
 class ImportOptions:
     "What can be chosen about an import."
@@ -95,7 +96,7 @@ class ImportOptions:
         if self.test_part is not None and not 0 < self.test_part < 1:
             raise QKSError(f"test_part is {self.test_part}: give a part of the pictures between 0 and 1, such as 0.2")
 
-# %% ../../nbs/formats/01_records.ipynb #e6146bc7
+# %% ../../nbs/formats/01_records.ipynb #594a8f14
 @dataclass(frozen=True)
 class ReadOptions:
     "What a reader is given beside its source."
@@ -103,7 +104,7 @@ class ReadOptions:
     choices: ImportOptions = ImportOptions()
     table: TableOptions = TableOptions()
 
-# %% ../../nbs/formats/01_records.ipynb #ecf40687
+# %% ../../nbs/formats/01_records.ipynb #9816c5a9
 SPLIT_WORDS = {
     "train": ("train", "training", "trainset", "trainval"),
     "val": ("val", "valid", "validation", "dev", "valset"),
@@ -118,7 +119,7 @@ def split_of(
     plain = re.sub(r"[\W\d_]+", "", word).casefold()
     return next((split for split, words in SPLIT_WORDS.items() if plain in words), None)
 
-# %% ../../nbs/formats/01_records.ipynb #4f8ac422
+# %% ../../nbs/formats/01_records.ipynb #5cd0edbf
 def split_in_name(
     name: str,  # such as instances_val2017
 ) -> str | None:
@@ -127,7 +128,7 @@ def split_in_name(
     found = {split_of(word) for word in words} - {None}
     return found.pop() if len(found) == 1 else None
 
-# %% ../../nbs/formats/01_records.ipynb #d6c41928
+# %% ../../nbs/formats/01_records.ipynb #751a793c
 def split_of_path(
     path: str,  # of an annotation file, posix
 ) -> str | None:
@@ -136,7 +137,15 @@ def split_of_path(
     splits = [split_in_name(part) for part in reversed(parts)]
     return next((split for split in splits if split), None)
 
-# %% ../../nbs/formats/01_records.ipynb #be530e58
+# %% ../../nbs/formats/01_records.ipynb #d7192e09
+def split_of_folders(
+    path: str,  # of a picture, posix
+) -> str | None:
+    "The split that the nearest folder of a picture names."
+    splits = [split_of(folder) for folder in reversed(path.split("/")[:-1])]
+    return next((split for split in splits if split), None)
+
+# %% ../../nbs/formats/01_records.ipynb #cf19730b
 def check_label(
     name: str,  # as a source has it
     place: str,  # file and entry, for the message
@@ -148,7 +157,7 @@ def check_label(
         raise QKSError(f"{place}: label {cleaned[:60]!r} {problem}: expected the name of one label")
     return cleaned
 
-# %% ../../nbs/formats/01_records.ipynb #0da2ac6b
+# %% ../../nbs/formats/01_records.ipynb #583f7dee
 def count_names(
     names: Sequence[str],
     what: str,  # in the singular, such as "picture"
@@ -158,7 +167,7 @@ def count_names(
     noun = what if len(names) == 1 else plural or f"{what}s"
     return f"{len(names):,} {noun}"
 
-# %% ../../nbs/formats/01_records.ipynb #9a779acb
+# %% ../../nbs/formats/01_records.ipynb #6533ba61
 def some_names(
     names: Sequence[str],
     count: int = 3,  # how many are shown

@@ -5,19 +5,27 @@
 # %% auto #0
 __all__ = ['FORMATS', 'Format', 'Detected', 'detect_format', 'read_source']
 
-# %% ../../nbs/formats/15_registry.ipynb #4c026ccb
+# %% ../../nbs/formats/15_registry.ipynb #0c6d9731
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..core import QKSError
 from .coco import detect_coco, read_coco
+from .cvat import detect_cvat, read_cvat
+from .fiftyone import detect_fiftyone, read_fiftyone
+from .huggingface import detect_huggingface, read_huggingface
 from .imagefolder import detect_imagefolder, read_imagefolder
+from .labelme import detect_labelme, read_labelme
+from .labelstudio import detect_labelstudio, read_labelstudio
+from .nuswide import detect_nuswide, read_nuswide_mirror
 from .records import Reading, ReadOptions
 from .source import Source
 from .tables import detect_tables, read_tables
+from .voc import detect_voc, read_voc
+from .yolo import detect_yolo, read_yolo
 
-# %% ../../nbs/formats/15_registry.ipynb #00e51fe1
+# %% ../../nbs/formats/15_registry.ipynb #9e0b1d50
 @dataclass(frozen=True)
 class Format:
     "What is known about a format."
@@ -29,22 +37,38 @@ class Format:
     rank: int = 0  # of formats that a source shows, only those of the lowest rank count
     options: tuple[str, ...] = ()  # which of `_SPECIAL_OPTIONS` concern it
 
-# %% ../../nbs/formats/15_registry.ipynb #54e04027
+# %% ../../nbs/formats/15_registry.ipynb #0d948f79
 _ENTRIES = (
     Format("coco", "COCO's JSON", detect_coco, read_coco, options=("same_name",)),
+    Format("voc", "PASCAL VOC's XML", detect_voc, read_voc, options=("difficult",)),
+    Format("yolo", "YOLO's text files", detect_yolo, read_yolo, options=("classes",)),
+    Format("cvat", "CVAT's XML", detect_cvat, read_cvat),
+    Format(
+        "label-studio", "Label Studio", detect_labelstudio, read_labelstudio, options=("annotators", "label_column")
+    ),
+    Format("fiftyone", "FiftyOne", detect_fiftyone, read_fiftyone, options=("classes", "label_column")),
+    Format("labelme", "LabelMe's JSON", detect_labelme, read_labelme),
+    Format(
+        "huggingface",
+        "Hugging Face",
+        detect_huggingface,
+        read_huggingface,
+        options=("classes", "label_column", "table"),
+    ),
+    Format("nuswide", "a mirror of NUS-WIDE", detect_nuswide, read_nuswide_mirror),
     Format("csv", "a table of pictures", detect_tables, read_tables, rank=1, options=("table",)),
     Format("imagefolder", "a folder per class", detect_imagefolder, read_imagefolder, rank=2, options=("nested",)),
 )
 FORMATS: dict[str, Format] = {entry.name: entry for entry in _ENTRIES}
 
-# %% ../../nbs/formats/15_registry.ipynb #b61762c0
+# %% ../../nbs/formats/15_registry.ipynb #0d24b03d
 class Detected(NamedTuple):
     "A format, and why it is this one."
 
     format: Format
     reason: str  # in words
 
-# %% ../../nbs/formats/15_registry.ipynb #dba22c12
+# %% ../../nbs/formats/15_registry.ipynb #43e438a3
 def _nothing_found(source: Source) -> QKSError:
     "What to say where no format shows itself."
     archives = source.with_ending(".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
@@ -59,7 +83,7 @@ def _nothing_found(source: Source) -> QKSError:
     )
     return QKSError(f"{source.path} ({what}) shows none of the known formats: name one of {known} with --format")
 
-# %% ../../nbs/formats/15_registry.ipynb #47d14b6b
+# %% ../../nbs/formats/15_registry.ipynb #53582d89
 def detect_format(
     source: Source,
     options: ReadOptions = ReadOptions(),
@@ -78,7 +102,7 @@ def detect_format(
         raise QKSError(f"{source.path} shows several formats ({listed}): choose one with --format {names}")
     return shown[0]
 
-# %% ../../nbs/formats/15_registry.ipynb #ff0c1f37
+# %% ../../nbs/formats/15_registry.ipynb #2c876ad5
 _SPECIAL_OPTIONS = ("classes", "nested", "same_name", "difficult", "annotators")
 
 
@@ -94,11 +118,12 @@ def _check_options(
             flag = name.replace("_", "-")
             raise QKSError(f"--{flag} means nothing to the format {entry.name} ({entry.title}): leave it out")
     changed = [key for key, value in vars(options.table).items() if value != getattr(default.table, key)]
+    changed = [key for key in changed if key not in (*entry.options, "merge_twins")]
     if changed and "table" not in entry.options:
         flag = changed[0].replace("_", "-")
         raise QKSError(f"--{flag} is for tables, and the source is read as {entry.name} ({entry.title}): leave it out")
 
-# %% ../../nbs/formats/15_registry.ipynb #24357171
+# %% ../../nbs/formats/15_registry.ipynb #9ba4e3c3
 def read_source(
     source: Source,
     options: ReadOptions = ReadOptions(),
@@ -107,4 +132,10 @@ def read_source(
     name = options.choices.format
     detected = Detected(FORMATS[name], "as asked") if name else detect_format(source, options)
     _check_options(detected.format, options)
-    return detected, detected.format.read(source, options)
+    try:
+        return detected, detected.format.read(source, options)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:  # what no reader expects in a file
+        raise QKSError(
+            f"{source.path} is not as {detected.format.name} ({detected.format.title}) is written ({error!r}): "
+            "export it again, or name another format with --format"
+        ) from error

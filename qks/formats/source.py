@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['REPORT', 'WRITTEN', 'MAX_LOOKED_AT', 'read_text', 'read_json', 'read_json_lines', 'read_xml', 'read_yaml',
-           'without_written', 'Source', 'first_files', 'look_into', 'usual_folders', 'Found', 'find_picture']
+           'read_class_list', 'without_written', 'own_pictures', 'Source', 'first_files', 'look_into', 'usual_folders',
+           'Found', 'find_picture', 'without_annotation']
 
-# %% ../../nbs/formats/02_source.ipynb #8871eff6
+# %% ../../nbs/formats/02_source.ipynb #c87fbad0
 import codecs
 import json
 import os
@@ -26,9 +27,9 @@ from ..data.files import inside_path, open_bytes
 from ..data.label_text import clean_name
 from ..data.locate import ImageFiles, find_image
 from ..data.table import decode_text
-from .records import Record
+from .records import Record, check_label, split_of_folders
 
-# %% ../../nbs/formats/02_source.ipynb #f16c53db
+# %% ../../nbs/formats/02_source.ipynb #e027882e
 def read_text(
     path: str | Path,
 ) -> str:  # with "\n" at the ends of its lines
@@ -36,7 +37,7 @@ def read_text(
     with open_bytes(path) as file:
         return decode_text(file.read(), path).text
 
-# %% ../../nbs/formats/02_source.ipynb #09b6b5cf
+# %% ../../nbs/formats/02_source.ipynb #13b84e97
 _BULKY = {  # a key that shows what an object is -> keys of it that are dropped
     "image_id": {"segmentation", "bbox", "keypoints"},  # COCO's annotations
     "imagePath": {"imageData"},  # LabelMe's files
@@ -59,7 +60,7 @@ def _used_entries(
             entries = {key: value for key, value in entries.items() if key not in bulky}
     return entries
 
-# %% ../../nbs/formats/02_source.ipynb #c5be0cb3
+# %% ../../nbs/formats/02_source.ipynb #5352a771
 def _parse_json(
     text: str,
     path: str | Path,  # for messages
@@ -73,14 +74,14 @@ def _parse_json(
         reason = getattr(error, "msg", str(error))
         raise QKSError(f"{path} line {line} is not JSON ({reason}): export the file again") from error
 
-# %% ../../nbs/formats/02_source.ipynb #f730a12e
+# %% ../../nbs/formats/02_source.ipynb #b2cfe289
 def read_json(
     path: str | Path,
 ) -> Any:  # the content, without outlines
     "Read a JSON file in any encoding; raises `QKSError` with the line for what is not JSON."
     return _parse_json(read_text(path), path)
 
-# %% ../../nbs/formats/02_source.ipynb #3f30115d
+# %% ../../nbs/formats/02_source.ipynb #72e3d5dc
 def read_json_lines(
     path: str | Path,
 ) -> list[tuple[int, Any]]:  # number and content of each line that is not blank
@@ -88,7 +89,7 @@ def read_json_lines(
     lines = enumerate(read_text(path).split("\n"), 1)
     return [(number, _parse_json(line, path, number)) for number, line in lines if line.strip()]
 
-# %% ../../nbs/formats/02_source.ipynb #ed27feae
+# %% ../../nbs/formats/02_source.ipynb #ae1c257d
 def _redecode_xml(raw: bytes) -> str | None:  # None where the file names no encoding that Python knows
     "The text of XML in an encoding that the parser does not know, such as GB2312."
     declared = re.match(rb"\s*<\?xml[^>]*encoding=[\"']([A-Za-z0-9._-]+)[\"']", raw)
@@ -99,7 +100,7 @@ def _redecode_xml(raw: bytes) -> str | None:  # None where the file names no enc
     except (LookupError, UnicodeDecodeError):
         return None
 
-# %% ../../nbs/formats/02_source.ipynb #340a0975
+# %% ../../nbs/formats/02_source.ipynb #0ec7e30c
 def read_xml(
     path: str | Path,
 ) -> Element:  # its root
@@ -121,7 +122,7 @@ def read_xml(
     except (ParseError, LookupError, ValueError) as error:
         raise QKSError(f"{path} is not XML ({error}): export the file again") from error
 
-# %% ../../nbs/formats/02_source.ipynb #fab899fb
+# %% ../../nbs/formats/02_source.ipynb #2212440e
 def read_yaml(
     path: str | Path,
 ) -> Any:  # dictionaries, lists and texts; numbers and truth values stay texts
@@ -134,7 +135,17 @@ def read_yaml(
         reason = getattr(error, "problem", None) or type(error).__name__
         raise QKSError(f"{path} line {line} is not YAML ({reason}): correct the file") from error
 
-# %% ../../nbs/formats/02_source.ipynb #0617c5d1
+# %% ../../nbs/formats/02_source.ipynb #6bf1d5ca
+def read_class_list(
+    path: str | Path | None,  # one name per line; None: there is no list
+) -> list[str] | None:
+    "The names of numbered classes; raises `QKSError` with the line of a blank one."
+    if path is None:
+        return None
+    lines = read_text(path).rstrip("\n").split("\n")
+    return [check_label(line, f"{path} line {number}") for number, line in enumerate(lines, 1)]
+
+# %% ../../nbs/formats/02_source.ipynb #201acaa6
 REPORT = "import-report.txt"  # what an import says about itself
 WRITTEN = ("train.csv", "test.csv", "unseen.txt", REPORT)  # what it writes, pictures aside
 
@@ -147,7 +158,24 @@ def without_written(
         return list(names)
     return [name for name in names if name not in WRITTEN]
 
-# %% ../../nbs/formats/02_source.ipynb #b97aa195
+# %% ../../nbs/formats/02_source.ipynb #36933986
+def own_pictures(
+    folder: str | Path,
+) -> ImageFiles:
+    "The pictures below a folder, by name, without those of earlier imports."
+    files = ImageFiles(folder)
+    parents = {path.rpartition("/")[0] for path in files.paths}
+    folders = {parent.as_posix() for name in parents for parent in (PurePosixPath(name), *PurePosixPath(name).parents)}
+    folders.discard(".")  # an import beside its own pictures
+    imports = tuple(f"{name}/" for name in folders if (files.folder / name / REPORT).is_file())
+    if imports:
+        files.paths = [path for path in files.paths if not path.startswith(imports)]
+        kept = set(files.paths)
+        by_name = {name: [path for path in paths if path in kept] for name, paths in files.by_name.items()}
+        files.by_name = {name: paths for name, paths in by_name.items() if paths}
+    return files
+
+# %% ../../nbs/formats/02_source.ipynb #8a282d07
 class Source:
     "A folder with pictures and annotations, or one annotation file."
 
@@ -169,7 +197,9 @@ class Source:
     def _usual_images(self) -> Path:
         names = ("annotations", "labels", "annotation")
         is_beside = self.is_file and self.folder.resolve().name.casefold() in names
-        return self.folder / ".." if is_beside else self.folder
+        if not is_beside:
+            return self.folder
+        return self.folder.parent if self.folder.name else self.folder.resolve().parent
 
     @cached_property
     def files(self) -> list[str]:  # posix, relative to the folder, sorted; without hidden ones
@@ -180,16 +210,19 @@ class Source:
         visited = set()  # a link may lead back to a folder above it
         for current, folders, names in os.walk(self.folder, followlinks=True):
             real = os.path.realpath(current)
-            folders[:] = sorted(name for name in folders if not name.startswith(".") and real not in visited)
-            if real not in visited:
+            is_import = current != str(self.folder) and REPORT in names
+            if real in visited or is_import:
+                folders[:] = []
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            if real not in visited and not is_import:
                 found += [Path(current, name).relative_to(self.folder).as_posix() for name in names if name[0] != "."]
             visited.add(real)
         return without_written(sorted(found))
 
     @cached_property
     def pictures(self) -> ImageFiles:
-        "The pictures below their folder, by name."
-        return ImageFiles(self.image_folder)
+        "The pictures below their folder, by name; without those of earlier imports."
+        return own_pictures(self.image_folder)
 
     @cached_property
     def picture_folders(self) -> set[str]:
@@ -214,7 +247,7 @@ class Source:
             self._parsed[name] = read(self.file(name))
         return self._parsed[name]
 
-# %% ../../nbs/formats/02_source.ipynb #71837be3
+# %% ../../nbs/formats/02_source.ipynb #84dacec6
 MAX_LOOKED_AT = 60  # ours: files that are opened to see their format
 _MAX_PER_FOLDER = 12  # ours: of one folder
 
@@ -232,7 +265,7 @@ def first_files(
             chosen.append(name)
     return chosen[:MAX_LOOKED_AT]
 
-# %% ../../nbs/formats/02_source.ipynb #8a664ded
+# %% ../../nbs/formats/02_source.ipynb #07cb11cb
 def look_into(
     source: Source,
     endings: Sequence[str],  # in lower case
@@ -248,7 +281,7 @@ def look_into(
                 raise
     return contents
 
-# %% ../../nbs/formats/02_source.ipynb #843042d2
+# %% ../../nbs/formats/02_source.ipynb #3cee06f3
 _USUAL_FOLDERS = ("images", "JPEGImages", "data", "img", "imgs", "pictures", "photos")
 
 
@@ -264,13 +297,13 @@ def _folder_inside(
     inside = parent.relative_to(base).as_posix()
     return "" if inside == "." else inside
 
-# %% ../../nbs/formats/02_source.ipynb #5d403f93
+# %% ../../nbs/formats/02_source.ipynb #d3e13458
 def usual_folders(
     source: Source,
     name: str,  # of an annotation file
     *words: str,  # names that the folder of its pictures may have, such as train2017
 ) -> tuple[str, ...]:  # posix, relative to the folder of the pictures, the likeliest first; those that hold pictures
-    "Where the pictures of an annotation file are to be looked for."
+    "The folders in which to look for the pictures of an annotation file."
     own = _folder_inside(source, name)
     bases = [""]
     while own:
@@ -285,14 +318,14 @@ def usual_folders(
     holding = source.picture_folders
     return tuple(folder for folder in dict.fromkeys(path.strip("/") for path in candidates) if folder in holding)
 
-# %% ../../nbs/formats/02_source.ipynb #703e14a6
+# %% ../../nbs/formats/02_source.ipynb #221a16a8
 class Found(NamedTuple):
     "The file of a record."
 
     path: str | None  # posix, relative to the folder of the pictures; None: there is none, or several fit
     reason: str  # how it was found; "": under its own name
 
-# %% ../../nbs/formats/02_source.ipynb #2492102a
+# %% ../../nbs/formats/02_source.ipynb #28ba6164
 def _relative(
     name: str,
 ) -> str | None:  # None for an address, an absolute path, or one that climbs
@@ -302,7 +335,7 @@ def _relative(
     except QKSError:
         return None
 
-# %% ../../nbs/formats/02_source.ipynb #de346e20
+# %% ../../nbs/formats/02_source.ipynb #d7e9bf64
 def _in_folder(
     name: str,
     folder: str,  # posix, relative to the folder of the pictures
@@ -313,12 +346,26 @@ def _in_folder(
     fitting = [path for path in files.by_name.get(key, ()) if path.rpartition("/")[0] == folder]
     return fitting[0] if len(fitting) == 1 else None
 
-# %% ../../nbs/formats/02_source.ipynb #e3911698
-def find_picture(
+# %% ../../nbs/formats/02_source.ipynb #ca581437
+def _find_other(
+    record: Record,  # with another name
+    files: ImageFiles,
+) -> str | None:
+    "The one file that the other name of a record means."
+    name = str(record.other_name)
+    for folder in record.folders:
+        path = f"{folder}/{name}" if folder else name
+        if os.path.isfile(files.folder / path):
+            return path
+    found = {_in_folder(name, folder, files) for folder in record.folders} - {None}
+    return found.pop() if len(found) == 1 else None
+
+# %% ../../nbs/formats/02_source.ipynb #a01824de
+def _find_named(
     record: Record,
     files: ImageFiles,
 ) -> Found:
-    "Find the file that a record means."
+    "Find the file that the name of a record's picture means."
     name = _relative(record.picture)
     if name is not None:
         candidates = [f"{folder}/{name}" if folder else name for folder in (*record.folders, "")]
@@ -331,3 +378,35 @@ def find_picture(
                 return Found(path, "in another spelling, or without the ending")
     image = find_image(record.picture, files)
     return Found(image.path, image.reason) if image else Found(None, "")
+
+# %% ../../nbs/formats/02_source.ipynb #fdc3947a
+def find_picture(
+    record: Record,
+    files: ImageFiles,
+) -> Found:
+    "Find the file that a record means; raises `QKSError` where its two names are of two files."
+    found = _find_named(record, files)
+    other = _find_other(record, files) if record.other_name else None
+    if other is None or found.path == other:
+        return found
+    if found.path is None:
+        return Found(other, "by the name of their annotation file")
+    raise QKSError(
+        f"{record.place} is about {record.picture!r}, and {other} has the name of the annotation file: both are there; "
+        "correct the annotation, or move one of them away"
+    )
+
+# %% ../../nbs/formats/02_source.ipynb #1e028ab3
+def without_annotation(
+    source: Source,
+    names: Sequence[str],  # of annotated pictures, with or without folders and ending
+) -> list[Record]:  # with the split that their folders name
+    "The pictures in folders of annotated ones that no name fits."
+    keys = [clean_name(PurePosixPath(name.replace("\\", "/")).name).casefold() for name in names]
+    known = {*keys, *(os.path.splitext(key)[0] for key in keys)}
+    records = []
+    for path in source.pictures.paths:
+        key = clean_name(path.rpartition("/")[2]).casefold()
+        if key not in known and os.path.splitext(key)[0] not in known:
+            records.append(Record(path, path, {}, split_of_folders(path)))
+    return records

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['table_text', 'Imported', 'import_pictures']
 
-# %% ../../nbs/formats/17_writing.ipynb #3e7dfdd9
+# %% ../../nbs/formats/17_writing.ipynb #3f30bc7e
 import csv
 import io
 import json
@@ -14,6 +14,7 @@ import re
 import secrets
 import shlex
 import shutil
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -31,20 +32,21 @@ from qks.formats.importing import (
     leave_out_unnamed,
     locate_pictures,
     merge_pictures,
+    merge_twins,
     settle_splits,
 )
 from .records import ImportOptions, Reading, ReadOptions, count_names, some_names
 from .registry import Detected, read_source
 from .source import REPORT, WRITTEN, Source
 
-# %% ../../nbs/formats/17_writing.ipynb #705fb4f4
+# %% ../../nbs/formats/17_writing.ipynb #1fa49f87
 def _is_plain(
     label: str,
 ) -> bool:
     "Whether a label in a cell can only be read as itself."
     return not re.search(r"""[|;,\t\n"'\[\](){}]""", label) and label not in NO_LABEL_WORDS.split(",")
 
-# %% ../../nbs/formats/17_writing.ipynb #2b1b1933
+# %% ../../nbs/formats/17_writing.ipynb #bc6a8137
 def _label_rows(
     pictures: Sequence[Picture],
     are_plain: bool,  # whether labels need no protection
@@ -56,7 +58,7 @@ def _label_rows(
         rows.append(["|".join(names) if are_plain else json.dumps(names, ensure_ascii=False)])
     return rows
 
-# %% ../../nbs/formats/17_writing.ipynb #38697f9f
+# %% ../../nbs/formats/17_writing.ipynb #9e555ce4
 def _flag_rows(
     pictures: Sequence[Picture],
     labels: Sequence[str],  # of all splits
@@ -68,7 +70,7 @@ def _flag_rows(
         rows.append([marks[picture.record.labels.get(label, -1)] for label in labels])
     return rows
 
-# %% ../../nbs/formats/17_writing.ipynb #8bf9c7e9
+# %% ../../nbs/formats/17_writing.ipynb #b2b9cbd7
 def table_text(
     pictures: Sequence[Picture],
     splits: Sequence[str],  # of each picture; a column says it where they differ
@@ -85,7 +87,7 @@ def table_text(
         writer.writerow([name, *([split] if has_splits else []), *cells])
     return stream.getvalue()
 
-# %% ../../nbs/formats/17_writing.ipynb #dbde498e
+# %% ../../nbs/formats/17_writing.ipynb #214a5e1e
 PICTURES = "pictures"  # the folder of the pictures below ROOT
 
 
@@ -108,7 +110,7 @@ def _safe_names(
         names[path] = f"{PICTURES}/{name}"
     return names
 
-# %% ../../nbs/formats/17_writing.ipynb #630a0562
+# %% ../../nbs/formats/17_writing.ipynb #45f87230
 def _place(
     picture: Picture,
     source: Path,  # folder of the pictures, absolute
@@ -127,7 +129,7 @@ def _place(
         except (OSError, NotImplementedError) as error:
             raise QKSError(f"{target.parent} takes no links ({error}): copy the pictures with --copy") from error
 
-# %% ../../nbs/formats/17_writing.ipynb #5a162f75
+# %% ../../nbs/formats/17_writing.ipynb #fdf91cb9
 @dataclass(frozen=True)
 class Imported:
     "What was imported; `print` shows it."
@@ -164,13 +166,13 @@ class Imported:
             lines.append(f"  {self.root / REPORT} has all names")
         return "\n".join([*lines, f"read and written in {self.seconds:.1f} s", "next:", *self.command.split("\n")])
 
-# %% ../../nbs/formats/17_writing.ipynb #1a1ed0f9
+# %% ../../nbs/formats/17_writing.ipynb #5b5ad980
 def _is_import(root: Path) -> bool:
     "Whether a folder was written by an import."
     path = root / REPORT
     return path.is_file() and path.read_bytes().startswith(b"qks data import")
 
-# %% ../../nbs/formats/17_writing.ipynb #d504d387
+# %% ../../nbs/formats/17_writing.ipynb #0f0ac29a
 def _foreign_pictures(root: Path) -> list[str]:
     "Files among the pictures of an earlier import that it did not write."
     written = set()
@@ -181,7 +183,7 @@ def _foreign_pictures(root: Path) -> list[str]:
     names = {path: path.relative_to(root).as_posix() for path in files}
     return [name for path, name in names.items() if not path.is_symlink() and name not in written]
 
-# %% ../../nbs/formats/17_writing.ipynb #1e0429e2
+# %% ../../nbs/formats/17_writing.ipynb #040fa49d
 def _check_root(
     root: Path,
     source: Source,
@@ -192,8 +194,6 @@ def _check_root(
     pictures = source.image_folder.resolve()
     if root.exists() and not root.is_dir():
         raise QKSError(f"{root} is a file: give a new folder as ROOT")
-    if target != pictures and target.is_relative_to(source.folder.resolve()) and target != source.folder.resolve():
-        raise QKSError(f"{root} is inside {source.folder}: choose a folder that is not, or {source.folder} itself")
     is_inside = pictures.is_relative_to(target)
     present = [name for name in WRITTEN if (root / name).exists()]
     if is_inside and not present or not root.exists() or not any(root.iterdir()):
@@ -210,7 +210,7 @@ def _check_root(
         )
     return is_inside
 
-# %% ../../nbs/formats/17_writing.ipynb #9b4eeddd
+# %% ../../nbs/formats/17_writing.ipynb #1de28361
 def _check_tables(
     folder: Path,  # with the tables
     tables: dict[str, list[Picture]],  # name -> pictures, as written
@@ -228,7 +228,7 @@ def _check_tables(
             wrong = next((one for one, other in zip(written, read) if one != other), written[-1])
             raise QKSError(f"the labels {list(wrong[1])[:5]} of {wrong[0]!r} cannot be written to a table: rename them")
 
-# %% ../../nbs/formats/17_writing.ipynb #2557f7f1
+# %% ../../nbs/formats/17_writing.ipynb #7f2afd5f
 def _write_tables(
     folder: Path,  # gets the tables
     splits: dict[str, list[Picture]],  # with the paths that the tables get
@@ -253,7 +253,7 @@ def _write_tables(
         options += " --unseen unseen.txt"
     return options
 
-# %% ../../nbs/formats/17_writing.ipynb #50903218
+# %% ../../nbs/formats/17_writing.ipynb #cd396719
 def _install(
     part: Path,  # a finished folder beside ROOT
     root: Path,  # does not exist, is empty, or has an earlier import
@@ -270,7 +270,7 @@ def _install(
         os.replace(path, root / path.name)
     part.rmdir()
 
-# %% ../../nbs/formats/17_writing.ipynb #07bcd343
+# %% ../../nbs/formats/17_writing.ipynb #3b54bcd5
 def _renamed(
     splits: dict[str, list[Picture]],
     names: dict[str, str],  # path -> path below ROOT
@@ -278,7 +278,7 @@ def _renamed(
     "The same pictures under the names that they get below ROOT."
     return {split: [picture._replace(path=names[picture.path]) for picture in group] for split, group in splits.items()}
 
-# %% ../../nbs/formats/17_writing.ipynb #dd171094
+# %% ../../nbs/formats/17_writing.ipynb #e57826b6
 def _write_folder(
     root: Path,
     source: Source,
@@ -302,7 +302,7 @@ def _write_folder(
         shutil.rmtree(part, ignore_errors=True)
     return options
 
-# %% ../../nbs/formats/17_writing.ipynb #639baec0
+# %% ../../nbs/formats/17_writing.ipynb #5b0b585c
 def _write_in_place(
     root: Path,  # holds the pictures
     source: Source,
@@ -321,12 +321,15 @@ def _write_in_place(
                 or _safe_names([picture.path])[picture.path] != f"{PICTURES}/{picture.path}"
             ):
                 raise QKSError(f"{picture.path!r} cannot be used in its place: give a new folder as ROOT")
+    renamed = _renamed(splits, names)
+    with tempfile.TemporaryDirectory() as trial:  # raises before anything is replaced
+        _write_tables(Path(trial), renamed, unseen)
     for name in WRITTEN:
         (root / name).unlink(missing_ok=True)
     write_atomic(root / REPORT, "qks data import\n")
-    return _write_tables(root, _renamed(splits, names), unseen)
+    return _write_tables(root, renamed, unseen)
 
-# %% ../../nbs/formats/17_writing.ipynb #5fa6fcae
+# %% ../../nbs/formats/17_writing.ipynb #d77fdf74
 def import_pictures(
     source: str | Path,  # a folder, or an annotation file
     root: str | Path,  # new folder
@@ -345,10 +348,14 @@ def import_pictures(
     if choices.splits == "ignore":
         reading.records = [replace(record, split=None) for record in reading.records]
     pictures = merge_pictures(locate_pictures(reading, found), reading)
+    if table.merge_twins:
+        pictures = merge_twins(pictures, reading)
     leave_out_unnamed(reading, found, pictures)
     shown = {label for picture in pictures for label, value in picture.record.labels.items() if value == 1}
     if not shown:
-        raise QKSError(f"{found.path}: no picture shows a label: there is nothing to learn")
+        reasons = "; ".join(f"{reason} ({len(names):,})" for reason, names in reading.left_out.items())
+        left_out = f" (left out: {reasons})" if reasons else ""
+        raise QKSError(f"{found.path}: no picture shows a label{left_out}: there is nothing to learn")
     for label in reading.labels:
         if label not in shown:
             reading.leave_out("labels that no picture shows", label)

@@ -6,5 +6,11 @@ from .query import QueryExtractor as QueryExtractor
 from .residual import ResidualHead as ResidualHead, make_head as make_head
 from .scoring import head_scores as head_scores, score_batches as score_batches
 from .sharing import LabelScores as LabelScores, share as share
-from .tagger import QKS as QKS, Tag as Tag
+from .tagger import QKS as QKS, ScoredTag as ScoredTag, Tag as Tag, Tagger as Tagger
+from .thresholds import (
+    Thresholds as Thresholds,
+    background_thresholds as background_thresholds,
+    load_thresholds as load_thresholds,
+    save_thresholds as save_thresholds,
+)
 from .training_free import training_free_score as training_free_score

@@ -26,6 +26,7 @@ class QKSOutput(NamedTuple):
     logits: torch.Tensor  # [B, C]; the probability of a label is their sigmoid
     token_index: torch.Tensor  # which query token each label chose [B, C]
     attention: list[torch.Tensor] | None = None  # where asked for: cross-attention weights, L times [B, h, K, N]
+    spread: torch.Tensor | None = None  # of a model with thresholds: how much each image's patches differ [B]
 
 # %% ../../nbs/08_head.ipynb #fb7bf405
 class QKSHead(nn.Module):

@@ -54,6 +54,14 @@ class PromptPool:
         "A pool of one sentence."
         return cls((template,))
 
+    @classmethod
+    def of(
+        cls,
+        vlp: VLP,  # whose text tower will be used
+    ) -> "PromptPool":
+        "The pool that suits a VLP: the sentences that it asks for, or else the paper's."
+        return cls(DEFAULT_TEMPLATES if vlp.templates is None else vlp.templates)
+
     def prompts(self, label: str) -> list[str]:
         "The label in every sentence."
         return [template.replace("{}", label) for template in self.templates]

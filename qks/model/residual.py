@@ -69,7 +69,7 @@ def own_scale_and_bias(
     vlp: Any,  # a VLP
 ) -> tuple[float, float]:  # of its logits; 100 and 0, CLIP's, where it has none
     "What a vision-language model multiplies its cosines with, and what it adds."
-    return getattr(vlp, "logit_scale", CLIP_SCALE), getattr(vlp, "logit_bias", 0.0)
+    return getattr(vlp, "logit_scale", CLIP_SCALE), getattr(vlp, "logit_bias", None) or 0.0
 
 # %% ../../nbs/model/10_residual.ipynb #db8d6474
 def make_head(

@@ -7,20 +7,24 @@ __all__ = ['check_device', 'load_vlp']
 
 # %% ../../nbs/vlp/09_loading.ipynb #4ad5a6d9
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import open_clip
 import torch
 from open_clip.factory import convert_to_custom_text_state_dict
 from open_clip.pretrained import get_pretrained_cfg
+from open_clip.tokenizer import get_clean_fn
 
 from ..core import ASSETS, QKSError, read_tensors
 from ..core.arithmetic import PRECISIONS
+from .folder_tokenizer import folder_tokenizer, read_json_file
 from .frozen import VLP
-from .sources import announce_download, offline_advice, weights_source
+from .protocol import REGISTERED_VLPS
+from .sources import announce_download, fetch_repository, offline_advice, weights_follow, weights_source
+from .towers import find_tower
+from .transformers_layout import LoadedFolder, load_transformers_folder, read_folder_weights
 
 # %% ../../nbs/vlp/09_loading.ipynb #02f00001
 def _head_width(
@@ -93,6 +97,12 @@ class LoadedClip(NamedTuple):
 # %% ../../nbs/vlp/09_loading.ipynb #b3a0945e
 logger = logging.getLogger("qks.vlp")
 OPENAI_SCALARS = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's own files, beside the weights
+OPEN_CLIP_FILES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "model.safetensors",
+    "pytorch_model.bin",
+)
 
 
 class FileWeights(NamedTuple):
@@ -256,7 +266,7 @@ PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 def agreed_preprocessing(
     name: str,  # a model name of open_clip
 ) -> dict[str, Any]:  # setting -> value
-    "How pictures are prepared for all of open_clip's weights of a model, as far as these agree."
+    "How pictures are prepared for a model, as far as all weights that open_clip lists for it agree."
     tags = [get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
     agreed = {}
     for setting in PREPROCESSING:
@@ -283,21 +293,6 @@ def log_assumptions(
     if assumed:
         logger.warning(f"weight file {path} does not say it all; assumed for {name}: {' and '.join(assumed)}")
 
-# %% ../../nbs/vlp/09_loading.ipynb #77d7082d
-@contextmanager
-def _weights_follow() -> Iterator[None]:
-    "Keep back open_clip's warning that a model has random weights, where those of a file replace them at once."
-
-    def is_other(record: logging.LogRecord) -> bool:
-        return "No pretrained weights" not in record.getMessage()
-
-    root = logging.getLogger()
-    root.addFilter(is_other)
-    try:
-        yield
-    finally:
-        root.removeFilter(is_other)
-
 # %% ../../nbs/vlp/09_loading.ipynb #41eb5c07
 def _load_named_file(
     name: str,  # a model name of open_clip, which decides on architecture and activation
@@ -308,7 +303,7 @@ def _load_named_file(
     check_name(name)
     state, is_openai = read_weights(path)
     known = check_activation(path, is_openai, name, quick_gelu)
-    with _weights_follow():
+    with weights_follow():
         loaded = _build(name, bool(known))
     put_weights(loaded.model, state, name, path)
     loaded.model.visual.preprocess_cfg |= agreed_preprocessing(name)
@@ -331,6 +326,132 @@ def _is_weight_file(
     if not isinstance(pretrained, str):
         return False
     return "/" in pretrained or "." in pretrained or Path(pretrained).is_file()
+
+# %% ../../nbs/vlp/09_loading.ipynb #3c6516e5
+def _open_clip_tokenizer(
+    folder: Path,
+    text: dict[str, Any],  # text_cfg of its configuration
+) -> Any:  # list of T texts -> token ids [T, context]
+    "The tokenizer that open_clip's configuration names, from the files beside it."
+    settings = text.get("tokenizer_kwargs") or {}
+    if not text.get("hf_tokenizer_name") or set(settings) - {"clean"} or text.get("tokenizer_mode"):
+        return open_clip.get_tokenizer(f"local-dir:{folder}")
+    clean = get_clean_fn(settings.get("clean", "whitespace"))
+    return folder_tokenizer(folder, text.get("context_length", 77), clean)
+
+# %% ../../nbs/vlp/09_loading.ipynb #2cb4f2f5
+def _load_open_clip_folder(
+    folder: Path,
+) -> LoadedFolder:
+    "A model in open_clip's layout; raises `QKSError` where its files do not fit together."
+    config = read_json_file(folder, "open_clip_config.json").get("model_cfg")
+    if not isinstance(config, dict) or not all(
+        isinstance(config.get(part), dict) for part in ("vision_cfg", "text_cfg")
+    ):
+        raise QKSError(
+            f"{folder / 'open_clip_config.json'} describes no model: expected model_cfg with vision_cfg and text_cfg"
+        )
+    try:
+        with weights_follow():
+            model = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False)
+        tokenizer = _open_clip_tokenizer(folder, config["text_cfg"])
+    except QKSError:
+        raise
+    except ImportError as error:  # a text tower or tokenizer of transformers
+        raise QKSError(
+            f"the model in {folder} needs transformers, which is not installed: pip install 'qks[transformers]'"
+        ) from error
+    except Exception as error:  # what a configuration can be wrong about is found in many places
+        raise QKSError(
+            f"open_clip cannot build the model in {folder} ({type(error).__name__}: {str(error)[:80]})"
+        ) from error
+    state = {key.removeprefix("module."): value for key, value in read_folder_weights(folder, OPEN_CLIP_FILES).items()}
+    put_weights(model, {key: value for key, value in state.items() if key not in OPENAI_SCALARS}, str(folder), folder)
+    prepared = model.visual.preprocess_cfg
+    size = find_tower(model.visual).image_size
+    activation = "quick_gelu" if config.get("quick_gelu") else "gelu"
+    description = (
+        f"open_clip's {type(model).__name__} with a {type(model.visual).__name__} of {size} px, "
+        f"{activation}, pictures {prepared['resize_mode']} and {prepared['interpolation']}"
+    )
+    return LoadedFolder(model, tokenizer, description, [])
+
+# %% ../../nbs/vlp/09_loading.ipynb #e52fa9de
+def _load_folder(
+    folder: Path,
+) -> LoadedFolder:
+    "The model in a folder; raises `QKSError` where there is none, or it is not understood."
+    if not folder.is_dir():
+        raise QKSError(f"folder {folder} does not exist: check the path")
+    if (folder / "open_clip_config.json").is_file():
+        return _load_open_clip_folder(folder)
+    if (folder / "config.json").is_file():
+        return load_transformers_folder(folder)
+    raise QKSError(
+        f"folder {folder} holds no model: expected open_clip_config.json or config.json beside the weights; "
+        "a weight file without them is given by its own path"
+    )
+
+# %% ../../nbs/vlp/09_loading.ipynb #7f81ed7e
+def _load_from_folder(
+    folder: Path,
+    name: str | None,  # of an open_clip model that its user expects there; None: none
+    quick_gelu: bool | None,
+) -> LoadedFolder:
+    "The model in a folder, compared with what its user says about it; raises `QKSError` where they differ."
+    if quick_gelu is not None:
+        raise QKSError(
+            f"quick_gelu={quick_gelu} (False: --gelu) says how a weight file was trained, and the configuration in "
+            f"{folder} says it itself: leave it out"
+        )
+    if name is not None:
+        check_name(name)
+    loaded = _load_folder(folder)
+    if name is not None:
+        with weights_follow():
+            expected = open_clip.create_model(name, load_weights=False, pretrained_text=False, device="meta")
+        check_fit(loaded.model.state_dict(), expected, name, folder)
+    return loaded
+
+# %% ../../nbs/vlp/09_loading.ipynb #77f49f5e
+LOCAL_DIR = "local-dir:"  # before the path of a folder
+HF_HUB = "hf-hub:"  # before the name of a repository
+
+
+def _folder_of(
+    source: str,  # a path, with or without local-dir:, or hf-hub:org/name
+) -> Path:
+    "The folder that a source means, fetched where it lies on the hub."
+    if source.startswith(HF_HUB):
+        return fetch_repository(source.removeprefix(HF_HUB))
+    return Path(source.removeprefix(LOCAL_DIR)).expanduser()
+
+# %% ../../nbs/vlp/09_loading.ipynb #80149922
+def _holds_model(
+    folder: Path,
+) -> bool:
+    "Whether a folder has a configuration that is understood."
+    return any((folder / name).is_file() for name in ("open_clip_config.json", "config.json"))
+
+# %% ../../nbs/vlp/09_loading.ipynb #37818f31
+def find_folder(
+    name: str | None,
+    pretrained: str | Path | Literal[False] | None,
+) -> Path | None:  # None: they mean no folder
+    "The folder that the arguments of `load_vlp` mean, fetched where it lies on the hub; raises `QKSError` for two."
+    is_path = name is not None and name not in open_clip.list_models() and Path(name).is_dir() and name != "pocket"
+    if name is not None and (is_path or name.startswith((LOCAL_DIR, HF_HUB))):
+        if pretrained is not None:
+            raise QKSError(
+                f"{name} brings its own weights, and pretrained={str(pretrained)!r} (--pretrained) names others: "
+                "leave one of them out"
+            )
+        return _folder_of(name)
+    if not pretrained:
+        return None
+    text = str(pretrained)
+    is_folder = Path(text).is_dir() and (_is_weight_file(pretrained) or _holds_model(Path(text)))
+    return _folder_of(text) if is_folder or text.startswith((LOCAL_DIR, HF_HUB)) else None
 
 # %% ../../nbs/vlp/09_loading.ipynb #66ced439
 def _load_clip(
@@ -368,11 +489,14 @@ def check_device(
     device: str | torch.device | None = None,  # None: CUDA where there is one, else the CPU
 ) -> torch.device:
     "The device asked for; raises `QKSError` where torch does not see it, or cannot compute there."
+    if isinstance(device, str) and device.lower().startswith("gpu"):
+        raise QKSError(f"device {device!r} is called cuda by torch: pass 'cuda{device[3:]}', or 'cpu' without a card")
     try:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.zeros(1, device=device).item()  # refused by "meta", which holds no numbers
-    except (RuntimeError, AssertionError, TypeError) as error:  # unknown name, no such device, or no name at all
-        reason = str(error).splitlines()[0][:80]
+    except (RuntimeError, AssertionError, TypeError, ImportError) as error:  # no such name, device, or module for it
+        is_meta = str(device) == "meta"
+        reason = "it holds shapes without numbers" if is_meta else str(error).splitlines()[0][:80]
         raise QKSError(
             f"device {str(device)!r} is not available ({reason}): use cpu, or a device that torch sees"
         ) from error
@@ -401,10 +525,48 @@ def check_argument_types(
     if not isinstance(quick_gelu, bool | None):
         raise QKSError(f"quick_gelu is {quick_gelu!r}: give True, False or None")
 
+# %% ../../nbs/vlp/09_loading.ipynb #1235d2f2
+EXAMPLES = {"efficientnet-lite0": "qks.vlp.efficientnet"}  # name -> module that registers it when it is imported
+
+
+def check_own_weights(
+    name: str,  # of a registered model
+    pretrained: Any,
+    drop_cls: bool,
+    quick_gelu: bool | None,
+) -> None:
+    "Raise `QKSError` for arguments that only models of open_clip have."
+    if pretrained is not None or drop_cls or quick_gelu is not None:
+        raise QKSError(
+            f"{name} is a registered model, which brings its own weights: "
+            "leave pretrained, drop_cls and quick_gelu (--pretrained, --gelu) out"
+        )
+
+# %% ../../nbs/vlp/09_loading.ipynb #630210f0
+def _vlp_of_folder(
+    folder: Path,
+    name: str | None,  # as `load_vlp` was given it
+    pretrained: str | Path | Literal[False] | None,
+    device: str | torch.device | None,
+    precision: str,
+    drop_cls: bool,
+    quick_gelu: bool | None,
+) -> VLP:
+    "The VLP in a folder; says in one line what was understood."
+    loaded = _load_from_folder(folder, name if pretrained is not None else None, quick_gelu)
+    asked = str(pretrained if pretrained is not None else name)
+    source = asked if asked.startswith(HF_HUB) else f"{LOCAL_DIR}{folder.absolute()}"
+    model = loaded.model.float().to(check_device(device))
+    vlp = VLP(model, _test_time_transform(model.visual), loaded.tokenizer, asked, precision, drop_cls)
+    vlp.source = {"name": source, "pretrained": None, "drop_cls": drop_cls, "quick_gelu": None}
+    remarks = "".join(f"; {remark}" for remark in loaded.remarks)
+    logger.warning(f"{asked}: {loaded.description}; image tokens: {vlp.tower.description}{remarks}")
+    return vlp
+
 # %% ../../nbs/vlp/09_loading.ipynb #c2c7b577
 def load_vlp(
-    name: str | None = None,  # "pocket", or a model name of open_clip; None: pocket, or what a weight file shows
-    pretrained: str | Path | Literal[False] | None = None,  # a weight tag, a file, or False: random weights
+    name: str | None = None,  # "pocket", an open_clip model, hf-hub:…, local-dir:…; None: pocket, or what a file shows
+    pretrained: str | Path | Literal[False] | None = None,  # a weight tag, a file, a folder, or False: random weights
     device: str | torch.device | None = None,  # where it runs; None: CUDA where there is one, else the CPU
     precision: str = "fp32",  # "fp32", "bf16" or "fp16"
     drop_cls: bool = False,  # leave the CLS token out of the image tokens
@@ -418,6 +580,15 @@ def load_vlp(
     if precision not in PRECISIONS:
         raise QKSError(f"unknown precision {precision!r}: give 'fp32', 'bf16' or 'fp16'")
     check_argument_types(name, pretrained, quick_gelu)
+    if name in EXAMPLES:
+        import_module(EXAMPLES[name])  # registers it
+    if name in REGISTERED_VLPS:
+        check_own_weights(name, pretrained, drop_cls, quick_gelu)
+        registered = REGISTERED_VLPS[name](device=check_device(device), precision=precision)
+        return cast(VLP, registered)  # it offers the same names
+    folder = find_folder(name, pretrained)
+    if folder is not None:
+        return _vlp_of_folder(folder, name, pretrained, device, precision, drop_cls, quick_gelu)
     loaded = _load_clip(name, pretrained, quick_gelu)
     model = loaded.model.float().to(check_device(device))
     if name is None and not pretrained:

@@ -4,10 +4,13 @@
 
 # %% auto #0
 __all__ = ['format_size', 'weight_bytes', 'WeightsSource', 'find_cached', 'weights_source', 'exact_size', 'announce_download',
-           'offline_advice']
+           'offline_advice', 'needed_files', 'cached_repository', 'fetch_repository']
 
 # %% ../../nbs/vlp/06_sources.ipynb #3e1f0a8b
 import logging
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,20 +35,31 @@ def format_size(
         return f"{n_bytes / 1e6:.0f} MB"
     return f"{n_bytes / 1e9:.1f} GB"
 
+# %% ../../nbs/vlp/06_sources.ipynb #7f2fd710
+@contextmanager
+def weights_follow() -> Iterator[None]:
+    "Keep back open_clip's warning that a model has random weights, where none are wanted or others follow."
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "No pretrained weights" not in record.getMessage()
+
+    root = logging.getLogger()
+    root.addFilter(is_other)
+    try:
+        yield
+    finally:
+        root.removeFilter(is_other)
+
 # %% ../../nbs/vlp/06_sources.ipynb #ac0ac05b
 def weight_bytes(
     name: str,  # a model name of open_clip
 ) -> int | None:  # bytes; None: the architecture cannot be built here
     "The size of a model's weights in 32-bit numbers, without loading any."
-    quiet = logging.getLogger()
-    level = quiet.level
-    quiet.setLevel(logging.ERROR)  # open_clip warns that the model has random weights
     try:
-        model = open_clip.create_model(name, load_weights=False, pretrained_text=False, device="meta")
+        with weights_follow():
+            model = open_clip.create_model(name, load_weights=False, pretrained_text=False, device="meta")
     except Exception:  # towers of other libraries, which may ask a network for their configuration
         return None
-    finally:
-        quiet.setLevel(level)
     return sum(weight.numel() for weight in model.parameters()) * torch.float32.itemsize
 
 # %% ../../nbs/vlp/06_sources.ipynb #6015f110
@@ -132,3 +146,65 @@ def offline_advice(
         f"--vlp {source.file_name} --pretrained PATH on the command line, "
         f"load_vlp({source.file_name!r}, pretrained=PATH) in Python"
     )
+
+# %% ../../nbs/vlp/06_sources.ipynb #2ddb8958
+_WEIGHT_FILES = (  # in order of preference
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "model.safetensors",
+    "pytorch_model.bin",
+)
+_CONFIG_FILES = ("open_clip_config.json", "config.json")
+
+
+def needed_files(
+    files: Iterable[str],  # names in a repository
+) -> list[str]:
+    "What a model needs of a repository: small files of its first level and one set of weights, whole or in parts."
+    top = [name for name in files if "/" not in name]
+    small = [name for name in top if name.endswith((".json", ".txt", ".model")) and ".index." not in name]
+    for weights in _WEIGHT_FILES:
+        stem, _, suffix = weights.rpartition(".")
+        parts = [name for name in top if name == weights or re.fullmatch(rf"{stem}-\d+-of-\d+\.{suffix}", name)]
+        if parts:
+            return small + sorted(parts) + [name for name in top if name == f"{weights}.index.json"]
+    return small
+
+# %% ../../nbs/vlp/06_sources.ipynb #5f8320bc
+def cached_repository(
+    repository: str,  # on the Hugging Face hub
+) -> Path | None:  # None: not here, or not whole
+    "The folder in the hub's cache that holds a model."
+    for config in _CONFIG_FILES:
+        found = huggingface_hub.try_to_load_from_cache(repository, config)
+        if isinstance(found, str):
+            folder = Path(found).parent
+            names = [path.name for path in folder.iterdir()]
+            if any(name.startswith(weights.rpartition(".")[0]) for name in names for weights in _WEIGHT_FILES):
+                return folder
+    return None
+
+# %% ../../nbs/vlp/06_sources.ipynb #015dd34e
+def fetch_repository(
+    repository: str,  # on the Hugging Face hub, such as openai/clip-vit-base-patch16
+) -> Path:  # the folder with its files
+    "A model's files from the hub, fetched once; raises `QKSError` where they cannot be fetched."
+    folder = cached_repository(repository)
+    if folder is not None:
+        return folder
+    try:
+        listed = huggingface_hub.HfApi().model_info(repository, files_metadata=True, timeout=10).siblings or []
+        sizes = {file.rfilename: file.size or 0 for file in listed}
+        names = needed_files(sizes)
+        logger.warning(
+            f"fetching {repository}, {format_size(sum(sizes[name] for name in names))}, once: from "
+            f"huggingface.co/{repository} into {HF_HUB_CACHE}"
+        )
+        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=names))
+    except Exception as error:  # no connection, no such repository, no access: each library says it in its own way
+        raise QKSError(
+            f"hf-hub:{repository} could not be fetched ({type(error).__name__}): where there is a connection, fetch "
+            f"the configuration, weights and tokenizer files of https://huggingface.co/{repository}, bring them here "
+            "in one folder and name it: --vlp local-dir:FOLDER on the command line, load_vlp('local-dir:FOLDER') in "
+            "Python"
+        ) from error
