@@ -56,7 +56,7 @@ class Recipe(NamedTuple):
     remarks: list[str]  # sentences: what was chosen, and why
 
 # %% ../../nbs/experiment/11_recipe.ipynb #6376c238
-PICTURES_TO_SHOW = 30_000  # ours: how many a training shows at least, the same ones again and again where there are few
+PICTURES_TO_SHOW = 20_000  # ours: how many a training shows at least, the same ones again and again where there are few
 FEWEST_EPOCHS = 5  # ours
 MOST_EPOCHS = 100  # ours
 LARGEST_BATCHES = {1_000: 16, 4_000: 32}  # ours: below so many pictures, batches of so many

@@ -81,6 +81,6 @@ def config_from_state(
         n_heads=max(1, width // 64) if n_heads is None else n_heads,
         ffn_width=state["extractor.blocks.0.expand.weight"].shape[0],
         dropout=dropout,
-        readout="residual" if "frozen_projection" in state else "paper",
-        bias="bias" in state and "frozen_projection" not in state,
+        readout="residual" if "gate" in state else "paper",
+        bias="bias" in state and "gate" not in state,
     )

@@ -55,9 +55,16 @@ class QKSHead(nn.Module):
             features, attention = self.extractor(image_tokens, return_attention=True)  # [B, K, D], L times [B, h, K, N]
         else:
             features = extract(self.extractor, image_tokens)  # [B, K, D]; the same numbers, faster
-        logits, token_index = share(features @ self.projection, label_embeddings)  # [B, K, E] -> [B, C], [B, C]
+        logits, token_index = share(self.project(features), label_embeddings)  # [B, K, E] -> [B, C], [B, C]
         logits = self.read_out(logits, image_tokens, label_embeddings)  # [B, C]
         return QKSOutput(logits, token_index, attention)
+
+    def project(
+        self,
+        features: torch.Tensor,  # of the query tokens [B, K, D]
+    ) -> torch.Tensor:  # [B, K, E]
+        "Bring query tokens into the joint space."
+        return features @ self.projection
 
     def read_out(
         self,

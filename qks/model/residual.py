@@ -26,11 +26,9 @@ CLIP_SCALE = 100.0  # what CLIP multiplies its cosines with
 class ResidualHead(QKSHead):
     "A head whose logits are a training-free score, scaled, plus what the queries add; at first they add nothing."
 
-    frozen_projection: torch.Tensor  # [D, E]
-
     def __init__(
         self,
-        projection: torch.Tensor,  # the VLP's own [D, E]: kept for the score, and where the trainable copy starts
+        projection: torch.Tensor,  # where the trainable projection starts: the VLP's own [D, E]
         config: HeadConfig = HeadConfig(readout="residual"),  # sizes, and which score
         n_prefix: int = 0,  # leading image tokens that belong to no patch, such as CLS
         scale: float = CLIP_SCALE,  # a at first, above 0
@@ -38,7 +36,6 @@ class ResidualHead(QKSHead):
     ):
         super().__init__(projection, config)
         self.n_prefix = n_prefix
-        self.register_buffer("frozen_projection", projection.detach().clone().float())  # [D, E]
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale), device=projection.device))  # a is its exponential
         self.gate = nn.Parameter(torch.zeros((), device=projection.device))  # g
         self.bias = nn.Parameter(torch.tensor(float(bias), device=projection.device))  # b
@@ -48,19 +45,24 @@ class ResidualHead(QKSHead):
         image_tokens: torch.Tensor,  # [B, N, D]
         label_embeddings: torch.Tensor,  # [C, E]
     ) -> torch.Tensor:  # [B, C]
-        "The training-free score."
+        "The score of the frozen tokens, through the projection as it is now."
         kind = self.config.frozen_score
-        return training_free_score(image_tokens, self.frozen_projection, label_embeddings, self.n_prefix, kind)
+        return training_free_score(image_tokens, self.projection, label_embeddings, self.n_prefix, kind)
+
+    def project(
+        self,
+        features: torch.Tensor,  # of the query tokens [B, K, D]
+    ) -> torch.Tensor:  # [B, K, E]
+        return self.gate * super().project(features)
 
     def read_out(
         self,
-        logits: torch.Tensor,  # of the paper's head [B, C]
+        logits: torch.Tensor,  # of the gated query tokens [B, C]
         image_tokens: torch.Tensor,  # [B, N, D]
         label_embeddings: torch.Tensor,  # [C, E]
     ) -> torch.Tensor:  # [B, C]
         score = self.score(image_tokens, label_embeddings)  # [B, C]
-        logits = self.log_scale.exp() * score + self.gate * logits  # [B, C]
-        return super().read_out(logits, image_tokens, label_embeddings)
+        return super().read_out(self.log_scale.exp() * score + logits, image_tokens, label_embeddings)
 
 # %% ../../nbs/model/10_residual.ipynb #04d8938b
 def own_scale_and_bias(
@@ -88,11 +90,11 @@ def head_from_state(
     n_prefix: int = 0,  # of the VLP, for a residual head
 ) -> QKSHead:
     "Build the head, of either readout, that fits these weights, in eval mode; raises `QKSError` where they fit none."
-    if "frozen_projection" not in state:
+    if "gate" not in state:
         return QKSHead.from_state(state, n_heads, dropout)
     try:
         config = replace(config_from_state(state, n_heads, dropout), frozen_score=frozen_score)
-        head = ResidualHead(state["frozen_projection"], config, n_prefix)
+        head = ResidualHead(state["projection"], config, n_prefix)
         head.load_state_dict(state)
     except QKSError:
         raise

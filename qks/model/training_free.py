@@ -27,10 +27,9 @@ def pool_patches(
     return cosines.amax(1)
 
 # %% ../../nbs/model/09_training_free.ipynb #767fc2c6
-@torch.no_grad()
 def training_free_score(
     image_tokens: torch.Tensor,  # [B, N, D]
-    projection: torch.Tensor,  # the VLP's own [D, E]
+    projection: torch.Tensor,  # the VLP's own, or one that began as it and is trained [D, E]
     label_embeddings: torch.Tensor,  # [C, E]
     n_prefix: int = 0,  # leading tokens that belong to no patch, such as CLS
     kind: str = "best-patch",  # a name in `SCORE_KINDS`
