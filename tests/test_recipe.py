@@ -51,7 +51,7 @@ def test_what_the_user_gives_stays_and_what_belongs_to_it():
     train = TrainConfig(lr=1e-5, epochs=60)
     recipe = recipe_by_size(300, 8, head, train, given=("lr", "n_layers"))
     assert recipe.train.lr == 1e-5 and recipe.head.n_layers == 7 and recipe.train.epochs != 60
-    assert "--lr" not in recipe.remarks[0] and "--epochs 100 --batch-size 16" in recipe.remarks[0]
+    assert "--lr" not in recipe.remarks[0] and "--epochs 67 --batch-size 16" in recipe.remarks[0]
     plateau = recipe_by_size(300, 8, head, TrainConfig(plateau_patience=3), given=("plateau_patience",))
     assert plateau.train.schedule == "plateau" and plateau.train.plateau_patience == 3
     asl = recipe_by_size(300, 8, head, TrainConfig(asl_margin=0.1), given=("asl_margin",))

@@ -33,10 +33,10 @@ def pictures_per_label(
 
 # %% ../../nbs/experiment/11_recipe.ipynb #7169ca54
 READOUT_BY_PICTURES: dict[int, ReadoutName] = {  # pictures of a label -> the readout that won there
-    5: "paper",
-    20: "paper",
-    100: "paper",
-    500: "paper",
+    5: "residual",
+    20: "residual",
+    100: "residual",
+    500: "residual",
 }
 
 
