@@ -23,8 +23,8 @@ from ..train.config import PrecisionName, RunConfig, TrainConfig
 class VLPSource:
     "Which frozen vision-language model, and where its weights come from."
 
-    # 'pocket', an open_clip model such as ViT-B-16, hf-hub:ORG/NAME or local-dir:FOLDER; None: the one that the model
-    # was trained with
+    # for photographs an open_clip model such as ViT-B-16, hf-hub:ORG/NAME or local-dir:FOLDER; 'pocket' knows emoji
+    # only; None: the one that the model was trained with
     name: Annotated[str | None, tyro.conf.arg(name="vlp", metavar="NAME")] = None
 
     # its weights: an open_clip tag such as openai, a file, or a folder
