@@ -3,9 +3,9 @@
     python benchmarks/memory.py         # Pocket-WIDE, scoring at NUS-WIDE's and Open Images' sizes; half an hour
     python benchmarks/memory.py --out benchmarks/results/memory.json
 
-Ten times a second the resident memory of a command and of its workers is added up; memory that they share counts in each of
-them, so the sum is rather too large. "largest_process_megabytes" is the peak of the largest process of all, as the
-system keeps it.
+Ten times a second the resident memory of a command and of its workers is added up; memory that they share counts in
+each of them, so the sum is rather too large. "largest_process_megabytes" is the peak of the largest process of all, as
+the system keeps it.
 The scores of the two data sets' sizes are synthetic, by `score.py` and `stream.py`. The file is written anew after
 every command.
 """
