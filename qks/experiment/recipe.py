@@ -33,10 +33,10 @@ def pictures_per_label(
 
 # %% ../../nbs/experiment/11_recipe.ipynb #7169ca54
 READOUT_BY_PICTURES: dict[int, ReadoutName] = {  # pictures of a label -> the readout that won there
-    5: "residual",
-    20: "residual",
-    100: "residual",
-    500: "residual",
+    6: "residual",
+    21: "residual",
+    98: "residual",
+    180: "residual",
 }
 
 
