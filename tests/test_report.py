@@ -2,6 +2,7 @@
 
 import csv
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import tyro
 from sklearn.metrics import average_precision_score
 
 from qks.core import QKSError
+from qks.evaluate import metrics
 from qks.evaluate.bootstrap import bootstrap_intervals
 from qks.evaluate.metrics import evaluate_scores
 from qks.evaluate.protocols import PROTOCOLS, Protocol
@@ -54,7 +56,7 @@ def sample(images=150, seed=0, ternary=True):
     return (0.7 * labels + generator.normal(size=labels.shape)).round(1).astype(np.float32), labels
 
 
-def streamed(scores, labels, config, *options):
+def updated_streams(scores, labels, config):
     image, column = np.nonzero(labels)
     sparse = SimpleNamespace(
         offsets=np.searchsorted(image, np.arange(len(labels) + 1)), columns=column, values=labels[image, column]
@@ -63,7 +65,11 @@ def streamed(scores, labels, config, *options):
     for stream in streams.values():
         for start in range(0, len(scores), 40):
             stream.update(scores[start : start + 40])
-    return build_report_from_streams({"QKS": streams}, config, NAMES, *options)
+    return streams
+
+
+def streamed(scores, labels, config, *options):
+    return build_report_from_streams({"QKS": updated_streams(scores, labels, config)}, config, NAMES, *options)
 
 
 @pytest.mark.parametrize("name", ["binary", "ternary"])
@@ -342,3 +348,29 @@ def test_numbers_of_a_report_may_be_0_and_not_below():
     assert ReportConfig(seed=0, resamples=0).seed == 0
     with pytest.raises(QKSError, match="there are no scores to report on"):
         build_report({}, np.ones((2, 2)), 1)
+
+
+@pytest.mark.parametrize("way", ["scores", "stream"])
+def test_a_report_sorts_every_score_once(monkeypatch, way):
+    "Metrics, AP of each label and intervals all need the order of a label's scores."
+    sorts = []
+    sort = metrics.sorted_annotated
+
+    def counted(scores, labels):
+        sorts.append(len(scores))
+        return sort(scores, labels)
+
+    monkeypatch.setattr(metrics, "sorted_annotated", counted)
+    scores, labels = sample()
+    config = ReportConfig(topk=(3,), resamples=5)
+    if way == "scores":
+        report = build_report({"QKS": scores}, labels, 5, config, NAMES)
+        measure_alone = partial(evaluate_scores, scores, labels, 5, (3,))
+    else:
+        report = streamed(scores, labels, config)
+        measure_alone = updated_streams(scores, labels, config)["official"].result
+    assert report["rows"]["QKS"]["official"]["intervals"] is not None
+    n_sorted = sum(sorts)
+    sorts.clear()
+    measure_alone()
+    assert n_sorted == sum(sorts) > 0

@@ -251,6 +251,7 @@ def bootstrap_intervals(
     resamples: int = 1000,  # R
     seed: int = 0,  # the same seed gives the same intervals
     label_names: Sequence[str] | None = None,  # [C], needed by "leak-free"
+    metrics: Metrics | None = None,  # of all images, where they are known already; None: computed here
 ) -> Intervals:  # part -> metric -> {"low", "high"}, as fractions
     "95 % intervals over images for every metric of `evaluate_scores`; raises `QKSError` as it does."
     score_matrix, label_matrix = check_scores(scores, labels)
@@ -262,7 +263,8 @@ def bootstrap_intervals(
     hits = {name: topk_hits(score_matrix, label_matrix, part, max(checked_topk)) for name, part in parts.items()}
     entries = dense_entries(score_matrix, label_matrix, widest_part(parts).images)
     measured = MeasuredScores(dense, n_seen, checked_topk, rules, parts, entries, hits)
-    metrics = evaluate_scores(score_matrix, label_matrix, n_seen, checked_topk, rules, label_names)
+    if metrics is None:
+        metrics = evaluate_scores(score_matrix, label_matrix, n_seen, checked_topk, rules, label_names)
     return percentile_intervals(resampled_metrics(measured, weights), metrics)
 
 # %% ../../nbs/evaluate/04_bootstrap.ipynb #f8602ee7
@@ -270,6 +272,7 @@ def bootstrap_intervals_from_stream(
     stream: StreamingScores,  # updated with every image
     resamples: int = 1000,  # R
     seed: int = 0,  # the same seed gives the same intervals
+    metrics: Metrics | None = None,  # the stream's result, where it is known already; None: computed here
 ) -> Intervals:  # part -> metric -> {"low", "high"}, as fractions
     "`bootstrap_intervals` for streamed scores; raises `QKSError` while images are missing."
     label_entries = stream.entries()
@@ -285,4 +288,4 @@ def bootstrap_intervals_from_stream(
     measured = MeasuredScores(
         stream.labels, stream.n_seen, stream.topk, stream.protocol, stream.parts, entries_by_label(), hits
     )
-    return percentile_intervals(resampled_metrics(measured, weights), stream.result())
+    return percentile_intervals(resampled_metrics(measured, weights), stream.result() if metrics is None else metrics)

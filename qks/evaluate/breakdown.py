@@ -17,7 +17,6 @@ from numpy.typing import ArrayLike
 from ..core import QKSError
 from qks.evaluate.metrics import (
     LabelPrecision,
-    PrecisionFunction,
     check_scores,
     nested_precision,
     precision_by_part,
@@ -27,14 +26,12 @@ from .streaming import StreamingScores
 
 # %% ../../nbs/evaluate/05_breakdown.ipynb #42522ecb
 def precision_within_parts(
-    measure: PrecisionFunction,  # as `nested_precision` for given scores and labels
+    by_part: dict[str, LabelPrecision],  # as `precision_by_part` returns it
     parts: dict[str, Part],  # as `plan_parts` returns them
-    n_seen: int,  # S
     n_labels: int,  # C
     protocol: Protocol,
 ) -> LabelPrecision:  # [C] each
     "AP and positives of every label within its part."
-    by_part = precision_by_part(measure, parts, n_seen, n_labels)
     precision = np.full(n_labels, np.nan)  # [C]
     positives = np.zeros(n_labels, dtype=np.int64)  # [C]
     for name in by_part.keys() & {"seen", "zsl"}:
@@ -59,15 +56,16 @@ def precision_per_label(
     rules = find_protocol(protocol)
     parts = plan_parts(DenseLabels(label_matrix), n_seen, (1,), rules, label_names)
     measure = partial(nested_precision, score_matrix, label_matrix)
-    return precision_within_parts(measure, parts, n_seen, score_matrix.shape[1], rules)
+    n_labels = score_matrix.shape[1]
+    by_part = precision_by_part(measure, parts, n_seen, n_labels)
+    return precision_within_parts(by_part, parts, n_labels, rules)
 
 # %% ../../nbs/evaluate/05_breakdown.ipynb #239bc406
 def precision_per_label_from_stream(
     stream: StreamingScores,  # updated with every image
 ) -> LabelPrecision:  # as `precision_per_label` returns it
     "`precision_per_label` for streamed scores; raises `QKSError` while images are missing."
-    measure = stream.entries().nested_precision
-    return precision_within_parts(measure, stream.parts, stream.n_seen, stream.labels.n_labels, stream.protocol)
+    return precision_within_parts(stream.precision_by_part(), stream.parts, stream.labels.n_labels, stream.protocol)
 
 # %% ../../nbs/evaluate/05_breakdown.ipynb #47611119
 FREQUENCY_DECADES = ("none", "1 to 9", "10 to 99", "100 to 999", "1,000 to 9,999", "10,000 and more")

@@ -390,6 +390,22 @@ def precision_by_part(
         by_part["gzsl"] = LabelPrecision(outer_precision[kept], positives[kept])
     return by_part
 
+# %% ../../nbs/evaluate/02_metrics.ipynb #510e9337
+def metrics_by_part(
+    scores: np.ndarray,  # floats [B, C]
+    labels: np.ndarray,  # int8 [B, C]
+    parts: dict[str, Part],  # as `qks.evaluate.protocols.plan_parts` returns them
+    by_part: dict[str, LabelPrecision],  # as `precision_by_part` returns it: what takes longest, and is sorted once
+    topk: Sequence[int],  # numbers of predictions per image
+    protocol: Protocol,
+) -> Metrics:
+    "The metrics of every part, from the AP of its labels."
+    metrics = {}
+    for name, part in parts.items():
+        hits = topk_hits(scores, labels, part, max(topk))
+        metrics[name] = part_metrics(by_part[name], hits, topk, protocol.count_absent_labels, part)
+    return metrics
+
 # %% ../../nbs/evaluate/02_metrics.ipynb #6533edc5
 def evaluate_scores(
     scores: ArrayLike,  # one number per image and label, [B, C], seen labels first
@@ -406,11 +422,7 @@ def evaluate_scores(
     parts = plan_parts(DenseLabels(label_matrix), n_seen, checked_topk, rules, label_names)
     measure = partial(nested_precision, score_matrix, label_matrix)
     by_part = precision_by_part(measure, parts, n_seen, score_matrix.shape[1])
-    metrics = {}
-    for name, part in parts.items():
-        hits = topk_hits(score_matrix, label_matrix, part, max(checked_topk))
-        metrics[name] = part_metrics(by_part[name], hits, checked_topk, rules.count_absent_labels, part)
-    return metrics
+    return metrics_by_part(score_matrix, label_matrix, parts, by_part, checked_topk, rules)
 
 # %% ../../nbs/evaluate/02_metrics.ipynb #da4a099d
 def mask_unmeasured(

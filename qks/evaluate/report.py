@@ -12,6 +12,7 @@ import json
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -24,10 +25,16 @@ from .bootstrap import Intervals, bootstrap_intervals, bootstrap_intervals_from_
 from qks.evaluate.breakdown import (
     Breakdown,
     breakdown_by_kind,
-    precision_per_label,
-    precision_per_label_from_stream,
+    precision_within_parts,
 )
-from .metrics import Metrics, check_scores, evaluate_scores, mask_unmeasured
+from qks.evaluate.metrics import (
+    Metrics,
+    check_scores,
+    mask_unmeasured,
+    metrics_by_part,
+    nested_precision,
+    precision_by_part,
+)
 from qks.evaluate.protocols import (
     DenseLabels,
     Part,
@@ -115,13 +122,15 @@ def measure_scores(
     dense = DenseLabels(label_matrix)
     topk = config.resolve_topk(dense.n_labels, n_seen)
     parts = plan_parts(dense, n_seen, topk, protocol, label_names)
-    by_label = precision_per_label(score_matrix, label_matrix, n_seen, protocol, label_names)
+    measure = partial(nested_precision, score_matrix, label_matrix)
+    by_part = precision_by_part(measure, parts, n_seen, dense.n_labels)  # the only sort of all scores
+    by_label = precision_within_parts(by_part, parts, dense.n_labels, protocol)
     positives = np.sum([(label_matrix[block] > 0).sum(axis=0) for block in dense.blocks], axis=0)
-    metrics = evaluate_scores(score_matrix, label_matrix, n_seen, topk, protocol, label_names)
+    metrics = metrics_by_part(score_matrix, label_matrix, parts, by_part, topk, protocol)
     intervals = None
     if config.resamples:
         intervals = bootstrap_intervals(
-            score_matrix, label_matrix, n_seen, topk, protocol, config.resamples, config.seed, label_names
+            score_matrix, label_matrix, n_seen, topk, protocol, config.resamples, config.seed, label_names, metrics
         )
     return Measurement(parts, by_label.precision, positives, metrics, intervals)
 
@@ -146,14 +155,16 @@ def measure_stream(
 ) -> Measurement:
     "`measure_scores` for streamed scores; raises `QKSError` while images are missing."
     positive_columns = stream.labels.columns[stream.labels.values > 0]
+    by_part = stream.precision_by_part()  # the only sort of all scores
+    metrics = stream.result(by_part)
     intervals = None
     if config.resamples:
-        intervals = bootstrap_intervals_from_stream(stream, config.resamples, config.seed)
+        intervals = bootstrap_intervals_from_stream(stream, config.resamples, config.seed, metrics)
     return Measurement(
         parts=stream.parts,
-        ap=precision_per_label_from_stream(stream).precision,
+        ap=precision_within_parts(by_part, stream.parts, stream.labels.n_labels, stream.protocol).precision,
         positives=np.bincount(positive_columns, minlength=stream.labels.n_labels),
-        metrics=stream.result(),
+        metrics=metrics,
         intervals=intervals,
     )
 

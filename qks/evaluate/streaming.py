@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from ..core import QKSError
 from qks.evaluate.metrics import (
+    LabelPrecision,
     Metrics,
     NestedPrecision,
     check_finite,
@@ -303,9 +304,17 @@ class StreamingScores:
         "Which of the best labels of each image are right, for the images so far."
         return np.concatenate(self._hits[part_name])
 
-    def result(self) -> Metrics:  # "seen", "zsl", "gzsl" -> "mAP", "P@k", "R@k", "F1@k", as fractions
+    def precision_by_part(self) -> dict[str, LabelPrecision]:  # "seen", "zsl", "gzsl" -> AP of each kept label
+        "The AP of every label, for which all scores are sorted; raises `QKSError` while images are missing."
+        return precision_by_part(self.entries().nested_precision, self.parts, self.n_seen, self.labels.n_labels)
+
+    def result(
+        self,
+        by_part: dict[str, LabelPrecision] | None = None,  # from `precision_by_part`; None: computed here
+    ) -> Metrics:  # "seen", "zsl", "gzsl" -> "mAP", "P@k", "R@k", "F1@k", as fractions
         "The metrics, as `evaluate_scores` returns them; raises `QKSError` while images are missing."
-        by_part = precision_by_part(self.entries().nested_precision, self.parts, self.n_seen, self.labels.n_labels)
+        if by_part is None:
+            by_part = self.precision_by_part()
         count_absent = self.protocol.count_absent_labels
         return {
             name: part_metrics(by_part[name], self.hits(name), self.topk, count_absent, part)
