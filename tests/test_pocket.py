@@ -286,3 +286,17 @@ def test_config_is_checked(wrong):
 
 def test_config_survives_json(root):
     assert PocketConfig(**json.loads((root / "pocket.json").read_text())) == SMALL
+
+
+def test_scenes_of_a_derived_configuration_are_drawn_by_other_processes(tmp_path):
+    "The command line derives its options from `PocketConfig`, in a module that the other processes may not have."
+
+    class Derived(PocketConfig):
+        "A class that cannot be sent to another process."
+
+    write_pocket(tmp_path / "two", Derived(n_train=4, n_test=2), workers=2)
+    write_pocket(tmp_path / "none", PocketConfig(n_train=4, n_test=2))
+    names = [path.relative_to(tmp_path / "none") for path in (tmp_path / "none").rglob("*.jpg")]
+    assert len(names) == 6
+    for name in names:
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "none" / name).read_bytes()

@@ -314,6 +314,8 @@ def write_pocket(
     "Write the benchmark in NUS-WIDE's file layout; raises `QKSError` where the folder holds something else."
     root = Path(root)
     check_count("workers", workers, least=0)
+    # of this class itself: other processes may not know one that was derived from it
+    config = PocketConfig(**{field.name: getattr(config, field.name) for field in fields(PocketConfig)})
     prepare_pocket_folder(root, force)
     write_lines(root / "pocket.json", json.dumps(asdict(config), indent=1).split("\n"))
     for name in ("LICENSES.md", "LICENSE-APACHE-2.0.txt"):
