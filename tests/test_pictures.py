@@ -305,7 +305,8 @@ def test_a_folder_of_all_kinds(tmp_path, caplog):
         os.close(here)
         server.close()
     found = find_pictures([tmp_path])
-    assert found.pictures == [str(tmp_path / "b.heic"), str(tmp_path / "sub" / "a.png")]  # the link is the same file
+    names = ("b.heic", "sub/a.png", "there.png")  # a link is a name of its own
+    assert found.pictures == [str(tmp_path / name) for name in names]
     assert [message.partition(" has ")[2].partition(",")[0] for message in caplog.messages] == [
         "links that lead nowhere (1)",
         "links to folders",
@@ -407,3 +408,17 @@ def test_cmyk_palette_and_transparency(tmp_path):
     palette.save(tmp_path / "clear.png", transparency=0)
     image = load_image(tmp_path / "clear.png")
     assert (image.getpixel((0, 0)), image.getpixel((3, 3))) == ((255, 255, 255), (200, 100, 50))
+
+
+def test_a_link_beside_its_file_is_another_picture(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "t.jpg")
+    (tmp_path / "same.jpg").symlink_to(tmp_path / "t.jpg")
+    found = find_pictures([tmp_path, f"{tmp_path}/../{tmp_path.name}/t.jpg"])
+    assert found.pictures == [str(tmp_path / "same.jpg"), str(tmp_path / "t.jpg")]
+
+
+def test_a_truncated_picture_is_told_the_way_on(tmp_path):
+    Image.effect_noise((64, 64), 50).save(tmp_path / "whole.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:-400])
+    with pytest.raises(QKSError, match="export it again, or take what is there with --accept-truncated"):
+        load_image(tmp_path / "cut.jpg")

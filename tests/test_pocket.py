@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from qks.data.drawings import (
 )
 from qks.data.files import read_table
 from qks.data.nuswide import read_nuswide
-from qks.data.pocket import PocketConfig, draw_scene, observed_tags, write_pocket
+from qks.data.pocket import PocketConfig, draw_scene, first_foreign, observed_tags, write_pocket
 from qks.evaluate.protocols import find_twins
 
 SMALL = PocketConfig(n_train=40, n_test=20)
@@ -300,3 +301,12 @@ def test_scenes_of_a_derived_configuration_are_drawn_by_other_processes(tmp_path
     assert len(names) == 6
     for name in names:
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "none" / name).read_bytes()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_not_opened_to_see_its_size(tmp_path):
+    "Opening one waits until somebody writes into it."
+    os.mkfifo(tmp_path / "pipe.jpg")
+    Image.new("RGB", (8, 8)).save(tmp_path / "small.png")
+    assert first_foreign([tmp_path / "pipe.jpg"]) is None
+    assert first_foreign([tmp_path / "pipe.jpg", tmp_path / "small.png"]) == tmp_path / "small.png"

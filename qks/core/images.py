@@ -301,7 +301,8 @@ def _image_error(
         return UnreadableImage(
             f"{name} cannot be read ({error.strerror}): check the path, its permissions and the disk"
         )
-    return DamagedImage(f"{name} is damaged or truncated ({error}): fetch or export it again")
+    way_on = ", or take what is there with --accept-truncated" if "truncated" in str(error) else ""
+    return DamagedImage(f"{name} is damaged or truncated ({error}): fetch or export it again{way_on}")
 
 # %% ../../nbs/core/02_images.ipynb #cd65b1a4
 class _Lenient(threading.local):

@@ -8,6 +8,7 @@ __all__ = ['Split', 'POCKET_FILES', 'PocketConfig', 'PocketScene', 'draw_scene',
 
 # %% ../../nbs/data/16_pocket.ipynb #f21b5f40
 import json
+import os
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -335,6 +336,8 @@ def first_foreign(
     "The first picture that is no scene of Pocket-WIDE by its size; one that cannot be opened is passed over."
     side = PocketConfig().image_size
     for path in islice(paths, n_looked):
+        if not os.path.isfile(path):  # to open a pipe would wait for ever
+            continue
         try:
             with Image.open(path) as image:
                 is_foreign = image.size != (side, side)

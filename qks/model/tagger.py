@@ -120,19 +120,19 @@ def find_pictures(
     "The named pictures, and those in named folders; raises `QKSError` where a file is missing, or none is found."
     places = list(places)
     endings = _picture_endings()
-    pictures: dict[Path, str] = {}  # by absolute path, so that no file counts twice
-    others: dict[Path, str] = {}
+    pictures: dict[str, str] = {}  # by absolute path, so that no name counts twice; a link beside its file is another
+    others: dict[str, str] = {}
     for place in places:
         if not Path(place).is_dir():
             check_image_exists(place)
-            pictures.setdefault(Path(place).resolve(), str(place))
+            pictures.setdefault(os.path.abspath(place), str(place))
             continue
         walk = _walk(Path(place))
         for what, paths in sorted(walk.skipped.items()):
             logger.warning(f"{place} has {what} ({len(paths):,}), such as {paths[0]}: left out")
         for path in walk.files:
             kind = pictures if path.suffix.lower() in endings else others
-            kind.setdefault(path.resolve(), str(path))
+            kind.setdefault(os.path.abspath(path), str(path))
     if not pictures:
         names = ", ".join(str(place) for place in places)
         raise QKSError(f"no picture is in {names}: name picture files, or folders that hold some")
